@@ -1,0 +1,138 @@
+"""What a run did to each objective, and whether one was degraded while another improved: in numbers and in words."""
+
+import math
+from dataclasses import dataclass
+
+from analysis.runs import Run
+from common.errors import UserError
+
+NOISE = 2.0  # a change counts beyond this many standard errors
+
+
+@dataclass(frozen=True)
+class Change:
+    """One evaluated quantity from the first evaluation to the last, sampled on the held-out prompts."""
+
+    name: str
+    start: float
+    end: float
+    change: float  # end - start
+    se: float  # standard error of the change, from the standard errors of the two ends taken as independent
+    lowest: float  # over all evaluations, the two ends included
+    lowest_step: int
+    status: str  # an objective: improved, degraded or unchanged; the length: longer, shorter or unchanged
+    dipped: bool  # was below its start beyond noise on the way, and is not at the end
+    greedy: tuple[float, float] | None  # start and end under greedy decoding, None when that was not evaluated
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`objectives` in the order of the run, `length` in response tokens, `text` to print: a table and a sentence or two."""
+
+    objectives: list[Change]
+    length: Change
+    interference: bool  # some objective was degraded while another improved
+    text: str
+
+
+def verdict(run: Run) -> Verdict:
+    """Judge a run by its first and its last evaluation. With a single evaluation nothing has changed yet, and the text says so.
+
+    Raises `UserError` when an objective was never evaluated, or without a standard error.
+    """
+    objectives = [change_of(run, name) for name in run.objectives]
+    length = change_of(run, "length", words=("longer", "shorter"))
+    statuses = {objective.status for objective in objectives}
+    steps = sorted({step for name in run.objectives for step in run.series(f"eval/{name}")[0]})
+    compared = len(steps) > 1
+    words = _in_words(objectives) if compared else f"Evaluated only once, at step {steps[0]}: nothing to compare yet."
+    text = f"{_table(objectives, length, compared)}\n{words}"
+    return Verdict(objectives, length, {"improved", "degraded"} <= statuses, text)
+
+
+def change_of(run: Run, name: str, words: tuple[str, str] = ("improved", "degraded")) -> Change:
+    """The change in `eval/<name>`; `words` are the status when it rose and when it fell beyond noise. Raises like `verdict`."""
+    steps, values = run.series(f"eval/{name}")
+    if not steps:
+        raise UserError(f"{run.path}: no eval/{name} in metrics.jsonl, so there is no verdict; runs evaluate every --eval-every steps")
+    errors = dict(zip(*run.series(f"eval/{name}_se"), strict=True))
+    without = [step for step in steps if step not in errors]
+    if without:
+        raise UserError(f"{run.path}: eval/{name} has no standard error at step {without[0]}; it takes --eval-prompts 2 or more")
+
+    def beyond_noise(difference: float, step: int) -> bool:
+        return abs(difference) > NOISE * math.hypot(errors[steps[0]], errors[step])
+
+    start, end = values[0], values[-1]
+    lowest = min(values)
+    lowest_step = steps[values.index(lowest)]
+    status = "unchanged"
+    if beyond_noise(end - start, steps[-1]):
+        status = words[0] if end > start else words[1]
+    greedy = run.series(f"eval/greedy/{name}")[1]
+    return Change(
+        name=name,
+        start=start,
+        end=end,
+        change=end - start,
+        se=math.hypot(errors[steps[0]], errors[steps[-1]]) if len(steps) > 1 else 0.0,
+        lowest=lowest,
+        lowest_step=lowest_step,
+        status=status,
+        dipped=beyond_noise(lowest - start, lowest_step) and status != words[1],
+        greedy=(greedy[0], greedy[-1]) if greedy else None,
+    )
+
+
+def _in_words(objectives: list[Change]) -> str:
+    improved, degraded, unchanged = ([c for c in objectives if c.status == s] for s in ("improved", "degraded", "unchanged"))
+    if degraded:
+        ends = ", ".join(f"{c.start:.2f} -> {c.end:.2f}" for c in degraded)
+        text = f"{_names(degraded)} {'was' if len(degraded) == 1 else 'were'} degraded ({ends})"
+        if improved:
+            text += f" while {_names(improved)} improved: cross-objective interference"
+        elif unchanged:
+            text += " and no other objective improved"
+    elif not improved:
+        text = "No objective changed beyond noise"
+    elif unchanged:
+        text = f"{_names(improved)} improved, {_names(unchanged)} did not change beyond noise"
+    elif len(improved) == 1:
+        text = f"{_names(improved)} improved"
+    else:
+        number = {2: "Both", 3: "All three", 4: "All four", 5: "All five"}.get(len(improved), f"All {len(improved)}")
+        text = f"{number} objectives improved"
+    dipped = [c for c in objectives if c.dipped]
+    if dipped:
+        dips = _join([f"{c.name} dipped to {c.lowest:.2f} at step {c.lowest_step}" for c in dipped])
+        text += f"; {dips} before {'it' if len(dipped) == 1 else 'they'} recovered"
+    return text + "."
+
+
+def _names(changes: list[Change]) -> str:
+    return _join([change.name for change in changes])
+
+
+def _join(parts: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def _table(objectives: list[Change], length: Change, compared: bool) -> str:
+    """A line of heads, one line for each objective and one for the length. Columns that no line fills are left out."""
+    heads = ["objective", "start", "lowest (step)", "end", "change ± 2 se", "verdict", "greedy start -> end"]
+    rows = [heads, *(_row(c, 3, compared) for c in objectives), _row(length, 1, compared)]
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    words = (heads[0], heads[5], heads[6])  # to the left; numbers stand to the right, so that their digits line up
+    padded = [[c.ljust(max(map(len, cells))) if cells[0] in words else c.rjust(max(map(len, cells))) for c in cells] for cells in columns]
+    return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))
+
+
+def _row(c: Change, digits: int, compared: bool) -> list[str]:
+    def number(value: float, sign: str = "") -> str:
+        return f"{value:{sign}.{digits}f}"
+
+    greedy = f"{number(c.greedy[0])} -> {number(c.greedy[1])}" if c.greedy else ""
+    if not compared:
+        return [c.name, number(c.start), "", "", "", "", greedy]
+    change = f"{number(c.change, '+')} ± {number(NOISE * c.se)}"
+    return [c.name, number(c.start), f"{number(c.lowest)} ({c.lowest_step})", number(c.end), change, c.status, greedy]

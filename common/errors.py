@@ -1,0 +1,28 @@
+"""Mistakes a user can fix: one line that names the flag and the fix, exit code 2, no traceback."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """A mistake in the flags, the data or a reward. The message names the flag and the fix in one line."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise UserError(message) unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn a `UserError` into its one line on stderr and exit code 2. Other exceptions keep their traceback: they are our bugs."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C; --resume RUN continues from the last checkpoint, if one was written", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,15 @@
+"""Every random number of a run is a function of (run seed, where it is used), so that a resumed run repeats the run that was not stopped
+without saving any generator's state, and adding a consumer of randomness does not disturb the others."""
+
+import numpy as np
+import torch
+
+
+def derive(*path: int) -> int:
+    """A 63-bit seed from non-negative integers such as (run seed, step, prompt): near paths give unrelated seeds (NumPy's SeedSequence)."""
+    return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0] >> 1)
+
+
+def generator(*path: int) -> torch.Generator:
+    """A CPU generator seeded by `derive`."""
+    return torch.Generator().manual_seed(derive(*path))

@@ -1,0 +1,127 @@
+"""What a run leaves in its folder: args.json, metrics.jsonl, completions.jsonl, and optionally TensorBoard and W&B."""
+
+import json
+import math
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import tyro
+
+from common.errors import UserError
+
+
+def parse(args_class: type, script: str, argv: list[str] | None = None):
+    """The flags of a script (a dataclass, which is returned filled). `--resume DIR` takes the flags of that run: others given beside it
+    must agree with them, but for --steps and the two trackers. Raises UserError naming the flags that differ."""
+    args = tyro.cli(args_class, args=argv)
+    if not args.resume:
+        return args
+    path = Path(args.resume) / "args.json"
+    if not path.is_file():
+        raise UserError(f"--resume {args.resume}: no args.json there; --resume takes the folder of a run, such as runs/{script}-s1")
+    saved = json.loads(path.read_text())
+    if saved["script"] != script:
+        raise UserError(f"--resume {args.resume}: that run is of {saved['script']}, not of {script}")
+    names = {field.name for field in fields(args_class)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in names}
+    resumed = tyro.cli(args_class, args=argv, default=args_class(**{**values, "resume": args.resume}))
+    free = {"resume", "steps", "tensorboard", "wandb"}
+    differing = [k for k, v in asdict(resumed).items() if k not in free and v != values.get(k, v)]
+    if differing:
+        told = ", ".join(f"--{k.replace('_', '-')} (was {values[k]})" for k in differing)
+        raise UserError(f"--resume {args.resume}: these flags differ from the run's: {told}; drop them, or start a new run with --out")
+    return resumed
+
+
+def run_folder(out: str, resume: str, script: str, seed: int) -> Path:
+    """The folder of this run, made. Without --out: runs/<script>-s<seed>, numbered when taken. Raises UserError if --out exists."""
+    if resume:
+        return Path(resume)
+    name, number = f"{script}-s{seed}", 1
+    folder = Path(out or f"runs/{name}")
+    try:
+        while True:
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                if out:
+                    raise UserError(f"--out {out} exists already; give another folder, or continue that run with --resume {out}") from None
+                number += 1
+                folder = Path("runs") / f"{name}-{number}"
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be made: {error.strerror}") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+class Tracker:
+    """Appends one JSON line per step to metrics.jsonl and mirrors it to TensorBoard and W&B where asked.
+
+    config: written to args.json. last_step: a resumed run's lines after this step are dropped, so that each step stands there once.
+    Raises UserError if an optional tracker is not installed.
+    """
+
+    def __init__(self, folder: Path, config: dict, last_step: int | None, tensorboard: bool, wandb: bool) -> None:
+        self.folder, self.board, self.wandb = folder, None, None
+        write_whole(folder / "args.json", json.dumps(config, indent=2) + "\n")
+        if last_step is not None:
+            for name in ("metrics.jsonl", "completions.jsonl"):
+                self._cut(folder / name, last_step)
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError("--tensorboard needs the package: pip install tensorboard") from None
+            self.board = SummaryWriter(str(folder), purge_step=None if last_step is None else last_step + 1)
+        if wandb:
+            try:
+                import wandb as wandb_module
+            except ImportError:
+                raise UserError("--wandb needs the package: pip install wandb") from None
+            self.wandb = wandb_module.init(project="cleanmoa", name=folder.name, config=config, dir=str(folder))
+
+    @staticmethod
+    def _cut(path: Path, last_step: int) -> None:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        # a run killed while it wrote leaves half a line at the end
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
+        write_whole(path, "".join(kept))
+
+    def log(self, step: int, row: dict[str, float]) -> None:
+        """Append the metrics of a step; a non-finite number becomes null, which JSON can hold."""
+        self._append("metrics.jsonl", {"step": step} | {k: v if math.isfinite(v) else None for k, v in row.items()})
+        if self.board:
+            for key, value in row.items():
+                self.board.add_scalar(key, value, step)
+        if self.wandb:
+            self.wandb.log(row, step=step)
+
+    def completions(self, step: int, samples: list[dict]) -> None:
+        """Append sampled completions with their rewards to completions.jsonl."""
+        for sample in samples:
+            self._append("completions.jsonl", {"step": step} | sample)
+
+    def _append(self, name: str, row: dict) -> None:
+        with open(self.folder / name, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        """Finish the optional trackers, draw curves.png and print the verdict: each objective from start to end, and what was lost."""
+        if self.board:
+            self.board.close()
+        if self.wandb:
+            self.wandb.finish()
+        from analysis.curves import draw
+        from analysis.runs import load_run
+        from analysis.verdict import verdict
+
+        run = load_run(self.folder)
+        draw([run], self.folder / "curves.png")
+        print(f"\n{verdict(run).text}\n\ncurves: {self.folder / 'curves.png'}   model: {self.folder / 'model'}")
