@@ -207,6 +207,8 @@ def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_s
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
+    for flag in ("steps", "eval_every", "eval_prompts", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs"):
+        require(getattr(args, flag) >= 1, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1")
     require(args.prompts % args.mini_batches == 0, f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}")
     require(args.completions >= 2, "--completions must be at least 2: advantages and covariances compare a prompt's completions")
     require(args.temperature > 0, f"--temperature {args.temperature} must be positive: at 0 a prompt's completions are all the same")

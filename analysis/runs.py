@@ -34,8 +34,8 @@ class Run:
 def load_run(path: str | Path) -> Run:
     """Read a run folder, finished or still being written.
 
-    Raises `UserError` when there is no such run, when it has no complete line yet, or when a line is broken. Only a last line without
-    its line break is passed over: that is the line a run in progress is writing.
+    Raises `UserError` when there is no such run, when it has no complete line yet, or when a line is broken. Only a half
+    written last line is passed over: a run in progress is writing it.
     """
     path = Path(path)
     if not path.is_dir():
@@ -57,11 +57,13 @@ def load_run(path: str | Path) -> Run:
 
 def _read_rows(file: Path) -> list[dict]:
     rows: list[dict] = []
-    *lines, unfinished = file.read_bytes().split(b"\n")  # bytes: a line can be cut in the middle of a character
+    lines = file.read_bytes().split(b"\n")  # bytes: a line can be cut in the middle of a character
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+            if number == len(lines):  # what stands after the last line break: nothing, or a line half written
+                break
             raise UserError(f"{file} line {number}: not JSON ({error}); delete the line to read the rest") from None
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             raise UserError(f"{file} line {number}: not an object with an integer step; delete the line to read the rest")

@@ -75,22 +75,27 @@ def load_prompts(
 
 
 def _read(dataset: str):
-    """A DatasetDict from a file, a folder or the hub."""
-    from datasets import load_dataset
+    """The tables of a file, a folder or the hub, by the name of their split."""
+    from datasets import disable_progress_bars, load_dataset
+    from datasets.exceptions import DatasetsError
 
+    def file_table(file: Path):
+        return load_dataset(FORMATS[file.suffix], data_files=str(file), split="train")
+
+    disable_progress_bars()
     path = Path(dataset)
     try:
         if path.is_file():
             if path.suffix not in FORMATS:
                 raise UserError(f"--dataset {dataset}: cannot read its format; use one of {', '.join(FORMATS)}")
-            return load_dataset(FORMATS[path.suffix], data_files={"train": str(path)})
+            return {"train": file_table(path)}
         if path.is_dir():
             files = {f.stem: f for f in sorted(path.iterdir()) if f.suffix in FORMATS}
             if "train" not in files:
                 raise UserError(f"--dataset {dataset}: the folder needs a train file ({', '.join(FORMATS)}); it has {sorted(files)}")
-            return load_dataset(FORMATS[files["train"].suffix], data_files={name: str(f) for name, f in files.items()})
+            return {name: file_table(f) for name, f in files.items()}
         return load_dataset(dataset)
-    except (OSError, ValueError, RuntimeError) as error:  # what `datasets` raises: no such file, name, network, or broken content
+    except (OSError, ValueError, DatasetsError) as error:  # no such file or name, no network, broken content
         known = "arithmetic, math500, a hub name, or a parquet, json, jsonl or csv file"
         raise UserError(f"--dataset {dataset} could not be read: {str(error).strip().splitlines()[0]} (expected {known})") from error
 

@@ -39,7 +39,9 @@ def load_model(model: str, device: torch.device, trust_remote_code: bool = False
     Eval mode for training too: dropout would make the ratio of an unchanged policy differ from 1. Raises UserError naming --model.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one per file; the run has its own
     path: str | Path = model
     if model.split(":")[0] == TESTBED:
         from common.arithmetic import base_path

@@ -7,7 +7,7 @@ import threading
 
 from common.errors import UserError
 
-MAX_ANSWER_LENGTH = 500  # characters; the longest answer of MATH-500 has 53, and parsing time grows fast with length
+MAX_ANSWER_LENGTH = 300  # characters; the longest answer of MATH-500 has 53, and parsing time grows fast with length
 TIME_LIMIT = 3  # seconds for one parse or one comparison; true answers take milliseconds, 9^{9^9} would take for ever
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*+\{")
@@ -54,7 +54,7 @@ def accuracy(completions: list[str], answer: list[str], answer_check: str = "exa
         UserError: an unknown `answer_check`; math-verify is not installed; a gold answer that is not a string, is blank or too long,
             or that math-verify cannot parse or does not find equal to itself, since it would make every completion wrong.
 
-    Source: arXiv 2602.06869, section 5, and the authors' `multiobjective_math/accuracy.py` (`boxed`).
+    Source: arXiv 2602.06869, section 5.1, and the authors' `multiobjective_math/accuracy.py` (`boxed`).
     """
     if answer_check not in _CHECKS:
         raise UserError(f"--answer-check {answer_check!r} does not exist: choose one of {', '.join(_CHECKS)}")
@@ -133,15 +133,15 @@ def _gold_expression(gold: str) -> list:
     limit = _time_limit()
     try:
         expression = parse(f"\\boxed{{{gold}}}", parsing_timeout=limit, raise_on_error=True)
-        # Where parsing failed the list holds the bare string alone, and only a letter-for-letter copy would ever be right.
-        usable = any(not isinstance(part, str) for part in expression)
-        usable = usable and verify(expression, expression, timeout_seconds=limit, raise_on_error=True)
-        reason = "it reads no mathematics in it"
-    except (Exception, TimeoutException) as error:  # their TimeoutException is no Exception
-        usable, reason = False, f"{type(error).__name__}: {error}"
+        # A list of nothing but the string itself means that parsing failed: only a letter-for-letter copy would ever be right.
+        parsed = any(not isinstance(part, str) for part in expression)
+        usable = parsed and verify(expression, expression, timeout_seconds=limit, raise_on_error=True)
+        reason = "it does not equal itself" if parsed else "it is not mathematics to the parser"
+    except (Exception, TimeoutException) as error:  # a TimeoutException is no Exception
+        usable, reason = False, type(error).__name__
     if not usable:
         raise UserError(
-            f"--answer-check math-verify cannot use the gold answer {gold!r:.80} ({reason:.120}): "
+            f"--answer-check math-verify cannot use the gold answer {gold!r} ({reason}): "
             "correct it in the dataset or choose --answer-check boxed"
         )
     return expression

@@ -1,0 +1,95 @@
+"""Two scripts side by side: a unified diff in which a region that is the same in both is folded into one line."""
+
+import ast
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+
+MARKER = re.compile(r"\s*# --- ((?:SHARED|ALGO): .+?) ---\s*$")
+CONTEXT = 3  # unchanged lines around a change
+ESCAPES = {"bold": "\033[1m", "dim": "\033[2m", "-": "\033[31m", "+": "\033[32m", "@": "\033[36m"}
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Lines from a marker up to the next. What comes before the first marker is a region without a name."""
+
+    name: str  # "SHARED: update"
+    first: int  # number of its first line in the file
+    lines: list[str]
+
+
+def side_by_side(left: Path, right: Path, colour: bool = False) -> str:
+    """Both module docstrings, the diff of what follows them, and how many lines differ. `colour` adds terminal escapes.
+
+    Raises `UserError` when a file is not Python.
+    """
+
+    def paint(style: str, line: str) -> str:
+        return f"{ESCAPES[style]}{line}\033[0m" if colour and line else line
+
+    docstrings, scripts = zip(_read(left), _read(right), strict=True)
+    shown = []
+    for sign, path, docstring in zip(("---", "+++"), (left, right), docstrings, strict=True):
+        shown += [paint("bold", f"{sign} {path}"), docstring, ""]
+    counts = {"-": 0, "+": 0}
+    for a, b in _pairs(*scripts):
+        if len(a) == len(b) == 1 and a[0].lines == b[0].lines:
+            n = len(a[0].lines)
+            if any(a[0].lines):
+                shown.append(paint("dim", f"  … {a[0].name or 'opening'}, {n} line{'s' * (n > 1)}, the same in both"))
+            continue
+        for line in _hunks(a, b):
+            if line[0] in counts:
+                counts[line[0]] += 1
+            shown.append(paint(line[0], line) if line[0] in ESCAPES else line.rstrip())
+    total = sum(counts.values())
+    words = f"{total} line{' differs' if total == 1 else 's differ'}: {counts['-']} -, {counts['+']} + (docstrings not counted)"
+    shown += ["", paint("bold", words if total else "no line differs (docstrings not counted)")]
+    return "\n".join(shown)
+
+
+def _read(path: Path) -> tuple[str, list[_Region]]:
+    """The module docstring, and the lines after it by region."""
+    source = path.read_text(encoding="utf-8")
+    try:
+        module = ast.parse(source)
+    except SyntaxError as error:
+        raise UserError(f"{path} line {error.lineno}: not Python ({error.msg}); diff compares scripts such as those in algos/") from None
+    docstring = ast.get_docstring(module)
+    start = module.body[0].end_lineno if docstring is not None else 0
+    regions = [_Region("", start + 1, [])]
+    for number, line in enumerate(source.splitlines()[start:], start + 1):
+        if marker := MARKER.match(line):
+            regions.append(_Region(marker[1], number, []))
+        regions[-1].lines.append(line)
+    return docstring or "(no docstring)", regions
+
+
+def _pairs(left: list[_Region], right: list[_Region]) -> Iterator[tuple[list[_Region], list[_Region]]]:
+    """Regions of the same name one to one, in order; regions in between that have no partner together."""
+    matcher = difflib.SequenceMatcher(None, [r.name for r in left], [r.name for r in right], autojunk=False)
+    for tag, a, a_end, b, b_end in matcher.get_opcodes():
+        if tag == "equal":
+            yield from (([x], [y]) for x, y in zip(left[a:a_end], right[b:b_end], strict=True))
+        else:
+            yield left[a:a_end], right[b:b_end]
+
+
+def _hunks(left: list[_Region], right: list[_Region]) -> Iterator[str]:
+    """Lines of a unified diff; the head of a hunk holds its first line number in each file and the region."""
+    a, b = ([line for region in regions for line in region.lines] for regions in (left, right))
+    a_first, b_first = (regions[0].first if regions else 0 for regions in (left, right))
+    name = (right or left)[0].name
+    for group in difflib.SequenceMatcher(None, a, b, autojunk=False).get_grouped_opcodes(CONTEXT):
+        yield f"@@ -{a_first + group[0][1]} +{b_first + group[0][3]} @@ {name}".rstrip()
+        for tag, i, i_end, j, j_end in group:
+            if tag == "equal":
+                yield from (f" {line}" for line in a[i:i_end])
+            else:
+                yield from (f"-{line}" for line in a[i:i_end])
+                yield from (f"+{line}" for line in b[j:j_end])

@@ -1,0 +1,133 @@
+"""One entrance: `python run.py ctwa --seed 2` trains, `python run.py plot RUN` draws, `python run.py diff linear ctwa` compares.
+
+Training is `python algos/<algorithm>.py` with the same flags, to the letter; for several processes:
+torchrun --nproc_per_node 4 algos/<algorithm>.py
+"""
+
+import ast
+import contextlib
+import difflib
+import os
+import runpy
+import shutil
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from common.errors import UserError, plain_errors
+
+ROOT = Path(__file__).resolve().parent
+
+
+def algorithms() -> dict[str, Path]:
+    """Every script in algos/ by its name, relative to the current folder as a user types it. A new file there is a new command."""
+    return {path.stem: Path(os.path.relpath(path)) for path in sorted((ROOT / "algos").glob("*.py")) if path.stem != "__init__"}
+
+
+def plot(argv: list[str]) -> None:
+    """curves of one run, or of several in one picture, and each run's verdict"""
+    import tyro
+
+    @dataclass
+    class Args:
+        runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN [RUN ...]")]]
+        """run folders, finished or still running"""
+        out: str = ""
+        """the picture, .png or .pdf, replaced if it exists; default: curves.png beside a single run's metrics, else ./comparison.png"""
+
+    args = tyro.cli(Args, prog="python run.py plot", description="Draw runs and judge them.", args=argv)
+    from analysis.curves import draw
+    from analysis.runs import load_run
+    from analysis.verdict import verdict
+
+    if not args.runs:
+        raise UserError("plot: which run? python run.py plot RUN [RUN ...], such as runs/ctwa-s1")
+    runs = [load_run(path) for path in args.runs]
+    out = Path(args.out) if args.out else runs[0].path / "curves.png" if len(runs) == 1 else Path("comparison.png")
+    replaced = out.exists()
+    draw(runs, out)
+    for run in runs:
+        try:
+            text = verdict(run).text
+        except UserError as error:  # such as a run that was not evaluated: the others still have their say
+            text = str(error)
+        print(f"{run.path}\n{textwrap.indent(text, '  ')}\n")
+    print(f"{'replaced' if replaced else 'wrote'} {out}")
+
+
+def diff(argv: list[str]) -> None:
+    """what one algorithm does differently from another; what they share is folded"""
+    import tyro
+
+    @dataclass
+    class Args:
+        left: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="A")]]
+        """an algorithm, or the path of a script"""
+        right: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="B")]]
+        """another"""
+
+    args = tyro.cli(Args, prog="python run.py diff", description="Compare two algorithms.", args=argv)
+    from analysis.sidebyside import side_by_side
+
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    text = side_by_side(_script(args.left), _script(args.right), colour)
+    with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
+        print(text, flush=True)
+
+
+COMMANDS = {"diff": (diff, "A B"), "plot": (plot, "RUN [RUN ...] [--out FILE]")}
+
+
+def _script(name: str) -> Path:
+    known = algorithms()
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise UserError(f"diff: no algorithm or file {name!r}{_nearest(name, known)}")
+    return path
+
+
+def _nearest(word: str, known: dict) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+
+
+def help_text() -> str:
+    """The commands and the algorithms. Docstrings are read, not imported: importing a script would load torch first."""
+    entries = [(f"{name} {usage}", function.__doc__) for name, (function, usage) in COMMANDS.items()]
+    scripts = []
+    for name, path in algorithms().items():
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "(no docstring)"
+        scripts.append((name, docstring.splitlines()[0]))
+    columns = shutil.get_terminal_size().columns
+
+    def block(rows: list[tuple[str, str]]) -> list[str]:
+        margin = " " * (max(len(name) for name, _ in rows) + 4)
+        return [
+            textwrap.fill(words, columns, initial_indent=f"  {name}".ljust(len(margin)), subsequent_indent=margin) for name, words in rows
+        ]
+
+    head = ["usage: python run.py COMMAND ...", "", "train with an algorithm (its flags: python run.py ALGORITHM --help)"]
+    return "\n".join([*head, *block(scripts), "", "look at what came of it", *block(entries)])
+
+
+def main() -> None:
+    """Run the command on the command line. Exit code 2 for one that does not exist."""
+    command, argv = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    scripts = algorithms()
+    if command in scripts:
+        sys.argv = [str(scripts[command]), *argv]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        return
+    with plain_errors():
+        if command in ("-h", "--help"):
+            print(help_text())
+        elif command in COMMANDS:
+            COMMANDS[command][0](argv)
+        else:
+            raise UserError(f"unknown command {command!r}{_nearest(command, scripts | COMMANDS)}")
+
+
+if __name__ == "__main__":
+    main()

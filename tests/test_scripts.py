@@ -1,0 +1,388 @@
+"""The scripts as their users run them: they train, repeat, resume and refuse."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, read_metrics, run_script
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from common.arithmetic import base_path
+from common.batch import pad
+from common.data import load_prompts
+from common.errors import UserError
+from common.model import load_model, load_tokenizer, token_logprobs
+from common.rollout import TransformersEngine
+from common.seeds import derive
+
+NAMES = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
+SMALL = {"steps": 3, "prompts": 4, "completions": 4, "eval_prompts": 8, "eval_every": 2, "checkpoint_every": 2}
+
+
+def train(name: str, out: Path, **flags) -> list[dict]:
+    """Run a script's main with few small steps; returns its metrics."""
+    script = import_module(f"algos.{name}")
+    script.main(script.Args(**(SMALL | {"out": str(out)} | flags)))
+    return read_metrics(out)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "grpo"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_trains_and_leaves_everything(name, estimator, tmp_path, capsys):
+    rows = train(name, tmp_path / "run", estimator=estimator, lr=1e-3)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert all(f"eval/{objective}" in rows[step] for step in (0, 2, 3) for objective in ("accuracy", "conciseness", "clarity"))
+    assert "eval/accuracy" not in rows[1]
+    assert all(value is not None for row in rows for value in row.values())
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"args.json", "metrics.jsonl", "completions.jsonl", "checkpoints", "model", "curves.png"}
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_000002", "step_000003"]
+    printed = capsys.readouterr().out
+    assert all(objective in printed for objective in ("accuracy", "conciseness", "clarity"))
+    before, after = weights_of(base_path("fragile")), weights_of(tmp_path / "run" / "model")
+    assert before.keys() == after.keys()
+    assert [key for key in before if torch.equal(before[key], after[key])] == []  # every parameter moved
+    sample = json.loads((tmp_path / "run" / "completions.jsonl").read_text().splitlines()[0])
+    assert sample.keys() == {"step", "prompt", "completion", "accuracy", "conciseness", "clarity"}
+    config = json.loads((tmp_path / "run" / "args.json").read_text())
+    assert config["script"] == name
+    assert config["estimator"] == estimator
+
+
+def test_all_scripts_log_the_same_keys(tmp_path):
+    keys = {name: {k for row in train(name, tmp_path / name) for k in row if not k.startswith(f"{name}/")} for name in NAMES}
+    assert all(keys[name] == keys["linear"] for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_seed_is_one_run_bit_for_bit(name, tmp_path):
+    first, second = train(name, tmp_path / "a"), train(name, tmp_path / "b")
+    assert first == second
+    assert (tmp_path / "a/model/model.safetensors").read_bytes() == (tmp_path / "b/model/model.safetensors").read_bytes()
+    assert (tmp_path / "a/completions.jsonl").read_bytes() == (tmp_path / "b/completions.jsonl").read_bytes()
+    assert train(name, tmp_path / "c", seed=2)[1:] != first[1:]
+
+
+@pytest.mark.parametrize(("name", "estimator"), [(name, e) for name in NAMES for e in ("reinforce", "grpo")])
+def test_a_killed_run_resumes_as_if_it_had_not_stopped(name, estimator, tmp_path):
+    small = {k: v for k, v in SMALL.items() if k != "steps"} | {"estimator": estimator, "lr_schedule": "linear", "steps": 6}
+    whole = train(name, tmp_path / "whole", **small)
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in small.items()]
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, f"algos/{name}.py", *flags, "--out", str(killed)],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while not any((killed / "checkpoints").glob("step_000002")):  # the kill comes in step 3 or later, after this checkpoint
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.time() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with open(killed / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "rewa')  # killed while it wrote
+    resumed = run_script(f"algos/{name}.py", "--resume", str(killed))
+    assert resumed.returncode == 0, resumed.stderr
+    assert read_metrics(killed) == whole
+    assert (killed / "model/model.safetensors").read_bytes() == (tmp_path / "whole/model/model.safetensors").read_bytes()
+    assert (killed / "completions.jsonl").read_bytes() == (tmp_path / "whole/completions.jsonl").read_bytes()
+
+
+def test_resume_uses_the_checkpoint_before_a_corrupt_one_and_can_train_longer(tmp_path, capsys):
+    whole = train("ctwa", tmp_path / "whole", steps=5, checkpoint_every=1)
+    train("ctwa", tmp_path / "short", steps=3, checkpoint_every=1)
+    newest = tmp_path / "short/checkpoints/step_000003/state.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    script = import_module("algos.ctwa")
+    from common.track import parse
+
+    script.main(parse(script.Args, "ctwa", ["--resume", str(tmp_path / "short"), "--steps", "5"]))
+    assert "step_000003 cannot be read" in capsys.readouterr().out.replace("\n", "")
+    resumed = read_metrics(tmp_path / "short")
+    assert [row["step"] for row in resumed] == [0, 1, 2, 3, 4, 5]
+    evaluation = re.compile("eval/")  # the shorter run evaluated its own last step as well
+    assert [{k: v for k, v in row.items() if not evaluation.match(k)} for row in resumed] == [
+        {k: v for k, v in row.items() if not evaluation.match(k)} for row in whole
+    ]
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
+    import pickle
+
+    train("linear", tmp_path / "run", steps=1)
+
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    for folder in (tmp_path / "run/checkpoints").iterdir():
+        (folder / "state.pt").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(UserError, match="no readable checkpoint"):
+        import_module("algos.linear").main(import_module("algos.linear").Args(**SMALL, resume=str(tmp_path / "run")))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_exported_model_is_the_trained_policy(tmp_path):
+    train("linear", tmp_path / "run", lr=1e-3)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
+    tok = AutoTokenizer.from_pretrained(tmp_path / "run/model")
+    saved = torch.load(tmp_path / "run/checkpoints/step_000003/state.pt", weights_only=True)["policy"]
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+    assert tok("Q(6+7)+2=?\n")["input_ids"] == load_tokenizer("testbed")("Q(6+7)+2=?\n")["input_ids"]
+    again = train("linear", tmp_path / "again", model=str(tmp_path / "run/model"), steps=1)
+    assert again[0]["eval/accuracy"] == read_metrics(tmp_path / "run")[-1]["eval/accuracy"]
+
+
+def test_one_objective_is_plain_reinforce(tmp_path):
+    """One on-policy step of `linear` on one reward against REINFORCE written down directly: grad of -mean_t A log pi."""
+    train("linear", tmp_path / "run", steps=1, mini_batches=1, kl_coef=0, rewards=("rewards.accuracy:accuracy",), weights=(1.0,), prompts=8)
+    tok, policy = load_tokenizer("testbed"), load_model("testbed", torch.device("cpu"))
+    prompts = load_prompts("arithmetic", tok, "", "", "", 64)["train"].batch(1, 8, 1)
+    ids = TransformersEngine(policy, tok).generate(prompts.ids, 4, 56, 1.0, [derive(1, 1, i) for i in range(8)])
+    batch = pad([p for p in prompts.ids for _ in range(4)], ids, 0)
+    correct = [f"\\boxed{{{answer}}}" in text[-12:] for answer, text in zip(prompts.repeat(4)["answer"], tok.batch_decode(ids, skip_special_tokens=True), strict=True)]  # fmt: skip
+    per_token = torch.tensor(correct).float()[:, None].expand_as(batch.mask)
+    kept = per_token[batch.mask == 1]
+    advantage = (per_token - kept.mean()) / kept.std()
+    loss = -(advantage * token_logprobs(policy, batch, 1.0))[batch.mask == 1].mean()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+    torch.optim.AdamW(policy.parameters(), lr=1e-4, weight_decay=0.01).step()
+    trained, start = weights_of(tmp_path / "run/model"), weights_of(base_path("fragile"))
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(trained[name], parameter.detach(), rtol=0, atol=2e-6)
+        assert (trained[name] - start[name]).abs().max() > 5e-5  # the step is far larger than the tolerance
+
+
+def test_micro_batches_change_nothing(tmp_path):
+    whole, cut = (train("linear", tmp_path / str(budget), micro_batch_tokens=budget, steps=2) for budget in (10**6, 100))
+    for a, b in zip(whole, cut, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+    one, other = weights_of(tmp_path / "1000000/model"), weights_of(tmp_path / "100/model")
+    assert all(torch.allclose(one[key], other[key], rtol=0, atol=1e-5) for key in one)
+
+
+def test_any_number_of_rewards_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "def short(completion_ids, **kwargs):\n    return [1 / len(ids) for ids in completion_ids]\n\n\n"
+        "def even(answer, **kwargs):\n    return [int(a) % 2 for a in answer]\n"
+    )
+    names = ("short", "even", "accuracy", "clarity", "conciseness")
+    rewards = (f"{tmp_path / 'mine.py'}:short", f"{tmp_path / 'mine.py'}:even", *(f"rewards.{n}:{n}" for n in names[2:]))
+    rows = train("linear", tmp_path / "run", rewards=rewards)
+    assert all(f"reward/{name}" in rows[1] and f"eval/{name}" in rows[0] for name in names)
+    assert rows[1]["cov/even"] == pytest.approx(0, abs=1e-7)  # the same for every completion of a prompt
+    assert rows[1]["signal/even"] == 0
+
+
+def test_lower_learning_rate_at_the_end_of_a_linear_schedule(tmp_path):
+    rows = train("linear", tmp_path / "run", lr_schedule="linear", steps=4)
+    assert [row["lr"] for row in rows[1:]] == pytest.approx([1e-4, 0.75e-4, 0.5e-4, 0.25e-4])
+
+
+def test_epochs_move_the_ratio_into_the_clip(tmp_path):
+    rows = train("linear", tmp_path / "run", estimator="grpo", epochs=4, lr=3e-3, clip_low=0.01, clip_high=0.01)
+    assert all(0 < row["clip/fraction"] < 1 for row in rows[1:])
+    unclipped = train("linear", tmp_path / "other", epochs=4, lr=3e-3, clip_low=0.01, clip_high=0.01)
+    assert all(row["clip/fraction"] == 0 for row in unclipped[1:])
+    dual = train("linear", tmp_path / "dual", estimator="grpo", epochs=4, lr=3e-3, clip_low=0.01, clip_high=0.01, dual_clip=1.001)
+    assert dual[1]["loss/policy"] < rows[1]["loss/policy"]
+
+
+# --- CTWA ---
+
+
+def test_ctwa_raises_the_weights_in_deficit_and_its_state_is_logged(tmp_path):
+    rows = train("ctwa", tmp_path / "run", cov_targets=(10.0, 0.0, -10.0))[1:]
+    assert rows[0]["weight/accuracy"] == pytest.approx(1 / 3)
+    assert rows[1]["weight/accuracy"] > rows[0]["weight/accuracy"]
+    assert rows[1]["weight/clarity"] == rows[0]["weight/clarity"]
+    for row, following in pairwise(rows):
+        for objective, target in (("accuracy", 10.0), ("conciseness", 0.0), ("clarity", -10.0)):
+            assert row[f"ctwa/deficit/{objective}"] == pytest.approx(max(target - row[f"ctwa/ema/{objective}"], 0), abs=1e-6)
+            growth = torch.tensor(following[f"weight/{objective}"] / row[f"weight/{objective}"]).log().item()
+            assert growth == pytest.approx(row[f"ctwa/deficit/{objective}"], rel=1e-4, abs=1e-5)
+        assert sum(row[f"weight_share/{o}"] for o in ("accuracy", "conciseness", "clarity")) == pytest.approx(1)
+    assert rows[1]["ctwa/ema/accuracy"] == pytest.approx(0.9 * rows[0]["ctwa/cov/accuracy"] + 0.1 * rows[1]["ctwa/cov/accuracy"], abs=1e-6)
+
+
+def test_ctwa_without_deficit_is_linear(tmp_path):
+    ctwa, linear = train("ctwa", tmp_path / "c", cov_targets=(-9.0, -9.0, -9.0)), train("linear", tmp_path / "l")
+    assert [{k: v for k, v in row.items() if not k.startswith("ctwa/")} for row in ctwa] == linear
+
+
+def test_ctwa_covariance_is_taken_under_the_updated_policy(tmp_path):
+    """With a rate of 0 nothing is updated and W is the advantage; with a large one it is not."""
+    still, moved = train("ctwa", tmp_path / "a", lr=0.0, weight_decay=0.0)[1], train("ctwa", tmp_path / "b", lr=3e-3)[1]
+    assert still["ctwa/cov/accuracy"] == pytest.approx(still["cov/accuracy"], abs=1e-5)
+    assert abs(moved["ctwa/cov/accuracy"] - moved["cov/accuracy"]) > 1e-3
+
+
+def test_the_official_gate_and_outlier_drop(tmp_path):
+    free = train("ctwa", tmp_path / "free", cov_targets=(10.0, 10.0, 10.0))
+    gated = train("ctwa", tmp_path / "gated", cov_targets=(10.0, 10.0, 10.0), obj_caps=(0.0, 2.0, 2.0))
+    assert gated[3]["weight/accuracy"] == pytest.approx(1 / 3)
+    assert gated[2]["weight/clarity"] == free[2]["weight/clarity"] > 1 / 3
+    dropped = train("ctwa", tmp_path / "dropped", cov_targets=(10.0, 10.0, 10.0), outlier_factor=1.0)
+    assert dropped[1]["ctwa/cov/clarity"] != free[1]["ctwa/cov/clarity"]
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("linear", {"prompts": 5}, "--prompts 5 must be divisible by --mini-batches 2"),
+        ("linear", {"prompts": 10**6}, "--prompts 1000000 is more than"),
+        ("linear", {"completions": 1}, "--completions must be at least 2"),
+        ("linear", {"temperature": 0.0}, "--temperature 0.0 must be positive"),
+        ("linear", {"weights": (0.5, 0.5)}, "--weights has 2 numbers for 3 objectives"),
+        ("linear", {"weights": (1.0, -0.1, 0.1)}, "--weights .* must not be negative"),
+        ("linear", {"weights": (0.0, 0.0, 0.0)}, "--weights .* nor all zero"),
+        ("linear", {"steps": 0}, "--steps 0 must be at least 1"),
+        ("linear", {"model": "no/such-model"}, "--model no/such-model"),
+        ("linear", {"model": "testbed:fragil"}, "--model testbed:fragil"),
+        ("linear", {"dataset": "no/such-data"}, "--dataset no/such-data could not be read"),
+        ("linear", {"rewards": ("rewards.accuracy:acuracy",)}, "--rewards"),
+        ("linear", {"max_prompt_length": 3}, "--max-prompt-length 3 drops every"),
+        ("linear", {"resume": "/no/such/run"}, "--resume /no/such/run"),
+        ("ctwa", {"weights": (1.0, 1.0)}, "--weights has 2 numbers for 3"),
+        ("ctwa", {"weights": (1.0, 1.0, 0.0)}, "--weights .* must be positive"),
+        ("ctwa", {"cov_targets": (0.1,)}, "--cov-targets has 1 numbers for 3"),
+        ("ctwa", {"obj_caps": (0.1,)}, "--obj-caps has 1 numbers for 3"),
+        ("ctwa", {"ema_tau": 0.0}, "--ema-tau 0.0 must be in"),
+    ],
+)
+def test_mistakes_are_named_and_leave_no_folder(name, flags, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=message):
+        train(name, tmp_path / "run", **flags)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return [float('nan')] * len(completions)", "bad"),
+        ("return [1.0]", "bad"),
+        ("raise RuntimeError('no luck')", "no luck"),
+    ],
+)
+def test_a_broken_reward_is_named(body, message, tmp_path):
+    (tmp_path / "broken.py").write_text(f"def bad(completions, **kwargs):\n    {body}\n")
+    with pytest.raises(UserError, match=message):
+        train("linear", tmp_path / "run", rewards=(f"{tmp_path / 'broken.py'}:bad",))
+
+
+def test_errors_are_one_line_and_exit_code_2(tmp_path):
+    for flags in (["--prompts", "5"], ["--out", str(tmp_path)], ["--resume", str(tmp_path)]):
+        result = run_script("algos/linear.py", *flags)
+        assert result.returncode == 2
+        assert re.fullmatch(r"error: .*--(prompts|out|resume).*\n", result.stderr), result.stderr
+    unknown = run_script("algos/ctwa.py", "--cov-target", "1")
+    assert unknown.returncode == 2
+    assert "--cov-targets" in unknown.stderr
+    assert "Traceback" not in unknown.stderr
+
+
+def test_resuming_with_other_flags_says_which(tmp_path):
+    train("linear", tmp_path / "run", steps=1)
+    result = run_script("algos/linear.py", "--resume", str(tmp_path / "run"), "--lr", "0.5", "--seed", "9")
+    assert result.returncode == 2
+    assert "--lr (was 0.0001)" in result.stderr
+    assert "--seed (was 1)" in result.stderr
+    other = run_script("algos/ctwa.py", "--resume", str(tmp_path / "run"))
+    assert other.returncode == 2
+    assert "is of linear, not of ctwa" in other.stderr
+
+
+def test_default_folders_are_numbered_not_overwritten(tmp_path, monkeypatch):
+    from common.track import run_folder
+
+    monkeypatch.chdir(tmp_path)
+    made = [str(run_folder("", "", "linear", 1)) for _ in range(3)]
+    assert made == ["runs/linear-s1", "runs/linear-s1-2", "runs/linear-s1-3"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_non_finite_gradients_are_skipped_and_then_stop_the_run(name, tmp_path, monkeypatch):
+    script = import_module(f"algos.{name}")
+    loss = script.policy_loss
+    monkeypatch.setattr(script, "policy_loss", lambda ratio, *rest: loss(ratio, *rest) * float("nan"))
+    with pytest.raises(UserError, match="updates in a row .* not finite .* --lr"):
+        train(name, tmp_path / "run", steps=9)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("grad/skipped") for row in rows] == [None, 2, 2, 2]  # the fifth failure in a row ends it
+    assert rows[1]["grad/norm"] is None
+    saved = torch.load(tmp_path / "run/checkpoints/step_000003/state.pt", weights_only=True)["policy"]
+    start = weights_of(base_path("fragile"))
+    assert all(torch.equal(saved[key], value) for key, value in start.items())
+
+
+# --- the house ---
+
+
+def regions(text: str) -> tuple[list[tuple[str, str]], str]:
+    """The SHARED regions of a script in their order, and all of its text that is in none."""
+    parts = re.split(r"^(?=[ ]*# --- (?:SHARED|ALGO): .+ ---$)", text, flags=re.M)
+    shared = [(re.match(r"\s*# --- SHARED: (.+) ---", part)[1], part) for part in parts if re.match(r"\s*# --- SHARED", part)]
+    return shared, "".join(part for part in parts if not re.match(r"\s*# --- SHARED", part))
+
+
+def test_shared_regions_are_identical():
+    texts = {name: regions((ROOT / "algos" / f"{name}.py").read_text())[0] for name in NAMES}
+    assert len(texts["linear"]) > 5
+    for name in NAMES:
+        assert texts[name] == texts["linear"], name
+
+
+def test_nothing_below_the_scripts_knows_an_algorithm():
+    words = r"(?<![a-z])(ctwa|linear_?scalari\w*|mgda|gradnorm|nash|famo|tcheby\w*|lagrang\w*|pama|dynamic_weighting)(?![a-z])"
+    below = [*(ROOT / "common").glob("*.py"), *(ROOT / "rewards").glob("*.py")]
+    shared = [(name, part) for name in NAMES for part in regions((ROOT / "algos" / f"{name}.py").read_text())[0]]
+    assert not [path for path in below if re.search(words, path.read_text(), re.I)]
+    assert not [(name, region) for name, (region, part) in shared if re.search(words, part, re.I)]
+    assert all("algos" not in path.read_text() for path in below)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_flag_has_help_and_the_contracts_flags_are_there(name):
+    args = import_module(f"algos.{name}").Args
+    text = (ROOT / "algos" / f"{name}.py").read_text()
+    for field in fields(args):
+        assert re.search(rf'^    {field.name}: [^\n]+\n    """.+"""$', text, re.M), field.name
+    contract = "steps seed estimator model dataset engine prompts completions lr kl_coef eval_every checkpoint_every out resume"
+    assert set(contract.split()) <= {field.name for field in fields(args)}
+    assert replace(args(), seed=3).seed == 3
+
+
+def test_scripts_import_fast_and_without_optional_packages():
+    optional = ("vllm", "wandb", "matplotlib", "math_verify", "tensorboard", "datasets", "transformers")
+    code = f"import sys, algos.ctwa; print([m for m in {optional} if m in sys.modules])"
+    start = time.perf_counter()
+    result = run_script("-c", code)
+    assert result.stdout.strip() == "[]", result.stderr
+    assert time.perf_counter() - start < 10  # 3 s on an idle machine; a busy one is slower
+
+
+def test_lint_and_format():
+    for command in (["check"], ["format", "--check"]):
+        result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout
