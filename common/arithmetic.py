@@ -186,12 +186,13 @@ def base_path(name: str) -> Path:
 def pretrain(recipe: Recipe):
     """Train a base from scratch on problems of the train split; returns (model, mean loss per solution token of every step)."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     encoder = tokenizer()
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
-    config = Qwen2Config(
+    # Llama, not Qwen2: transformers 5 reads any tokenizer beside a Qwen2 config as Qwen's own, so an exported model would lose ours
+    config = LlamaConfig(
         vocab_size=len(VOCABULARY),
         hidden_size=64,
         intermediate_size=192,
@@ -203,7 +204,7 @@ def pretrain(recipe: Recipe):
         eos_token_id=encoder.eos_token_id,
         pad_token_id=encoder.pad_token_id,
     )
-    model = Qwen2ForCausalLM(config).float()  # Qwen2, the family of the paper's models
+    model = LlamaForCausalLM(config).float()
     losses = []
     for number, stage in enumerate(recipe.stages, 1):
         optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, weight_decay=0.01)

@@ -495,9 +495,8 @@ def test_no_objectives_and_two_of_one_name():
 
 
 def test_importing_rewards_does_not_import_math_verify():
-    code = "import sys, rewards.accuracy, rewards.clarity, rewards.conciseness; sys.exit('math_verify' in sys.modules or 'sympy' in sys.modules)"
-    blocked = "import sys; sys.modules['torch'] = type(sys)('torch'); sys.modules['torch'].Tensor = None; "  # torch itself imports sympy
-    assert subprocess.run([sys.executable, "-c", blocked + code], cwd=ROOT).returncode == 0
+    code = "import sys, rewards.accuracy, rewards.clarity, rewards.conciseness; sys.exit('math_verify' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 # --- Scoring ---

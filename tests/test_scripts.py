@@ -156,7 +156,8 @@ def test_one_objective_is_plain_reinforce(tmp_path):
     prompts = load_prompts("arithmetic", tok, "", "", "", 64)["train"].batch(1, 8, 1)
     ids = TransformersEngine(policy, tok).generate(prompts.ids, 4, 56, 1.0, [derive(1, 1, i) for i in range(8)])
     batch = pad([p for p in prompts.ids for _ in range(4)], ids, 0)
-    correct = [f"\\boxed{{{answer}}}" in text[-12:] for answer, text in zip(prompts.repeat(4)["answer"], tok.batch_decode(ids, skip_special_tokens=True), strict=True)]  # fmt: skip
+    texts = tok.batch_decode(ids, skip_special_tokens=True)
+    correct = [text.endswith(f"\\boxed{{{answer}}}") for text, answer in zip(texts, prompts.repeat(4)["answer"], strict=True)]
     per_token = torch.tensor(correct).float()[:, None].expand_as(batch.mask)
     kept = per_token[batch.mask == 1]
     advantage = (per_token - kept.mean()) / kept.std()
@@ -224,7 +225,8 @@ def test_ctwa_raises_the_weights_in_deficit_and_its_state_is_logged(tmp_path):
 
 def test_ctwa_without_deficit_is_linear(tmp_path):
     ctwa, linear = train("ctwa", tmp_path / "c", cov_targets=(-9.0, -9.0, -9.0)), train("linear", tmp_path / "l")
-    assert [{k: v for k, v in row.items() if not k.startswith("ctwa/")} for row in ctwa] == linear
+    for one, other in zip(ctwa, linear, strict=True):  # but for the rounding of exp(log(weight))
+        assert {k: v for k, v in one.items() if not k.startswith("ctwa/")} == pytest.approx(other, rel=1e-3, abs=1e-4)
 
 
 def test_ctwa_covariance_is_taken_under_the_updated_policy(tmp_path):
