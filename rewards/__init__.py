@@ -53,7 +53,7 @@ def load(paths: Sequence[str]) -> dict[str, Callable]:
         function = getattr(module, name)
         if not callable(function):
             raise UserError(f"--rewards {path!r}: {name} is of type {type(function).__name__}, not a function")
-        if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
+        if not _takes_every_keyword(function):
             raise UserError(f"--rewards {path!r}: {name} must accept every keyword: end its parameters with **kwargs")
         if name in functions:
             raise UserError(f"--rewards has two objectives named {name!r}: rename one of the functions")
@@ -181,6 +181,14 @@ def _import_file(file: Path) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
+
+
+def _takes_every_keyword(function: Callable) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # some functions written in C tell no signature
+        return False
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _builtin(objective: str) -> str:

@@ -8,6 +8,7 @@ from itertools import product
 
 import pytest
 import torch
+from conftest import run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from common import arithmetic
 from common.arithmetic import BASES, SLIPS, VOCABULARY, Problem, base_path, build, pretrain, problems, solution, split, tokenizer
 from common.errors import UserError
-from conftest import run_script
 from rewards.accuracy import accuracy
 from rewards.clarity import clarity
 
