@@ -134,10 +134,8 @@ def test_writers_slip_as_often_as_the_recipe_says(style):
     texts = [solution(problem, style, rng) for problem in chosen]
     wrong = count - sum(accuracy(completions=texts, answer=[str(p.values[-1]) for p in chosen]))
     slip = SLIPS[style]
-    if style in ("rush", "direct"):  # one slip, always the last operand
-        expected = slip
-    else:  # a slip in either step makes the answer wrong, but for two that cancel
-        expected = 1 - (1 - slip) ** 2
+    # rush and direct slip once, in the last operand; elsewhere a slip in either step makes the answer wrong, but for two that cancel
+    expected = slip if style in ("rush", "direct") else 1 - (1 - slip) ** 2
     assert abs(wrong / count - expected) < 5 * (expected * (1 - expected) / count) ** 0.5 + slip**2 / 4
 
 
