@@ -80,6 +80,8 @@ def _read(dataset: str):
     from datasets.exceptions import DatasetsError
 
     def file_table(file: Path):
+        if file.stat().st_size == 0:  # which the library reports as the end of an iteration
+            raise UserError(f"--dataset {dataset}: {file.name} is empty")
         return load_dataset(FORMATS[file.suffix], data_files=str(file), split="train")
 
     disable_progress_bars()

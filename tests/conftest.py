@@ -11,6 +11,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub library is imported: a test that asks for the network fails at once
 torch.set_num_threads(1)
 
 
@@ -22,7 +23,7 @@ def vectors() -> dict[str, dict]:
 
 def run_script(*command: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """Run `python <command>` from cwd with one thread and no hub, and return what it printed and its exit code."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (env or {})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
     return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 

@@ -84,7 +84,7 @@ def test_chat_template_and_suffix(tmp_path):
 
 
 def test_longer_prompts_are_dropped_and_counted(tmp_path, capsys):
-    write(tmp_path / "train.jsonl", [{"problem": "1+" * n + "1", "answer": n} for n in range(1, 11)])
+    write(tmp_path / "train.jsonl", [{"problem": "1+" * (n % 8) + "1", "answer": n} for n in range(60)])
     write(tmp_path / "test.jsonl", rows(3))
     data = load(tmp_path, max_length=9)
     assert all(len(ids) <= 9 for ids in data["train"].ids)

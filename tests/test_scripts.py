@@ -132,7 +132,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
             return (Path.touch, (tmp_path / "executed",))
 
     for folder in (tmp_path / "run/checkpoints").iterdir():
-        (folder / "state.pt").write_bytes(pickle.dumps(Payload()))
+        (folder / "state.pt").write_bytes(pickle.dumps(Payload(), protocol=2))
     with pytest.raises(UserError, match="no readable checkpoint"):
         import_module("algos.linear").main(import_module("algos.linear").Args(**SMALL, resume=str(tmp_path / "run")))
     assert not (tmp_path / "executed").exists()
@@ -179,7 +179,7 @@ def test_micro_batches_change_nothing(tmp_path):
     assert all(torch.allclose(one[key], other[key], rtol=0, atol=1e-5) for key in one)
 
 
-def test_any_number_of_rewards_of_ones_own(tmp_path, monkeypatch):
+def test_any_number_of_rewards_of_ones_own(tmp_path):
     (tmp_path / "mine.py").write_text(
         "def short(completion_ids, **kwargs):\n    return [1 / len(ids) for ids in completion_ids]\n\n\n"
         "def even(answer, **kwargs):\n    return [int(a) % 2 for a in answer]\n"
@@ -272,8 +272,7 @@ def test_the_official_gate_and_outlier_drop(tmp_path):
         ("ctwa", {"ema_tau": 0.0}, "--ema-tau 0.0 must be in"),
     ],
 )
-def test_mistakes_are_named_and_leave_no_folder(name, flags, message, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_mistakes_are_named_and_leave_no_folder(name, flags, message, tmp_path):
     with pytest.raises(UserError, match=message):
         train(name, tmp_path / "run", **flags)
     assert not (tmp_path / "run").exists()
