@@ -1,7 +1,6 @@
 """One entrance: `python run.py ctwa --seed 2` trains, `python run.py plot RUN` draws, `python run.py diff linear ctwa` compares.
 
-Training is `python algos/<algorithm>.py` with the same flags, to the letter; for several processes:
-torchrun --nproc_per_node 4 algos/<algorithm>.py
+Training is `python algos/<algorithm>.py` with the same flags, to the letter.
 """
 
 import ast

@@ -13,6 +13,7 @@ Run: python run.py ctwa          Beside linear: python run.py plot runs/linear-s
 """
 
 # --- SHARED: imports ---
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -207,6 +208,7 @@ def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_s
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
+    require(os.environ.get("WORLD_SIZE", "1") == "1", "several processes are not supported yet: start the script without torchrun")
     for flag in ("steps", "eval_every", "eval_prompts", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs"):
         require(getattr(args, flag) >= 1, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1")
     require(args.prompts % args.mini_batches == 0, f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}")

@@ -1,0 +1,66 @@
+"""Seconds per training step of every algorithm on the testbed, where they go, the ratio to linear, and peak memory, measured in one run.
+
+python -m benchmarks.step_time [--steps 20] [--rounds 2] [--threads 2]
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import tyro
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("rollout", "reward", "update", "weights")  # the last is what an algorithm does after the update
+
+
+@dataclass
+class Args:
+    steps: int = 20
+    """training steps of each run; the first three warm up and do not count"""
+    rounds: int = 2
+    """runs of each algorithm, taken in turn, so that a drift of the machine falls on all of them"""
+    threads: int = os.cpu_count() or 1
+    """threads of each run (OMP_NUM_THREADS); runs never overlap"""
+
+
+def measure(name: str, steps: int, threads: int) -> tuple[list[dict[str, float]], float]:
+    """Run one algorithm; returns the seconds of every step after the third by part, and the peak resident memory in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [sys.executable, f"algos/{name}.py", "--steps", str(steps), "--eval-every", str(steps), "--out", str(out)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        errors = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)  # this child's own peak, not the largest of all children
+        if os.waitstatus_to_exitcode(status) != 0:
+            raise RuntimeError(f"{name} failed:\n{errors}")
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return [{part: row[f"time/{part}"] for part in PARTS} for row in rows[4:]], usage.ru_maxrss * unit / 1e6
+
+
+def main(args: Args) -> None:
+    """Print the table."""
+    names = sorted((path.stem for path in (ROOT / "algos").glob("[a-z]*.py")), key=lambda name: (name != "linear", name))
+    seconds: dict[str, list] = {name: [] for name in names}
+    memory = dict.fromkeys(names, 0.0)
+    for name in tqdm(names * args.rounds, desc="runs"):
+        steps, peak = measure(name, args.steps, args.threads)
+        seconds[name] += steps
+        memory[name] = max(memory[name], peak)
+    totals = {name: median(sum(step.values()) for step in steps) for name, steps in seconds.items()}
+    print(f"\nmedian seconds per step, 16 prompts x 16 completions, {args.threads} threads, {args.rounds} runs of {args.steps} steps each")
+    print(f"{'':18}{'step':>8}{'/linear':>9}" + "".join(f"{part:>9}" for part in PARTS) + f"{'peak MB':>9}")
+    for name in names:
+        parts = "".join(f"{median(step[part] for step in seconds[name]):9.3f}" for part in PARTS)
+        print(f"{name:18}{totals[name]:8.3f}{totals[name] / totals['linear']:9.2f}{parts}{memory[name]:9.0f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
