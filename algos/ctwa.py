@@ -5,7 +5,7 @@ W_i = mean over tokens of A_i rho_it 1_it (eq. 7), and c_k = Cov(r_k, W) within 
 log w_k += lr * max(target_k - ĉ_k, 0): weights only grow and are not renormalised; only their ratios matter to the advantages.
 
 From the paper: the weight rate 0.05 belongs to 810 steps; rates scale with the number of steps, so the default here is 1.0 for 100.
-Against the official code: covariances see the whole batch and whole prompts on any number of ranks (there: the first rank's quarter);
+Against the official code: covariances see the whole batch, every prompt with all its completions (there: one rank's quarter, cut across prompts);
 the gate by objective caps and the outlier drop, which the paper does not have, are flags and off; the weights are checkpointed.
 Against linear.py: one more forward pass without gradients per step, and the weights that follow from it.
 
