@@ -4,7 +4,6 @@ Training is `python algos/<algorithm>.py` with the same flags, to the letter.
 """
 
 import ast
-import contextlib
 import difflib
 import os
 import runpy
@@ -72,8 +71,7 @@ def diff(argv: list[str]) -> None:
 
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     text = side_by_side(_script(args.left), _script(args.right), colour)
-    with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
-        print(text, flush=True)
+    print(text, flush=True)
 
 
 COMMANDS = {"diff": (diff, "A B"), "plot": (plot, "RUN [RUN ...] [--out FILE]")}

@@ -5,7 +5,7 @@ W_i = mean over tokens of A_i rho_it 1_it (eq. 7), and c_k = Cov(r_k, W) within 
 log w_k += lr * max(target_k - ĉ_k, 0): weights only grow and are not renormalised; only their ratios matter to the advantages.
 
 From the paper: the weight rate 0.05 belongs to 810 steps; rates scale with the number of steps, so the default here is 1.0 for 100.
-Against the official code: covariances see the whole batch, every prompt with all its completions (there: one rank's quarter, cut across prompts);
+Against the official code: covariances see every prompt with all its completions (there: one rank's quarter, cut across prompts);
 the gate by objective caps and the outlier drop, which the paper does not have, are flags and off; the weights are checkpointed.
 Against linear.py: one more forward pass without gradients per step, and the weights that follow from it.
 
@@ -209,9 +209,10 @@ def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_s
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
     require(os.environ.get("WORLD_SIZE", "1") == "1", "several processes are not supported yet: start the script without torchrun")
-    for flag in ("steps", "eval_every", "eval_prompts", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs"):
+    for flag in ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs"):
         require(getattr(args, flag) >= 1, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1")
     require(args.prompts % args.mini_batches == 0, f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}")
+    require(args.eval_prompts >= 2, f"--eval-prompts {args.eval_prompts} must be at least 2: the verdict needs a standard error")
     require(args.completions >= 2, "--completions must be at least 2: advantages and covariances compare a prompt's completions")
     require(args.temperature > 0, f"--temperature {args.temperature} must be positive: at 0 a prompt's completions are all the same")
     objectives = reward_functions.load(args.rewards)
@@ -343,7 +344,7 @@ def main(args: Args) -> None:
             **extra,
         }
         row = {f"{key}/{name}": float(v) for key, values in observed.items() for name, v in zip(objectives, values, strict=True)}
-        truncated = sum(len(i) == args.max_new_tokens and i[-1] != tokenizer.eos_token_id for i in ids) / len(ids)
+        truncated = sum(len(i) == args.max_new_tokens and i[-1] not in engine.stop_ids for i in ids) / len(ids)
         row |= {"length/mean": batch.lengths.mean().item(), "length/threshold": mean_length, "length/truncated": truncated}
         row |= sums | {"grad/skipped": skipped, "lr": optimizer.param_groups[0]["lr"]}
         row |= {f"time/{key}": b - a for key, a, b in zip(("rollout", "reward", "update", "weights"), clock, clock[1:], strict=False)}

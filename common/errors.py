@@ -1,5 +1,6 @@
 """Mistakes a user can fix: one line that names the flag and the fix, exit code 2, no traceback."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ def plain_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `| head` has seen enough; Python would complain once more when it flushes stdout at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C; --resume RUN continues from the last checkpoint, if one was written", file=sys.stderr)
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""Engines that sample completions. An engine has two methods, `sync(model, version)` and `generate(...)`, and so has any that joins."""
+"""Engines that sample completions. An engine has `stop_ids`, `sync(model, version)` and `generate(...)`, and so has any that joins."""
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ class TransformersEngine:
         self.model, self.pad_id, self.version = model, tokenizer.pad_token_id, 0
         stops = model.generation_config.eos_token_id  # a chat model may have several: end of turn, end of text
         stops = stops if isinstance(stops, list) else [stops]
-        self.stop_ids = torch.tensor(sorted({tokenizer.eos_token_id, *(s for s in stops if s is not None)}))
+        self.stop_ids = {tokenizer.eos_token_id, *(s for s in stops if s is not None)}
 
     def sync(self, model: nn.Module, version: int) -> None:
         """Take the trainer's weights; here they are the same tensors, so only the version is recorded."""
@@ -38,7 +38,7 @@ class TransformersEngine:
         ids = torch.tensor([[self.pad_id] * (longest - len(p)) + p for p in prompts], device=device)  # [P, L]
         attention = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         uniforms = torch.cat([torch.rand(completions, max_new_tokens, generator=torch.Generator().manual_seed(s)) for s in seeds])
-        uniforms, stop_ids = uniforms.to(device), self.stop_ids.to(device)
+        uniforms, stop_ids = uniforms.to(device), torch.tensor(sorted(self.stop_ids), device=device)
 
         output = self.model(ids, attention_mask=attention, position_ids=(attention.cumsum(1) - 1).clamp(min=0), logits_to_keep=1)
         cache = output.past_key_values

@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -206,6 +207,39 @@ def test_epochs_move_the_ratio_into_the_clip(tmp_path):
     assert dual[1]["loss/policy"] < rows[1]["loss/policy"]
 
 
+def test_tensorboard_has_the_metrics_of_every_step(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = train("linear", tmp_path / "run", tensorboard=True)
+    board = EventAccumulator(str(tmp_path / "run")).Reload()
+    for key in ("reward/accuracy", "weight/clarity", "eval/length"):
+        shown = {event.step: event.value for event in board.Scalars(key)}
+        assert shown == pytest.approx({row["step"]: row[key] for row in rows if key in row})
+
+
+@pytest.mark.parametrize(("flag", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+def test_a_tracker_that_is_not_installed_is_named(flag, module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=f"--{flag} needs the package: pip install {flag}"):
+        train("linear", tmp_path / "run", **{flag: True})
+
+
+def test_wandb_gets_every_step_once(tmp_path, monkeypatch):
+    """Against a stand-in with W&B's `init`, `log` and `finish`: the real one wants an account or a network."""
+    logged, started, finished = [], [], []
+    stand_in = ModuleType("wandb")
+    stand_in.init = lambda **flags: (
+        started.append(flags),
+        SimpleNamespace(log=lambda row, step: logged.append((step, row)), finish=lambda: finished.append(1)),
+    )[1]
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    rows = train("linear", tmp_path / "run", wandb=True)
+    assert [step for step, _ in logged] == [row["step"] for row in rows]
+    assert logged[1][1]["cov/accuracy"] == rows[1]["cov/accuracy"]
+    assert started[0]["config"]["script"] == "linear"
+    assert finished == [1]
+
+
 # --- CTWA ---
 
 
@@ -253,6 +287,7 @@ def test_the_official_gate_and_outlier_drop(tmp_path):
     [
         ("linear", {"prompts": 5}, "--prompts 5 must be divisible by --mini-batches 2"),
         ("linear", {"prompts": 10**6}, "--prompts 1000000 is more than"),
+        ("linear", {"eval_prompts": 1}, "--eval-prompts 1 must be at least 2"),
         ("linear", {"completions": 1}, "--completions must be at least 2"),
         ("linear", {"temperature": 0.0}, "--temperature 0.0 must be positive"),
         ("linear", {"weights": (0.5, 0.5)}, "--weights has 2 numbers for 3 objectives"),
