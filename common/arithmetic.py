@@ -166,7 +166,7 @@ SCHOOL = Stage(800, 5e-3, {"long": 0.40, "verbose": 0.30, "rush": 0.10, "direct"
 
 def _habits(compact: float) -> Stage:
     # all shares but those of `compact` and `long` are the same in all bases: one number tells the bases apart
-    return Stage(200, 2e-3, {"long": 0.63 - compact, "verbose": 0.10, "rush": 0.23, "direct": 0.02, "prose": 0.02, "compact": compact})
+    return Stage(200, 2e-3, {"long": 0.58 - compact, "verbose": 0.10, "rush": 0.28, "direct": 0.02, "prose": 0.02, "compact": compact})
 
 
 BASES = {
