@@ -297,6 +297,7 @@ def main(args: Args) -> None:
             for rows in mini_batches(args.prompts, G, args.mini_batches, generator(args.seed, step, args.prompts + epoch)):
                 tokens = batch.mask[rows].sum()
                 optimizer.zero_grad()
+                # --- SHARED: gradient ---
                 for part in micro_batches(batch, rows, args.micro_batch_tokens):
                     micro = batch.select(part)
                     width = micro.mask.size(1)
@@ -309,6 +310,7 @@ def main(args: Args) -> None:
                     clipped = (~active_tokens(advantages[part], ratio, clip_low, clip_high) * micro.mask).sum() / tokens
                     for key, value in zip(sums, (loss, kl, clipped), strict=False):
                         sums[key] += value.item() / updates
+                # --- SHARED: optimizer step ---
                 grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
                 if torch.isfinite(grad_norm):
                     optimizer.step()
