@@ -135,13 +135,15 @@ def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estima
 
     reinforce: REINFORCE++ (Hu et al., 2025): whitened over the batch with every token counted once, so long completions weigh more.
     grpo: (Shao et al., 2024): centred and scaled within the prompt.
+    In float64: where all scores are alike, float32 leaves a rounding error that the division would blow up to a few per cent.
     """
+    lengths, exact = lengths.double(), scores.double()
     if estimator == "reinforce":
         n = lengths.sum()
-        centred = scores - (lengths * scores).sum() / n
-        return centred * torch.rsqrt((lengths * centred**2).sum() / (n - 1) + 1e-8)
-    groups = scores.view(-1, group_size)
-    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)).flatten()
+        centred = exact - (lengths * exact).sum() / n
+        return (centred * torch.rsqrt((lengths * centred**2).sum() / (n - 1) + 1e-8)).to(scores)
+    groups = exact.view(-1, group_size)
+    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)).flatten().to(scores)
 
 
 def active_tokens(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:

@@ -1,0 +1,398 @@
+"""Dynamic weighting: reward weights that follow each objective's influence, the inner product of its gradient with everyone's.
+
+Paper: arXiv 2602.06869, section 3 (dynamic reward weighting, Lu et al., 2025). Before every update, on the whole batch, I_k = <g_k, sum_j g_j> and
+w_k <- w_k exp(lr * I_k / mu), back to sum 1; the batch's rewards are scalarised with the new weights. It raises what is easy: objectives
+with large gradients that agree with the others. --variant hypervolume, the same paper's second method, keeps the weights and takes
+longer steps after a batch whose mean rewards have extended the Pareto front.
+
+From the paper: what counts is lr / mu, 0.1 there; with this project's larger lr the same ratio needs the larger mu that is the default.
+Against the official code: the exponent has lr once (there twice, so the weights never move); gradients over all layers, not 16 fixed ones;
+a floor, because a weight of 0 could not come back; KL is no objective. hypervolume: a factor on the reward, as in the authors' own code,
+is cancelled by the normalisation that follows, and a factor on the advantage mostly by Adam; so it is one on the learning rate, and the
+front is that of the training batches, not of held-out prompts.
+Against linear.py: one more forward and K backward passes over the batch, and the weights that follow from them.
+
+Run: python run.py dynamic_weighting
+"""
+
+# --- SHARED: imports ---
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import rewards as reward_functions
+from common.batch import micro_batches, mini_batches, pad
+from common.checkpoint import load_checkpoint, save_checkpoint
+from common.data import load_prompts
+from common.errors import UserError, plain_errors, require
+from common.evaluate import evaluate
+from common.model import export, load_model, load_tokenizer, token_logprobs, token_logprobs_no_grad
+from common.rollout import ENGINES
+from common.seeds import derive, generator
+from common.track import Tracker, parse, run_folder
+
+SCRIPT = Path(__file__).stem
+MAX_FAILURES = 5  # updates in a row with a gradient that is not finite, before the run stops
+
+
+# --- ALGO: imports ---
+import math
+
+from common.grads import backward_each, gram_matrix
+
+
+# --- SHARED: args ---
+@dataclass
+class Args:
+    out: str = ""
+    """run folder; default runs/<script>-s<seed>, numbered when taken"""
+    resume: str = ""
+    """folder of a stopped run to continue, with the flags it had"""
+    seed: int = 1
+    """decides prompts, completions and mini-batches; the model's start and the evaluation do not depend on it"""
+    steps: int = 100
+    """training steps, each on fresh completions (paper: 810)"""
+    eval_every: int = 10
+    """evaluate every so many steps; also before the first and after the last"""
+    eval_prompts: int = 256
+    """held-out prompts evaluated, at most; one sampled and one greedy completion each"""
+    eval_split: Literal["test", "tune"] = "test"
+    """held-out prompts to evaluate on: choose hyperparameters on tune, report test"""
+    checkpoint_every: int = 25
+    """write a checkpoint every so many steps; the last two are kept"""
+    tensorboard: bool = False
+    """also write TensorBoard events into the run folder (pip install tensorboard)"""
+    wandb: bool = False
+    """also log to Weights & Biases (pip install wandb)"""
+
+    model: str = "testbed"
+    """testbed[:base], a Hugging Face hub name, or a local folder"""
+    trust_remote_code: bool = False
+    """let a hub model run its own Python code; only for a source you trust"""
+    dataset: str = "arithmetic"
+    """arithmetic, math500, a hub name, or a local parquet, json, jsonl or csv file"""
+    prompt_column: str = ""
+    """column with the prompt, text or chat messages; default: prompt, problem or question"""
+    answer_column: str = ""
+    """column with the reference answer, nested as in reward_model.ground_truth; default: answer"""
+    prompt_suffix: str = ""
+    """appended to every prompt; math500 appends the paper's instruction by itself"""
+    max_prompt_length: int = 1024
+    """drop longer prompts, in tokens"""
+
+    engine: Literal["transformers"] = "transformers"
+    """what samples the completions"""
+    prompts: int = 16
+    """prompts per step, P (paper: 32)"""
+    completions: int = 16
+    """completions per prompt, G (paper: 16)"""
+    max_new_tokens: int = 56
+    """longest completion, in tokens (paper: 1024)"""
+    temperature: float = 1.0
+    """sampling temperature of training and of the sampled evaluation"""
+    rewards: tuple[str, ...] = ("rewards.accuracy:accuracy", "rewards.conciseness:conciseness", "rewards.clarity:clarity")
+    """objectives as module:function or file.py:function, any number; the function's name is the objective's"""
+    answer_check: Literal["auto", "exact", "math-verify", "boxed"] = "auto"
+    """how accuracy compares: auto is exact for arithmetic, else math-verify; boxed is the paper's string comparison"""
+
+    estimator: Literal["reinforce", "grpo"] = "reinforce"
+    """advantages: REINFORCE++ (whitened over the batch, no clipping) or GRPO (normalised per prompt, clipped)"""
+    clip_low: float = 0.2
+    """grpo: lower clip of the probability ratio, 1 - clip_low"""
+    clip_high: float = 0.2
+    """grpo: upper clip of the probability ratio, 1 + clip_high"""
+    dual_clip: float = 0.0
+    """grpo: bound the loss of negative advantages at dual_clip * |advantage|; 0 is off (official code: 3)"""
+    kl_coef: float = 1e-3
+    """weight of the k3 KL divergence to the start model in the loss; 0 loads no reference model"""
+    lr: float = 1e-4
+    """AdamW learning rate (paper: 1e-6 for 1.5B parameters)"""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """linear decays to 0 at the last step"""
+    weight_decay: float = 0.01
+    """AdamW weight decay"""
+    max_grad_norm: float = 1.0
+    """clip the gradient to this norm"""
+    mini_batches: int = 2
+    """optimizer steps per pass over the completions"""
+    epochs: int = 1
+    """passes over the completions"""
+    micro_batch_tokens: int = 4096
+    """padded tokens in one forward pass; changes memory and speed, not the result"""
+
+    # --- ALGO: args ---
+    weights: tuple[float, ...] = ()
+    """weight of each objective at the start, in the order of --rewards; default: equal (paper: .333 .333 .334)"""
+    variant: Literal["gradient", "hypervolume"] = "gradient"
+    """gradient: weights by influence (the paper's choice); hypervolume: fixed weights, longer steps when the Pareto front grows"""
+    mu: float = 1e-3
+    """gradient: temperature of the weights; --lr / --mu is their rate, 0.1 here (paper: mu 1e-5, lr 1e-6)"""
+    weight_floor: float = 1e-3
+    """gradient: no weight falls under this share, so that every objective can come back (official code: none)"""
+
+
+# --- ALGO: mathematics ---
+def update_weights(weights: Tensor, influence: Tensor, lr: float, mu: float) -> Tensor:
+    """w_k exp(lr I_k / mu) / Z: mirror ascent on the influence. weights [K] on the simplex, influence [K] -> [K] on the simplex."""
+    return (weights.log() + lr * influence / mu).softmax(0)
+
+
+def hypervolume(points: Tensor, reference: Tensor) -> float:
+    """Volume of what the points dominate above the reference point, all objectives to be maximised. points [N,K], reference [K].
+
+    By slices of the last objective: between two neighbouring values of it lies a slab over the front of those that reach the upper one.
+    """
+    points = points[(points > reference).all(1)]
+    if len(points) == 0:
+        return 0.0
+    if points.size(1) == 1:
+        return float(points.max() - reference)
+    volume, lower = 0.0, float(reference[-1])
+    for upper in points[:, -1].unique().tolist():  # ascending
+        volume += (upper - lower) * hypervolume(points[points[:, -1] >= upper, :-1], reference[:-1])
+        lower = upper
+    return volume
+
+
+def step_factor(front: Tensor, point: Tensor, reference: Tensor) -> tuple[float, Tensor]:
+    """(0.5 + 1.5 tanh of the volume that the point adds to the front, the front with the point if it added any). front [N,K], point [K]."""
+    extended = torch.cat([front, point[None]])
+    gain = hypervolume(extended, reference) - hypervolume(front, reference)
+    return 0.5 + 1.5 * math.tanh(gain), extended if gain > 0 else front
+
+
+# --- SHARED: advantages and loss ---
+def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
+    """One advantage per completion, shared by all its tokens. scores [B], lengths [B] in tokens -> [B].
+
+    reinforce: REINFORCE++ (Hu et al., 2025): whitened over the batch with every token counted once, so long completions weigh more.
+    grpo: (Shao et al., 2024): centred and scaled within the prompt.
+    In float64: where all scores are alike, float32 leaves a rounding error that the division would blow up to a few per cent.
+    """
+    lengths, exact = lengths.double(), scores.double()
+    if estimator == "reinforce":
+        n = lengths.sum()
+        centred = exact - (lengths * exact).sum() / n
+        return (centred * torch.rsqrt((lengths * centred**2).sum() / (n - 1) + 1e-8)).to(scores)
+    groups = exact.view(-1, group_size)
+    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)).flatten().to(scores)
+
+
+def active_tokens(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """Where the surrogate has a gradient: 1 unless the clip acts (eq. 6). advantages [B], ratio [B,T] -> bool [B,T]."""
+    return torch.where(advantages[:, None] >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
+
+
+def policy_loss(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float) -> Tensor:
+    """PPO's clipped surrogate per token, to be minimised; infinite clips give REINFORCE. ratio [B,T], advantages [B] -> [B,T].
+
+    dual_clip > 0 bounds the loss of negative advantages at dual_clip * |advantage| (Ye et al., 2020); 0 is off.
+    """
+    advantages = advantages[:, None]
+    loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    if dual_clip > 0:
+        loss = torch.where(advantages < 0, torch.min(loss, -advantages * dual_clip), loss)
+    return loss
+
+
+def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """k3 estimate of KL(policy || reference) per token, e^d - d - 1 with d = ref_logp - logp (Schulman, 2020). [B,T] -> [B,T].
+
+    The clamps are the official code's: they only act where the two models differ by e^10 and would overflow otherwise.
+    """
+    d = (ref_logp - logp).clamp(-20, 20)
+    return (d.exp() - d - 1).clamp(-10, 10)
+
+
+def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_size: int) -> Tensor:
+    """Covariance law (eq. 3): mean over prompts of the covariance, over a prompt's completions, of what the update weighs a completion
+    with and of each reward; biased (1/G) as in the paper. completion_weight [B], rewards [B,K] -> [K]."""
+    weight = completion_weight.view(-1, group_size, 1)
+    reward = rewards.view(-1, group_size, rewards.size(1))
+    return ((weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))).mean((0, 1))
+
+
+def main(args: Args) -> None:
+    # --- SHARED: set-up ---
+    require(os.environ.get("WORLD_SIZE", "1") == "1", "several processes are not supported yet: start the script without torchrun")
+    for flag in ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs"):
+        require(getattr(args, flag) >= 1, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1")
+    require(args.prompts % args.mini_batches == 0, f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}")
+    require(args.eval_prompts >= 2, f"--eval-prompts {args.eval_prompts} must be at least 2: the verdict needs a standard error")
+    require(args.completions >= 2, "--completions must be at least 2: advantages and covariances compare a prompt's completions")
+    require(args.temperature > 0, f"--temperature {args.temperature} must be positive: at 0 a prompt's completions are all the same")
+    objectives = reward_functions.load(args.rewards)
+    K, G = len(objectives), args.completions
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clip_low, clip_high = (args.clip_low, args.clip_high) if args.estimator == "grpo" else (torch.inf, torch.inf)
+    dual_clip = args.dual_clip if args.estimator == "grpo" else 0.0
+
+    # --- ALGO: state ---
+    weights = torch.tensor(args.weights or [1 / K] * K, device=device)
+    require(len(weights) == K, f"--weights has {len(weights)} numbers for {K} objectives ({', '.join(objectives)})")
+    require(bool((weights > 0).all()), f"--weights {args.weights} must be positive: a weight of 0 has no logarithm and could never grow")
+    require(args.mu > 0, f"--mu {args.mu} must be positive")
+    require(0 <= args.weight_floor < 1 / K, f"--weight-floor {args.weight_floor} must be at least 0 and under 1 / {K}, an equal share")
+    state = {"weights": weights / weights.sum(), "reference": None, "front": torch.zeros(0, K, dtype=torch.float64)}
+
+    # --- SHARED: models, data and start ---
+    tokenizer = load_tokenizer(args.model, args.trust_remote_code)
+    data = load_prompts(args.dataset, tokenizer, args.prompt_column, args.answer_column, args.prompt_suffix, args.max_prompt_length)
+    train, held_out = data["train"], data[args.eval_split]
+    held_out = held_out.select(range(min(args.eval_prompts, len(held_out))))
+    require(args.prompts <= len(train), f"--prompts {args.prompts} is more than the {len(train)} training prompts")
+    policy = load_model(args.model, device, args.trust_remote_code)
+    reference = load_model(args.model, device, args.trust_remote_code).requires_grad_(False) if args.kl_coef > 0 else None
+    engine = ENGINES[args.engine](policy, tokenizer)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    last_step, seen, yardstick, failures = 0, [0.0, 0], None, 0  # seen: tokens and number of all training completions so far
+    if args.resume:
+        last_step, saved = load_checkpoint(Path(args.resume), device)
+        policy.load_state_dict(saved["policy"])
+        optimizer.load_state_dict(saved["optimizer"])
+        state.update(saved["algorithm"])
+        seen, yardstick = saved["seen"], saved["yardstick"]
+    folder = run_folder(args.out, args.resume, SCRIPT, args.seed)
+    config = {"script": SCRIPT, "objectives": list(objectives), **asdict(args), "out": str(folder), "resume": ""}
+    tracker = Tracker(folder, config, last_step if args.resume else None, args.tensorboard, args.wandb)
+    check = ("exact" if args.dataset == "arithmetic" else "math-verify") if args.answer_check == "auto" else args.answer_check
+    evaluation = (tokenizer, held_out, objectives, args.prompts * G, args.max_new_tokens, args.temperature, {"answer_check": check})
+    if not args.resume:
+        metrics, samples = evaluate(engine, None, *evaluation)
+        yardstick = metrics["eval/length"]
+        tracker.log(0, metrics)
+        tracker.completions(0, samples)
+
+    progress = tqdm(range(last_step + 1, args.steps + 1), initial=last_step, total=args.steps, desc=folder.name, unit="step")
+    for step in progress:
+        # --- SHARED: sample, generate, score ---
+        clock = [time.perf_counter()]
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * (1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1)
+        prompts = train.batch(step, args.prompts, args.seed)
+        seeds = [derive(args.seed, step, i) for i in range(args.prompts)]
+        ids = engine.generate(prompts.ids, G, args.max_new_tokens, args.temperature, seeds)  # B = P * G token lists
+        batch = pad([p for p in prompts.ids for _ in range(G)], ids, tokenizer.pad_token_id, device)
+        clock.append(time.perf_counter())
+        columns, texts = prompts.repeat(G), tokenizer.batch_decode(ids, skip_special_tokens=True)
+        mean_length = seen[0] / seen[1] if seen[1] else batch.lengths.mean().item()
+        rewards = reward_functions.score(
+            objectives,
+            prompts=columns["prompt"],
+            completions=texts,
+            completion_ids=ids,
+            mean_length=mean_length,
+            columns=columns,
+            answer_check=check,
+        ).to(device)  # [B, K]
+        seen = [seen[0] + batch.lengths.sum().item(), seen[1] + len(ids)]
+        clock.append(time.perf_counter())
+        old_logp = token_logprobs_no_grad(policy, batch, args.temperature, args.micro_batch_tokens)  # [B, T]
+        ref_logp = token_logprobs_no_grad(reference, batch, args.temperature, args.micro_batch_tokens) if reference else old_logp
+
+        # --- ALGO: advantages ---
+        influence, factor = torch.zeros(K, device=device), 1.0
+        if args.variant == "gradient":
+            each = torch.stack([estimate_advantages(r, batch.lengths, G, args.estimator) for r in rewards.T])  # [K, B]
+            parameters = list(policy.parameters())
+            gradients = [[None] * len(parameters) for _ in range(K)]
+            for part in micro_batches(batch, torch.arange(len(ids)), args.micro_batch_tokens):
+                micro = batch.select(part)
+                logp = token_logprobs(policy, micro, args.temperature)
+                # at a ratio of 1 nothing is clipped and the surrogate's gradient is that of -A log pi
+                losses = [-(a[part, None] * logp * micro.mask).sum() / batch.mask.sum() for a in each]
+                backward_each(losses, parameters, gradients)
+            influence = gram_matrix(gradients).sum(1).float().to(device)
+            weights = update_weights(state["weights"], influence, optimizer.param_groups[0]["lr"], args.mu).clamp(min=args.weight_floor)
+            state["weights"] = weights / weights.sum()
+        else:
+            mean = rewards.mean(0).double().cpu()
+            state["reference"] = mean if state["reference"] is None else state["reference"]
+            factor, state["front"] = step_factor(state["front"], mean, state["reference"])
+            for group in optimizer.param_groups:
+                group["lr"] *= factor
+        weights = state["weights"]
+        advantages = estimate_advantages(rewards @ weights, batch.lengths, G, args.estimator)  # [B]
+
+        # --- SHARED: update ---
+        sums = dict.fromkeys(("loss/policy", "loss/kl", "clip/fraction", "grad/norm"), 0.0)
+        skipped, updates = 0, args.epochs * args.mini_batches
+        for epoch in range(args.epochs):
+            for rows in mini_batches(args.prompts, G, args.mini_batches, generator(args.seed, step, args.prompts + epoch)):
+                tokens = batch.mask[rows].sum()
+                optimizer.zero_grad()
+                # --- SHARED: gradient ---
+                for part in micro_batches(batch, rows, args.micro_batch_tokens):
+                    micro = batch.select(part)
+                    width = micro.mask.size(1)
+                    logp = token_logprobs(policy, micro, args.temperature)
+                    ratio = (logp - old_logp[part, :width]).clamp(-20, 20).exp()
+                    # sums over the mini-batch's tokens: how it is cut into micro-batches changes nothing
+                    loss = (policy_loss(ratio, advantages[part], clip_low, clip_high, dual_clip) * micro.mask).sum() / tokens
+                    kl = (kl_penalty(logp, ref_logp[part, :width]) * micro.mask).sum() / tokens
+                    (loss + args.kl_coef * kl).backward()
+                    clipped = (~active_tokens(advantages[part], ratio, clip_low, clip_high) * micro.mask).sum() / tokens
+                    for key, value in zip(sums, (loss, kl, clipped), strict=False):
+                        sums[key] += value.item() / updates
+                # --- SHARED: optimizer step ---
+                grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+                if torch.isfinite(grad_norm):
+                    optimizer.step()
+                    failures = 0
+                else:  # the policy keeps its last good weights
+                    skipped, failures = skipped + 1, failures + 1
+                sums["grad/norm"] += grad_norm.item() / updates
+        engine.sync(policy, step)
+        clock.append(time.perf_counter())
+
+        # --- ALGO: after the update ---
+        extra = {"dynamic_weighting/influence": influence}
+
+        # --- SHARED: observe, evaluate, save ---
+        clock.append(time.perf_counter())
+        groups = rewards.view(-1, G, K)
+        observed = {
+            "reward": rewards.mean(0),
+            "reward_std": rewards.std(0),
+            "signal": (groups != groups[:, :1]).any(1).float().mean(0),  # share of prompts whose completions differ in this reward
+            "weight": weights,
+            "weight_share": weights / weights.sum(),
+            "cov": within_prompt_covariance(advantages, rewards, G),
+            **extra,
+        }
+        row = {f"{key}/{name}": float(v) for key, values in observed.items() for name, v in zip(objectives, values, strict=True)}
+        truncated = sum(len(i) == args.max_new_tokens and i[-1] not in engine.stop_ids for i in ids) / len(ids)
+        row |= {"length/mean": batch.lengths.mean().item(), "length/threshold": mean_length, "length/truncated": truncated}
+        row |= sums | {"grad/skipped": skipped, "lr": optimizer.param_groups[0]["lr"]}
+        row |= {f"time/{key}": b - a for key, a, b in zip(("rollout", "reward", "update", "weights"), clock, clock[1:], strict=False)}
+        if step % args.eval_every == 0 or step == args.steps:
+            metrics, samples = evaluate(engine, yardstick, *evaluation)
+            row |= metrics
+            tracker.completions(step, samples)
+        tracker.log(step, row)
+        progress.set_postfix({name: f"{row[f'reward/{name}']:.2f}" for name in objectives} | {"length": f"{row['length/mean']:.0f}"})
+        if step % args.checkpoint_every == 0 or step == args.steps or failures >= MAX_FAILURES:
+            saved = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "algorithm": state}
+            save_checkpoint(folder, step, saved | {"seen": seen, "yardstick": yardstick})
+        if failures >= MAX_FAILURES:
+            raise UserError(
+                f"step {step}: {failures} updates in a row had a loss or gradient that is not finite and were skipped; lower --lr "
+                f"(now {args.lr}). The last good state is in {folder / 'checkpoints'}"
+            )
+
+    # --- SHARED: close ---
+    export(policy, tokenizer, folder / "model")
+    tracker.close()
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(parse(Args, SCRIPT))
