@@ -1,9 +1,9 @@
 """Dynamic weighting: reward weights that follow each objective's influence, the inner product of its gradient with everyone's.
 
-Paper: arXiv 2602.06869, section 3 (dynamic reward weighting, Lu et al., 2025). Before every update, on the whole batch, I_k = <g_k, sum_j g_j> and
-w_k <- w_k exp(lr * I_k / mu), back to sum 1; the batch's rewards are scalarised with the new weights. It raises what is easy: objectives
-with large gradients that agree with the others. --variant hypervolume, the same paper's second method, keeps the weights and takes
-longer steps after a batch whose mean rewards have extended the Pareto front.
+Paper: arXiv 2602.06869, section 3 (dynamic reward weighting, Lu et al., 2025). Before every update, on the whole batch, I_k =
+<g_k, sum_j g_j> and w_k <- w_k exp(lr * I_k / mu), back to sum 1; the batch's rewards are scalarised with the new weights. It raises what
+is easy: objectives with large gradients that agree with the others. --variant hypervolume, the same paper's second method, keeps the
+weights and takes longer steps after a batch whose mean rewards have extended the Pareto front.
 
 From the paper: what counts is lr / mu, 0.1 there; with this project's larger lr the same ratio needs the larger mu that is the default.
 Against the official code: the exponent has lr once (there twice, so the weights never move); gradients over all layers, not 16 fixed ones;

@@ -125,7 +125,7 @@ class Args:
 
     # --- ALGO: args ---
     losses: Literal["gap", "surrogate"] = "gap"
-    """an objective's loss: gap is reward_max - average reward; surrogate is the official code's policy loss, which soon has no power"""
+    """gap: reward_max - average reward; surrogate: the official code's policy loss, which soon changes its sign and ends the run"""
     reward_max: tuple[float, ...] = ()
     """the best reward of each objective, in the order of --rewards; default: 1 each"""
     alpha: float = 1.5
@@ -317,22 +317,25 @@ def main(args: Args) -> None:
                     sums["loss/kl"] += kl.item() / updates
                     sums["clip/fraction"] += clipped.item() / updates
                 gram = gram_matrix(gradients[:K])  # [K, K]; the KL term is no objective
+                present = has_gradient(gram)  # [K]
                 # --- ALGO: weigh the gradients ---
-                active, current = has_gradient(gram), (reward_max - state["ema"]).clamp(min=FLOOR) if args.losses == "gap" else losses
-                if len(state["first_losses"]) < FIRST:
-                    state["first_losses"] = [*state["first_losses"], current]
-                initial = torch.stack(state["first_losses"]).mean(0)
-                require(bool((current / initial > 0).all()), f"step {step}: a loss has changed its sign and has no power; use --losses gap")
-                mini_weights, own = state["weights"] / K, state["weights"][active].mean()  # of sum 1, so that KL counts as in linear.py
-                if active.any():  # the others keep their weights: a gradient of 0 says nothing about their rate
-                    inputs = gram.diagonal().sqrt()[active].float(), current[active], initial[active]
-                    updated = own * gradnorm_step(state["weights"][active] / own, *inputs, args.alpha, args.weight_lr)
-                    state["weights"] = state["weights"].masked_scatter(active, updated)
+                mini_weights = state["weights"] / K  # of sum 1, so that KL counts as in linear.py
+                if present.any():  # the others keep their weights: a gradient of 0 says nothing about their rate
+                    current = (reward_max - state["ema"]).clamp(min=FLOOR) if args.losses == "gap" else losses
+                    if len(state["first_losses"]) < FIRST:
+                        state["first_losses"] = [*state["first_losses"], current]
+                    initial = torch.stack(state["first_losses"]).mean(0)
+                    positive = bool((current[present] / initial[present] > 0).all())
+                    require(positive, f"step {step}: a loss has another sign than at first, so their ratio has no power; use --losses gap")
+                    own = state["weights"][present].mean()
+                    inputs = gram.diagonal().sqrt()[present].float(), current[present], initial[present]
+                    updated = own * gradnorm_step(state["weights"][present] / own, *inputs, args.alpha, args.weight_lr)
+                    state["weights"] = state["weights"].masked_scatter(present, updated)
                 # --- SHARED: weighted gradient ---
                 combine(gradients, [*mini_weights.tolist(), 1.0][: len(gradients)], parameters)
                 sums["loss/policy"] += (mini_weights @ losses).item() / updates
                 weights, norms = weights + mini_weights / updates, norms + gram.diagonal().sqrt() / updates
-                missing = missing + ~has_gradient(gram) / updates
+                missing = missing + ~present / updates
                 # --- SHARED: optimizer step ---
                 grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
                 if torch.isfinite(grad_norm):

@@ -131,21 +131,25 @@ class Args:
 def min_norm_weights(gram: Tensor) -> Tensor:
     """The weights on the simplex of the shortest convex combination, argmin_w w' H w, exactly. gram [K,K] -> [K] float64.
 
-    For each of the 2^K - 1 supports the optimality conditions (Hw)_k = v on the support, sum_k w_k = 1, are one linear system; of its
-    non-negative solutions the one is returned whose gap w'Hw - min_k (Hw)_k, which is 0 at the optimum, is least.
+    For each of the 2^K - 1 supports the optimality conditions (Hw)_k = v on the support, sum_k w_k = 1, are one linear system. Of its
+    non-negative solutions that one is the answer whose gap w'Hw - min_k (Hw)_k, 0 at the optimum, is least. Where there are several, as
+    with two objectives of the same gradient, their mean is an answer as well, and treats the two alike.
     """
     gram, K = gram.double(), len(gram)
     inside = torch.tensor([[s >> k & 1 for k in range(K)] for s in range(1, 2**K)], dtype=gram.dtype)  # [N, K], N supports
-    scale = (inside * gram.diagonal()).amax(1).clamp(min=1e-300)  # each support in its own units, so that tiny gradients are solved as well
+    scale = (inside * gram.diagonal()).amax(1).clamp(min=1e-300)  # each support in its own units: tiny gradients are solved as well
     system = torch.zeros(len(inside), K + 1, K + 1, dtype=gram.dtype)
     system[:, :K, :K] = inside[:, :, None] * inside[:, None, :] * gram / scale[:, None, None] + torch.diag_embed(1 - inside)
     system[:, :K, K] = system[:, K, :K] = inside
     solution, _ = torch.linalg.solve_ex(system, torch.eye(K + 1, dtype=gram.dtype)[K].expand(len(inside), -1))
     weights = solution[:, :K] * inside
-    weights = weights[((weights >= -1e-12) & weights.isfinite()).all(1) & (weights.sum(1) > 0.5)].clamp(min=0)
+    valid = ((weights >= -1e-12) & weights.isfinite()).all(1) & (weights.sum(1) > 0.5)
+    weights = weights[valid].clamp(min=0)
     weights = weights / weights.sum(1, keepdim=True)
     slopes = weights @ gram
-    return weights[((weights * slopes).sum(1) - slopes.amin(1)).argmin()]
+    lengths = (weights * slopes).sum(1)  # w'Hw
+    gaps = lengths - slopes.amin(1)
+    return weights[gaps <= gaps.min() + 1e-12 * lengths + 1e-16 * scale[valid]].mean(0)
 
 
 # --- SHARED: advantages and loss ---
@@ -304,17 +308,18 @@ def main(args: Args) -> None:
                     sums["loss/kl"] += kl.item() / updates
                     sums["clip/fraction"] += clipped.item() / updates
                 gram = gram_matrix(gradients[:K])  # [K, K]; the KL term is no objective
+                present = has_gradient(gram)  # [K]
                 # --- ALGO: weigh the gradients ---
-                mini_weights, active = torch.full((K,), 1 / K), has_gradient(gram)
-                if active.any():  # among those that have a gradient: with a zero among them the shortest combination is 0
-                    scale = gram.diagonal()[active].rsqrt() if args.normalize else torch.ones(int(active.sum()))
-                    found = scale * min_norm_weights(scale[:, None] * gram[active][:, active] * scale)
-                    mini_weights = torch.zeros(K).masked_scatter(active, (found / found.sum()).float())
+                mini_weights = torch.full((K,), 1 / K)
+                if present.any():  # among those that have a gradient: with a zero among them the shortest combination is 0
+                    scale = gram.diagonal()[present].rsqrt() if args.normalize else torch.ones(int(present.sum()))
+                    found = scale * min_norm_weights(scale[:, None] * gram[present][:, present] * scale)
+                    mini_weights = torch.zeros(K).masked_scatter(present, (found / found.sum()).float())
                 # --- SHARED: weighted gradient ---
                 combine(gradients, [*mini_weights.tolist(), 1.0][: len(gradients)], parameters)
                 sums["loss/policy"] += (mini_weights @ losses).item() / updates
                 weights, norms = weights + mini_weights / updates, norms + gram.diagonal().sqrt() / updates
-                missing = missing + ~has_gradient(gram) / updates
+                missing = missing + ~present / updates
                 # --- SHARED: optimizer step ---
                 grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
                 if torch.isfinite(grad_norm):

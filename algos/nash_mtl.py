@@ -141,7 +141,7 @@ def nash_weights(gram: Tensor) -> Tensor:
     H, alpha = scale[:, None] * gram * scale, torch.ones(len(gram), dtype=gram.dtype)
     for _ in range(200):
         slope = H @ alpha - 1 / alpha
-        if (alpha * slope).abs().max() < 1e-10:
+        if (alpha * slope).abs().max() < 1e-9:
             return scale * alpha
         step, _ = torch.linalg.solve_ex(H + torch.diag(alpha**-2), slope)
         decrement = (slope @ step).clamp(min=0).sqrt()
@@ -305,19 +305,19 @@ def main(args: Args) -> None:
                     sums["loss/kl"] += kl.item() / updates
                     sums["clip/fraction"] += clipped.item() / updates
                 gram = gram_matrix(gradients[:K])  # [K, K]; the KL term is no objective
+                present = has_gradient(gram)  # [K]
                 # --- ALGO: weigh the gradients ---
-                mini_weights, active = torch.full((K,), 1 / K), has_gradient(gram)
-                if active.any():  # an objective without a gradient has nothing to bargain for
-                    part = gram[active][:, active]
+                mini_weights = torch.full((K,), 1 / K)
+                if present.any():  # an objective without a gradient has nothing to bargain for
+                    part = gram[present][:, present]
                     alpha = nash_weights(part + args.ridge * part.diagonal().diag())
-                    length = (alpha @ part @ alpha).sqrt()  # sqrt(K), but for the ridge
-                    alpha = alpha * part.diagonal().sqrt().mean() / length
-                    mini_weights = torch.zeros(K).masked_scatter(active, alpha.float())
+                    alpha = alpha * part.diagonal().sqrt().mean() / len(part) ** 0.5  # the direction's length is sqrt(K), but for the ridge
+                    mini_weights = torch.zeros(K).masked_scatter(present, alpha.float())
                 # --- SHARED: weighted gradient ---
                 combine(gradients, [*mini_weights.tolist(), 1.0][: len(gradients)], parameters)
                 sums["loss/policy"] += (mini_weights @ losses).item() / updates
                 weights, norms = weights + mini_weights / updates, norms + gram.diagonal().sqrt() / updates
-                missing = missing + ~has_gradient(gram) / updates
+                missing = missing + ~present / updates
                 # --- SHARED: optimizer step ---
                 grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
                 if torch.isfinite(grad_norm):
