@@ -1,0 +1,379 @@
+"""Tchebycheff: serve the objective that is furthest from its ideal, by weights that grow with the distance.
+
+Makes max_k p_k (z_k - J_k) small, with preference p and ideal point z. Default, the paper's smooth form: online mirror descent on
+the weights, log w_k <- log w_k + lr * p_k (z_k - mean r_k), while the policy follows s = sum_k w_k r_k.
+--variant smooth: w_k in proportion to p_k softmax(p (z - J) / smoothing)_k, the gradient of the log-sum-exp of the distances; it forgets.
+--variant classical: each completion's score is -max_k p_k (z_k - r_k); with rewards of 0 or 1 it is best only where all succeed.
+
+Paper: arXiv 2602.06869, section 3 (Lin et al., 2024; Liu et al., 2024).
+From the paper: a larger rate of the weights, for 100 steps in place of 810; --max-ratio bounds their spread, because weights that never
+forget end with the worst objective having everything.
+Against the official code: classical scores a completion, once (there every token, so that each gets a constant penalty and their sum is
+minus the length); evaluation never moves the ideal point (there it does); ideal point and weights are checkpointed.
+Against linear.py: the weights follow from the batches, at no cost.
+
+Run: python run.py tchebycheff        Others: --variant smooth, --variant classical
+"""
+
+# --- SHARED: imports ---
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import rewards as reward_functions
+from common.batch import micro_batches, mini_batches, pad
+from common.checkpoint import load_checkpoint, save_checkpoint
+from common.data import load_prompts
+from common.errors import UserError, plain_errors, require
+from common.evaluate import evaluate
+from common.model import export, load_model, load_tokenizer, token_logprobs, token_logprobs_no_grad
+from common.rollout import ENGINES
+from common.seeds import derive, generator
+from common.track import Tracker, parse, run_folder
+
+SCRIPT = Path(__file__).stem
+MAX_FAILURES = 5  # updates in a row with a gradient that is not finite, before the run stops
+
+
+# --- ALGO: imports ---
+import math
+
+
+# --- SHARED: args ---
+@dataclass
+class Args:
+    out: str = ""
+    """run folder; default runs/<script>-s<seed>, numbered when taken"""
+    resume: str = ""
+    """folder of a stopped run to continue, with the flags it had"""
+    seed: int = 1
+    """decides prompts, completions and mini-batches; the model's start and the evaluation do not depend on it"""
+    steps: int = 100
+    """training steps, each on fresh completions (paper: 810)"""
+    eval_every: int = 10
+    """evaluate every so many steps; also before the first and after the last"""
+    eval_prompts: int = 256
+    """held-out prompts evaluated, at most; one sampled and one greedy completion each"""
+    eval_split: Literal["test", "tune"] = "test"
+    """held-out prompts to evaluate on: choose hyperparameters on tune, report test"""
+    checkpoint_every: int = 25
+    """write a checkpoint every so many steps; the last two are kept"""
+    tensorboard: bool = False
+    """also write TensorBoard events into the run folder (pip install tensorboard)"""
+    wandb: bool = False
+    """also log to Weights & Biases (pip install wandb)"""
+
+    model: str = "testbed"
+    """testbed[:base], a Hugging Face hub name, or a local folder"""
+    trust_remote_code: bool = False
+    """let a hub model run its own Python code; only for a source you trust"""
+    dataset: str = "arithmetic"
+    """arithmetic, math500, a hub name, or a local parquet, json, jsonl or csv file"""
+    prompt_column: str = ""
+    """column with the prompt, text or chat messages; default: prompt, problem or question"""
+    answer_column: str = ""
+    """column with the reference answer, nested as in reward_model.ground_truth; default: answer"""
+    prompt_suffix: str = ""
+    """appended to every prompt; math500 appends the paper's instruction by itself"""
+    max_prompt_length: int = 1024
+    """drop longer prompts, in tokens"""
+
+    engine: Literal["transformers"] = "transformers"
+    """what samples the completions"""
+    prompts: int = 16
+    """prompts per step, P (paper: 32)"""
+    completions: int = 16
+    """completions per prompt, G (paper: 16)"""
+    max_new_tokens: int = 56
+    """longest completion, in tokens (paper: 1024)"""
+    temperature: float = 1.0
+    """sampling temperature of training and of the sampled evaluation"""
+    rewards: tuple[str, ...] = ("rewards.accuracy:accuracy", "rewards.conciseness:conciseness", "rewards.clarity:clarity")
+    """objectives as module:function or file.py:function, any number; the function's name is the objective's"""
+    answer_check: Literal["auto", "exact", "math-verify", "boxed"] = "auto"
+    """how accuracy compares: auto is exact for arithmetic, else math-verify; boxed is the paper's string comparison"""
+
+    estimator: Literal["reinforce", "grpo"] = "reinforce"
+    """advantages: REINFORCE++ (whitened over the batch, no clipping) or GRPO (normalised per prompt, clipped)"""
+    clip_low: float = 0.2
+    """grpo: lower clip of the probability ratio, 1 - clip_low"""
+    clip_high: float = 0.2
+    """grpo: upper clip of the probability ratio, 1 + clip_high"""
+    dual_clip: float = 0.0
+    """grpo: bound the loss of negative advantages at dual_clip * |advantage|; 0 is off (official code: 3)"""
+    kl_coef: float = 1e-3
+    """weight of the k3 KL divergence to the start model in the loss; 0 loads no reference model"""
+    lr: float = 1e-4
+    """AdamW learning rate (paper: 1e-6 for 1.5B parameters)"""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """linear decays to 0 at the last step"""
+    weight_decay: float = 0.01
+    """AdamW weight decay"""
+    max_grad_norm: float = 1.0
+    """clip the gradient to this norm"""
+    mini_batches: int = 2
+    """optimizer steps per pass over the completions"""
+    epochs: int = 1
+    """passes over the completions"""
+    micro_batch_tokens: int = 4096
+    """padded tokens in one forward pass; changes memory and speed, not the result"""
+
+    # --- ALGO: args ---
+    variant: Literal["mirror-descent", "smooth", "classical"] = "mirror-descent"
+    """weights that accumulate the distance (the paper's choice), weights of the moment, or a score per completion"""
+    preference: tuple[float, ...] = ()
+    """importance p of each objective in the order of --rewards; default: equal. Scaled to sum 1 (paper: .333 .333 .334)"""
+    weight_lr: float = 1.0
+    """mirror-descent: step of the log-weights; what counts is steps * weight_lr (paper: 0.3 for 810 steps)"""
+    max_ratio: float = 20.0
+    """mirror-descent: no weight falls below the largest one divided by this (paper: no bound)"""
+    smoothing: float = 0.05
+    """smooth: temperature of the weights; large ones follow --preference, small ones serve the worst alone (authors: 1, on log-losses)"""
+    ema_tau: float = 0.3
+    """smooth: share of the newest batch in the average rewards"""
+
+
+# --- ALGO: mathematics ---
+def tchebycheff(rewards: Tensor, preference: Tensor, ideal: Tensor) -> Tensor:
+    """-max_k p_k (z_k - r_ik), one score per completion. rewards [B,K], preference [K], ideal [K] -> [B]."""
+    return -(preference * (ideal - rewards)).amax(1)
+
+
+def smooth_weights(mean_rewards: Tensor, preference: Tensor, ideal: Tensor, temperature: float) -> Tensor:
+    """p_k softmax(p (z - J) / T)_k over their sum: the slopes of T log sum_k exp(p_k (z_k - J_k) / T) in J (Lin et al.). [K]."""
+    weights = preference * (preference * (ideal - mean_rewards) / temperature).softmax(0)
+    return weights / weights.sum()
+
+
+def mirror_descent_step(log_weights: Tensor, preference: Tensor, mean_rewards: Tensor, ideal: Tensor, lr: float) -> Tensor:
+    """log w_k + lr p_k (z_k - J_k), not normalised (Liu et al.). All [K]."""
+    return log_weights + lr * preference * (ideal - mean_rewards)
+
+
+# --- SHARED: advantages and loss ---
+def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
+    """One advantage per completion, shared by all its tokens. scores [B], lengths [B] in tokens -> [B].
+
+    reinforce: REINFORCE++ (Hu et al., 2025): whitened over the batch with every token counted once, so long completions weigh more.
+    grpo: (Shao et al., 2024): centred and scaled within the prompt.
+    In float64: where all scores are alike, float32 leaves a rounding error that the division would blow up to a few per cent.
+    """
+    lengths, exact = lengths.double(), scores.double()
+    if estimator == "reinforce":
+        n = lengths.sum()
+        centred = exact - (lengths * exact).sum() / n
+        return (centred * torch.rsqrt((lengths * centred**2).sum() / (n - 1) + 1e-8)).to(scores)
+    groups = exact.view(-1, group_size)
+    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)).flatten().to(scores)
+
+
+def active_tokens(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """Where the surrogate has a gradient: 1 unless the clip acts (eq. 6). advantages [B], ratio [B,T] -> bool [B,T]."""
+    return torch.where(advantages[:, None] >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
+
+
+def policy_loss(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float) -> Tensor:
+    """PPO's clipped surrogate per token, to be minimised; infinite clips give REINFORCE. ratio [B,T], advantages [B] -> [B,T].
+
+    dual_clip > 0 bounds the loss of negative advantages at dual_clip * |advantage| (Ye et al., 2020); 0 is off.
+    """
+    advantages = advantages[:, None]
+    loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    if dual_clip > 0:
+        loss = torch.where(advantages < 0, torch.min(loss, -advantages * dual_clip), loss)
+    return loss
+
+
+def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """k3 estimate of KL(policy || reference) per token, e^d - d - 1 with d = ref_logp - logp (Schulman, 2020). [B,T] -> [B,T].
+
+    The clamps are the official code's: they only act where the two models differ by e^10 and would overflow otherwise.
+    """
+    d = (ref_logp - logp).clamp(-20, 20)
+    return (d.exp() - d - 1).clamp(-10, 10)
+
+
+def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_size: int) -> Tensor:
+    """Covariance law (eq. 3): mean over prompts of the covariance, over a prompt's completions, of what the update weighs a completion
+    with and of each reward; biased (1/G) as in the paper. completion_weight [B], rewards [B,K] -> [K]."""
+    weight = completion_weight.view(-1, group_size, 1)
+    reward = rewards.view(-1, group_size, rewards.size(1))
+    return ((weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))).mean((0, 1))
+
+
+def main(args: Args) -> None:
+    # --- SHARED: set-up ---
+    require(os.environ.get("WORLD_SIZE", "1") == "1", "several processes are not supported yet: start the script without torchrun")
+    for flag in ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs"):
+        require(getattr(args, flag) >= 1, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1")
+    require(args.prompts % args.mini_batches == 0, f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}")
+    require(args.eval_prompts >= 2, f"--eval-prompts {args.eval_prompts} must be at least 2: the verdict needs a standard error")
+    require(args.completions >= 2, "--completions must be at least 2: advantages and covariances compare a prompt's completions")
+    require(args.temperature > 0, f"--temperature {args.temperature} must be positive: at 0 a prompt's completions are all the same")
+    objectives = reward_functions.load(args.rewards)
+    K, G = len(objectives), args.completions
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clip_low, clip_high = (args.clip_low, args.clip_high) if args.estimator == "grpo" else (torch.inf, torch.inf)
+    dual_clip = args.dual_clip if args.estimator == "grpo" else 0.0
+
+    # --- ALGO: state ---
+    preference = torch.tensor(args.preference or [1 / K] * K, device=device)
+    require(len(preference) == K, f"--preference has {len(preference)} numbers for {K} objectives ({', '.join(objectives)})")
+    require(bool((preference > 0).all()), f"--preference {args.preference} must be positive: leave an objective of no importance out")
+    preference = preference / preference.sum()
+    require(args.weight_lr >= 0, f"--weight-lr {args.weight_lr} must not be negative")
+    require(args.max_ratio >= 1, f"--max-ratio {args.max_ratio} must be at least 1, where all weights are alike")
+    require(args.smoothing > 0, f"--smoothing {args.smoothing} must be positive")
+    require(0 < args.ema_tau <= 1, f"--ema-tau {args.ema_tau} must be in (0, 1]")
+    state = {"log_weights": preference.log(), "ideal": torch.full((K,), -torch.inf, device=device), "ema": None}
+
+    # --- SHARED: models, data and start ---
+    tokenizer = load_tokenizer(args.model, args.trust_remote_code)
+    data = load_prompts(args.dataset, tokenizer, args.prompt_column, args.answer_column, args.prompt_suffix, args.max_prompt_length)
+    train, held_out = data["train"], data[args.eval_split]
+    held_out = held_out.select(range(min(args.eval_prompts, len(held_out))))
+    require(args.prompts <= len(train), f"--prompts {args.prompts} is more than the {len(train)} training prompts")
+    policy = load_model(args.model, device, args.trust_remote_code)
+    reference = load_model(args.model, device, args.trust_remote_code).requires_grad_(False) if args.kl_coef > 0 else None
+    engine = ENGINES[args.engine](policy, tokenizer)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    last_step, seen, yardstick, failures = 0, [0.0, 0], None, 0  # seen: tokens and number of all training completions so far
+    if args.resume:
+        last_step, saved = load_checkpoint(Path(args.resume), device)
+        policy.load_state_dict(saved["policy"])
+        optimizer.load_state_dict(saved["optimizer"])
+        state.update(saved["algorithm"])
+        seen, yardstick = saved["seen"], saved["yardstick"]
+    folder = run_folder(args.out, args.resume, SCRIPT, args.seed)
+    config = {"script": SCRIPT, "objectives": list(objectives), **asdict(args), "out": str(folder), "resume": ""}
+    tracker = Tracker(folder, config, last_step if args.resume else None, args.tensorboard, args.wandb)
+    check = ("exact" if args.dataset == "arithmetic" else "math-verify") if args.answer_check == "auto" else args.answer_check
+    evaluation = (tokenizer, held_out, objectives, args.prompts * G, args.max_new_tokens, args.temperature, {"answer_check": check})
+    if not args.resume:
+        metrics, samples = evaluate(engine, None, *evaluation)
+        yardstick = metrics["eval/length"]
+        tracker.log(0, metrics)
+        tracker.completions(0, samples)
+
+    progress = tqdm(range(last_step + 1, args.steps + 1), initial=last_step, total=args.steps, desc=folder.name, unit="step")
+    for step in progress:
+        # --- SHARED: sample, generate, score ---
+        clock = [time.perf_counter()]
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * (1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1)
+        prompts = train.batch(step, args.prompts, args.seed)
+        seeds = [derive(args.seed, step, i) for i in range(args.prompts)]
+        ids = engine.generate(prompts.ids, G, args.max_new_tokens, args.temperature, seeds)  # B = P * G token lists
+        batch = pad([p for p in prompts.ids for _ in range(G)], ids, tokenizer.pad_token_id, device)
+        clock.append(time.perf_counter())
+        columns, texts = prompts.repeat(G), tokenizer.batch_decode(ids, skip_special_tokens=True)
+        mean_length = seen[0] / seen[1] if seen[1] else batch.lengths.mean().item()
+        rewards = reward_functions.score(
+            objectives,
+            prompts=columns["prompt"],
+            completions=texts,
+            completion_ids=ids,
+            mean_length=mean_length,
+            columns=columns,
+            answer_check=check,
+        ).to(device)  # [B, K]
+        seen = [seen[0] + batch.lengths.sum().item(), seen[1] + len(ids)]
+        clock.append(time.perf_counter())
+        old_logp = token_logprobs_no_grad(policy, batch, args.temperature, args.micro_batch_tokens)  # [B, T]
+        ref_logp = token_logprobs_no_grad(reference, batch, args.temperature, args.micro_batch_tokens) if reference else old_logp
+
+        # --- ALGO: advantages ---
+        mean_rewards = rewards.mean(0)
+        state["ideal"] = torch.maximum(state["ideal"], rewards.amax(0))  # the best of every objective in training so far
+        state["ema"] = mean_rewards if state["ema"] is None else (1 - args.ema_tau) * state["ema"] + args.ema_tau * mean_rewards
+        weights = state["log_weights"].softmax(0) if args.variant == "mirror-descent" else preference
+        if args.variant == "smooth":
+            weights = smooth_weights(state["ema"], preference, state["ideal"], args.smoothing)
+        scores = tchebycheff(rewards, preference, state["ideal"]) if args.variant == "classical" else rewards @ weights  # [B]
+        advantages = estimate_advantages(scores, batch.lengths, G, args.estimator)  # [B]
+        if args.variant == "mirror-descent":  # for the next batch
+            log_weights = mirror_descent_step(state["log_weights"], preference, mean_rewards, state["ideal"], args.weight_lr).log_softmax(0)
+            state["log_weights"] = log_weights.clamp(min=log_weights.max() - math.log(args.max_ratio))
+
+        # --- SHARED: update ---
+        sums = dict.fromkeys(("loss/policy", "loss/kl", "clip/fraction", "grad/norm"), 0.0)
+        skipped, updates = 0, args.epochs * args.mini_batches
+        for epoch in range(args.epochs):
+            for rows in mini_batches(args.prompts, G, args.mini_batches, generator(args.seed, step, args.prompts + epoch)):
+                tokens = batch.mask[rows].sum()
+                optimizer.zero_grad()
+                # --- SHARED: gradient ---
+                for part in micro_batches(batch, rows, args.micro_batch_tokens):
+                    micro = batch.select(part)
+                    width = micro.mask.size(1)
+                    logp = token_logprobs(policy, micro, args.temperature)
+                    ratio = (logp - old_logp[part, :width]).clamp(-20, 20).exp()
+                    # sums over the mini-batch's tokens: how it is cut into micro-batches changes nothing
+                    loss = (policy_loss(ratio, advantages[part], clip_low, clip_high, dual_clip) * micro.mask).sum() / tokens
+                    kl = (kl_penalty(logp, ref_logp[part, :width]) * micro.mask).sum() / tokens
+                    (loss + args.kl_coef * kl).backward()
+                    clipped = (~active_tokens(advantages[part], ratio, clip_low, clip_high) * micro.mask).sum() / tokens
+                    for key, value in zip(sums, (loss, kl, clipped), strict=False):
+                        sums[key] += value.item() / updates
+                # --- SHARED: optimizer step ---
+                grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+                if torch.isfinite(grad_norm):
+                    optimizer.step()
+                    failures = 0
+                else:  # the policy keeps its last good weights
+                    skipped, failures = skipped + 1, failures + 1
+                sums["grad/norm"] += grad_norm.item() / updates
+        engine.sync(policy, step)
+        clock.append(time.perf_counter())
+
+        # --- ALGO: after the update ---
+        extra = {"tchebycheff/ideal": state["ideal"], "tchebycheff/distance": preference * (state["ideal"] - mean_rewards)}
+
+        # --- SHARED: observe, evaluate, save ---
+        clock.append(time.perf_counter())
+        groups = rewards.view(-1, G, K)
+        observed = {
+            "reward": rewards.mean(0),
+            "reward_std": rewards.std(0),
+            "signal": (groups != groups[:, :1]).any(1).float().mean(0),  # share of prompts whose completions differ in this reward
+            "weight": weights,
+            "weight_share": weights / weights.sum(),
+            "cov": within_prompt_covariance(advantages, rewards, G),
+            **extra,
+        }
+        row = {f"{key}/{name}": float(v) for key, values in observed.items() for name, v in zip(objectives, values, strict=True)}
+        truncated = sum(len(i) == args.max_new_tokens and i[-1] not in engine.stop_ids for i in ids) / len(ids)
+        row |= {"length/mean": batch.lengths.mean().item(), "length/threshold": mean_length, "length/truncated": truncated}
+        row |= sums | {"grad/skipped": skipped, "lr": optimizer.param_groups[0]["lr"]}
+        row |= {f"time/{key}": b - a for key, a, b in zip(("rollout", "reward", "update", "weights"), clock, clock[1:], strict=False)}
+        if step % args.eval_every == 0 or step == args.steps:
+            metrics, samples = evaluate(engine, yardstick, *evaluation)
+            row |= metrics
+            tracker.completions(step, samples)
+        tracker.log(step, row)
+        progress.set_postfix({name: f"{row[f'reward/{name}']:.2f}" for name in objectives} | {"length": f"{row['length/mean']:.0f}"})
+        if step % args.checkpoint_every == 0 or step == args.steps or failures >= MAX_FAILURES:
+            saved = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "algorithm": state}
+            save_checkpoint(folder, step, saved | {"seen": seen, "yardstick": yardstick})
+        if failures >= MAX_FAILURES:
+            raise UserError(
+                f"step {step}: {failures} updates in a row had a loss or gradient that is not finite and were skipped; lower --lr "
+                f"(now {args.lr}). The last good state is in {folder / 'checkpoints'}"
+            )
+
+    # --- SHARED: close ---
+    export(policy, tokenizer, folder / "model")
+    tracker.close()
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(parse(Args, SCRIPT))
