@@ -134,7 +134,7 @@ def binding_shares(advantages: Tensor) -> Tensor:
 
     Ties are divided equally; all shares are 1/K where no scalar is positive.
     """
-    lowest = advantages == advantages.amin(1, keepdim=True)
+    lowest = (advantages == advantages.amin(1, keepdim=True)).to(advantages)
     shares = (lowest / lowest.sum(1, keepdim=True))[pareto_scalar(advantages) > 0]
     return shares.mean(0) if len(shares) else torch.full_like(advantages[0], 1 / advantages.size(1))
 
