@@ -65,16 +65,24 @@ def diff(argv: list[str]) -> None:
         """an algorithm, or the path of a script"""
         right: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="B")]]
         """another"""
+        html: str = ""
+        """instead of printing, write a page with both scripts in two columns and their update equations on top, replaced if it exists"""
 
     args = tyro.cli(Args, prog="python run.py diff", description="Compare two algorithms.", args=argv)
     from analysis.sidebyside import side_by_side
 
+    left, right = _script(args.left), _script(args.right)
+    if args.html:
+        from analysis.page import write_page
+
+        write_page(left, right, ROOT / "docs" / "algos", Path(args.html))
+        print(f"wrote {args.html}")
+        return
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    text = side_by_side(_script(args.left), _script(args.right), colour)
-    print(text, flush=True)
+    print(side_by_side(left, right, colour), flush=True)
 
 
-COMMANDS = {"diff": (diff, "A B"), "plot": (plot, "RUN [RUN ...] [--out FILE]")}
+COMMANDS = {"diff": (diff, "A B [--html FILE]"), "plot": (plot, "RUN [RUN ...] [--out FILE]")}
 
 
 def _script(name: str) -> Path:

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ ESCAPES = {"bold": "\033[1m", "dim": "\033[2m", "-": "\033[31m", "+": "\033[32m"
 
 
 @dataclass(frozen=True)
-class _Region:
+class Region:
     """Lines from a marker up to the next. What comes before the first marker is a region without a name."""
 
     name: str  # "SHARED: update"
@@ -32,12 +33,12 @@ def side_by_side(left: Path, right: Path, colour: bool = False) -> str:
     def paint(style: str, line: str) -> str:
         return f"{ESCAPES[style]}{line}\033[0m" if colour and line else line
 
-    docstrings, scripts = zip(_read(left), _read(right), strict=True)
+    docstrings, scripts = zip(read_script(left), read_script(right), strict=True)
     shown = []
     for sign, path, docstring in zip(("---", "+++"), (left, right), docstrings, strict=True):
         shown += [paint("bold", f"{sign} {path}"), docstring, ""]
     counts = {"-": 0, "+": 0}
-    for a, b in _pairs(*scripts):
+    for a, b in pair_regions(*scripts):
         if len(a) == len(b) == 1 and a[0].lines == b[0].lines:
             n = len(a[0].lines)
             if any(a[0].lines):
@@ -53,8 +54,8 @@ def side_by_side(left: Path, right: Path, colour: bool = False) -> str:
     return "\n".join(shown)
 
 
-def _read(path: Path) -> tuple[str, list[_Region]]:
-    """The module docstring, and the lines after it by region."""
+def read_script(path: Path) -> tuple[str, list[Region]]:
+    """The module docstring, and the lines after it by region. Raises `UserError` when the file is not Python."""
     source = path.read_text(encoding="utf-8")
     try:
         module = ast.parse(source)
@@ -62,15 +63,15 @@ def _read(path: Path) -> tuple[str, list[_Region]]:
         raise UserError(f"{path} line {error.lineno}: not Python ({error.msg}); diff compares scripts such as those in algos/") from None
     docstring = ast.get_docstring(module)
     start = module.body[0].end_lineno if docstring is not None else 0
-    regions = [_Region("", start + 1, [])]
+    regions = [Region("", start + 1, [])]
     for number, line in enumerate(source.splitlines()[start:], start + 1):
         if marker := MARKER.match(line):
-            regions.append(_Region(marker[1], number, []))
+            regions.append(Region(marker[1], number, []))
         regions[-1].lines.append(line)
     return docstring or "(no docstring)", regions
 
 
-def _pairs(left: list[_Region], right: list[_Region]) -> Iterator[tuple[list[_Region], list[_Region]]]:
+def pair_regions(left: list[Region], right: list[Region]) -> Iterator[tuple[list[Region], list[Region]]]:
     """Regions of the same name one to one, in order; regions in between that have no partner together."""
     matcher = difflib.SequenceMatcher(None, [r.name for r in left], [r.name for r in right], autojunk=False)
     for tag, a, a_end, b, b_end in matcher.get_opcodes():
@@ -80,7 +81,17 @@ def _pairs(left: list[_Region], right: list[_Region]) -> Iterator[tuple[list[_Re
             yield left[a:a_end], right[b:b_end]
 
 
-def _hunks(left: list[_Region], right: list[_Region]) -> Iterator[str]:
+def differing_lines(left: Path, right: Path) -> Counter[str]:
+    """How many lines differ, removed and added, by the name of the region they stand in; docstrings are not counted."""
+    counts: Counter[str] = Counter()
+    for a, b in pair_regions(read_script(left)[1], read_script(right)[1]):
+        lines = sum(line[0] in "-+" for line in _hunks(a, b))
+        if lines:
+            counts[(b or a)[0].name] += lines
+    return counts
+
+
+def _hunks(left: list[Region], right: list[Region]) -> Iterator[str]:
     """Lines of a unified diff; the head of a hunk holds its first line number in each file and the region."""
     a, b = ([line for region in regions for line in region.lines] for regions in (left, right))
     a_first, b_first = (regions[0].first if regions else 0 for regions in (left, right))

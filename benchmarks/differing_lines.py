@@ -1,0 +1,61 @@
+"""How many lines of every script differ from linear.py, by region; docstrings are not counted.
+
+python -m benchmarks.differing_lines [--write]
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from analysis.sidebyside import differing_lines
+from common.errors import UserError, plain_errors
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "algos" / "README.md"
+MARKS = ("<!-- differing lines: begin -->", "<!-- differing lines: end -->")
+
+
+@dataclass
+class Args:
+    write: bool = False
+    """put the table into docs/algos/README.md instead of printing it"""
+
+
+def table(scripts: list[Path], base: Path) -> str:
+    """A Markdown table: each script's differing lines, - and +, in all, in its mathematics, in its flags and elsewhere."""
+    lines = ["| script | lines that differ | mathematics | flags | set-up and loop |", "|---|---|---|---|---|"]
+    for script in scripts:
+        counts = differing_lines(base, script)
+        mathematics, flags = counts["ALGO: mathematics"], counts["ALGO: args"]
+        total = counts.total()
+        lines.append(f"| `{script.stem}` | {total} | {mathematics} | {flags} | {total - mathematics - flags} |")
+    return "\n".join(lines)
+
+
+def insert(page: Path, text: str) -> None:
+    """Replace what stands between the marks of a page, written whole. Raises `UserError` when it has no marks."""
+    content = page.read_text(encoding="utf-8")
+    if not all(content.count(mark) == 1 for mark in MARKS):
+        raise UserError(f"{page} must have {MARKS[0]} and {MARKS[1]} once each, to say where the table goes")
+    before, rest = content.split(MARKS[0])
+    temporary = page.with_name(page.name + ".tmp")
+    temporary.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+    temporary.replace(page)
+
+
+def main(args: Args) -> None:
+    """Print the table, or write it into the page."""
+    base = ROOT / "algos" / "linear.py"
+    scripts = sorted(path for path in (ROOT / "algos").glob("[a-z]*.py") if path != base)
+    text = table(scripts, base)
+    if args.write:
+        insert(PAGE, text)
+        print(f"wrote {PAGE.relative_to(ROOT)}")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(tyro.cli(Args, description=__doc__))
