@@ -89,7 +89,8 @@ def _region(left: list[Region], right: list[Region]) -> str:
     opcodes = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
     if all(tag == "equal" for tag, *_ in opcodes):
         rows = [_row(a_first + i, line, b_first + i, line) for i, line in enumerate(a)]
-        return f"<details><summary>{name}: {len(a)} lines, the same in both</summary>{_table(rows)}</details>" if a else ""
+        lines = f"{len(a)} line{'s' * (len(a) > 1)}, the same in both"
+        return f"<details><summary>{name}: {lines}</summary>{_table(rows)}</details>" if any(a) else ""
     parts = [f"<h3>{name}</h3>"]
     for tag, i, i_end, j, j_end in opcodes:
         if tag == "equal":

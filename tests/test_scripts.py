@@ -27,6 +27,7 @@ from common.errors import UserError
 from common.model import load_model, load_tokenizer, token_logprobs
 from common.rollout import TransformersEngine
 from common.seeds import derive
+from common.track import parse
 
 NAMES = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
 SMALL = {"steps": 3, "prompts": 4, "completions": 4, "eval_prompts": 8, "eval_every": 2, "checkpoint_every": 2}
@@ -99,8 +100,12 @@ def test_a_killed_run_resumes_as_if_it_had_not_stopped(name, estimator, tmp_path
     process.wait()
     with open(killed / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "rewa')  # killed while it wrote
-    resumed = run_script(f"algos/{name}.py", "--resume", str(killed))
-    assert resumed.returncode == 0, resumed.stderr
+    if name == "linear":  # as a user types it; the others in this process, which is loaded already
+        resumed = run_script(f"algos/{name}.py", "--resume", str(killed))
+        assert resumed.returncode == 0, resumed.stderr
+    else:
+        script = import_module(f"algos.{name}")
+        script.main(parse(script.Args, name, ["--resume", str(killed)]))
     assert read_metrics(killed) == whole
     assert (killed / "model/model.safetensors").read_bytes() == (tmp_path / "whole/model/model.safetensors").read_bytes()
     assert (killed / "completions.jsonl").read_bytes() == (tmp_path / "whole/completions.jsonl").read_bytes()
@@ -112,8 +117,6 @@ def test_resume_uses_the_checkpoint_before_a_corrupt_one_and_can_train_longer(tm
     newest = tmp_path / "short/checkpoints/step_000003/state.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
     script = import_module("algos.ctwa")
-    from common.track import parse
-
     script.main(parse(script.Args, "ctwa", ["--resume", str(tmp_path / "short"), "--steps", "5"]))
     assert "step_000003 cannot be read" in capsys.readouterr().out.replace("\n", "")
     resumed = read_metrics(tmp_path / "short")
