@@ -1,4 +1,6 @@
-"""Seconds per training step of every algorithm on the testbed, where they go, the ratio to linear, and peak memory, measured in one run.
+"""Seconds per training step of every algorithm on the testbed, where they go, ratios to linear, and peak memory, measured in one run.
+
+With a learning rate of 0, so that all of them sample and train on the very same completions: trained, they soon differ in length.
 
 python -m benchmarks.step_time [--steps 20] [--rounds 2] [--threads 2]
 """
@@ -8,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -33,7 +36,7 @@ def measure(name: str, steps: int, threads: int) -> tuple[list[dict[str, float]]
     """Run one algorithm; returns the seconds of every step after the third by part, and the peak resident memory in MB."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        command = [sys.executable, f"algos/{name}.py", "--steps", str(steps), "--eval-every", str(steps), "--out", str(out)]
+        command = [sys.executable, f"algos/{name}.py", "--steps", str(steps), "--eval-every", str(steps), "--lr", "0", "--out", str(out)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         errors = process.stderr.read()
@@ -43,6 +46,32 @@ def measure(name: str, steps: int, threads: int) -> tuple[list[dict[str, float]]
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
     return [{part: row[f"time/{part}"] for part in PARTS} for row in rows[4:]], usage.ru_maxrss * unit / 1e6
+
+
+def forward_and_backward(threads: int, repeats: int = 20) -> tuple[float, float]:
+    """Median seconds of a forward pass with its graph, and of a backward pass through it, over a step's mini-batch on the testbed."""
+    import torch
+
+    from common.batch import pad
+    from common.data import load_prompts
+    from common.model import load_model, load_tokenizer, token_logprobs
+    from common.rollout import TransformersEngine
+
+    torch.set_num_threads(threads)
+    tokenizer, policy = load_tokenizer("testbed"), load_model("testbed", torch.device("cpu"))
+    prompts = load_prompts("arithmetic", tokenizer, "", "", "", 64)["train"].batch(1, 8, 1).ids
+    ids = TransformersEngine(policy, tokenizer).generate(prompts, 16, 56, 1.0, list(range(8)))
+    batch = pad([prompt for prompt in prompts for _ in range(16)], ids, tokenizer.pad_token_id)
+    seconds = []
+    for _ in range(repeats):
+        clock = [time.perf_counter()]
+        loss = (token_logprobs(policy, batch, 1.0) * batch.mask).mean()
+        clock.append(time.perf_counter())
+        loss.backward()
+        clock.append(time.perf_counter())
+        seconds.append((clock[1] - clock[0], clock[2] - clock[1]))
+    forward, backward = (median(values) for values in zip(*seconds, strict=True))
+    return forward, backward
 
 
 def main(args: Args) -> None:
@@ -56,10 +85,17 @@ def main(args: Args) -> None:
         memory[name] = max(memory[name], peak)
     totals = {name: median(sum(step.values()) for step in steps) for name, steps in seconds.items()}
     print(f"\nmedian seconds per step, 16 prompts x 16 completions, {args.threads} threads, {args.rounds} runs of {args.steps} steps each")
-    print(f"{'':18}{'step':>8}{'/linear':>9}" + "".join(f"{part:>9}" for part in PARTS) + f"{'peak MB':>9}")
+    print(f"{'':18}{'step':>8}{'/linear':>9}" + "".join(f"{part:>9}" for part in PARTS) + f"{'update/linear':>15}{'peak MB':>9}")
+    update = {name: median(step["update"] for step in steps) for name, steps in seconds.items()}
     for name in names:
         parts = "".join(f"{median(step[part] for step in seconds[name]):9.3f}" for part in PARTS)
-        print(f"{name:18}{totals[name]:8.3f}{totals[name] / totals['linear']:9.2f}{parts}{memory[name]:9.0f}")
+        ratios = totals[name] / totals["linear"], update[name] / update["linear"]
+        print(f"{name:18}{totals[name]:8.3f}{ratios[0]:9.2f}{parts}{ratios[1]:15.2f}{memory[name]:9.0f}")
+    forward, backward = forward_and_backward(args.threads)
+    print(
+        f"\nforward {forward:.3f} s, backward {backward:.3f} s over a mini-batch: with K = 3 objectives, one forward and K backward passes"
+    )
+    print(f"are (F + 3 B) / (F + B) = {(forward + 3 * backward) / (forward + backward):.2f} times one of each")
 
 
 if __name__ == "__main__":
