@@ -1,4 +1,5 @@
-"""One entrance: `python run.py ctwa --seed 2` trains, `python run.py plot RUN` draws, `python run.py diff linear ctwa` compares.
+"""One entrance: `python run.py ctwa --seed 2` trains, `python run.py plot RUN` draws, `python run.py diff linear ctwa` compares,
+`python run.py doctor` checks the machine before a long run.
 
 Training is `python algos/<algorithm>.py` with the same flags, to the letter.
 """
@@ -82,7 +83,75 @@ def diff(argv: list[str]) -> None:
     print(side_by_side(left, right, colour), flush=True)
 
 
-COMMANDS = {"diff": (diff, "A B [--html FILE]"), "plot": (plot, "RUN [RUN ...] [--out FILE]")}
+def doctor(argv: list[str]) -> None:
+    """before a long run, with its flags and --algorithm: is what it needs there, and do its parts agree?"""
+    import argparse
+    import importlib
+
+    known = algorithms()
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--algorithm", nargs="?", default="linear", const="linear")
+    name = first.parse_known_args(argv)[0].algorithm
+    if name not in known:
+        raise UserError(f"doctor: --algorithm {name} does not exist{_nearest(name, known)}")
+    script = importlib.import_module(f"algos.{name}")
+
+    @dataclass
+    class Args(script.Args):
+        algorithm: str = name
+        """the algorithm that will be trained; its own flags, and those of all ten, follow here as they will there"""
+
+    from common.doctor import examine
+    from common.track import parse
+
+    args = parse(Args, name, argv)
+    failed = examine(args, name, "backward_each" in known[name].read_text(encoding="utf-8"))
+    from common import ranks
+
+    ranks.stop()
+    if failed:
+        sys.exit(1)
+
+
+def presets(argv: list[str]) -> None:
+    """the presets that `run.py ALGORITHM --preset NAME` knows, and the flags they set"""
+    import tyro
+
+    @dataclass
+    class Args:
+        pass
+
+    tyro.cli(Args, prog="python run.py presets", description="Named flag values; a flag given beside --preset wins.", args=argv)
+    from dataclasses import asdict
+
+    from algos.linear import Args as Shared
+    from common.presets import PRESETS
+
+    defaults = asdict(Shared())
+    differing = {name: {k: v for k, v in values.items() if v != defaults[k]} for name, values in PRESETS.items()}
+    common = dict(set.intersection(*(set(values.items()) for values in differing.values())))
+    columns = min(shutil.get_terminal_size().columns, 140)
+
+    def flags(values: dict) -> str:
+        shown = {k.replace("_", "-"): f'"{v}"'.replace(" ", "\0") if " " in str(v) else v for k, v in values.items()}  # not to be wrapped
+        return " ".join(f"--{k}" if v is True else f"--{k} {v}" for k, v in shown.items())
+
+    def block(name: str, text: str) -> str:
+        return f"{name}\n{textwrap.fill(text, columns, initial_indent='  ', subsequent_indent='  ', break_on_hyphens=False)}".replace(
+            "\0", " "
+        )
+
+    print(block("all of them", flags({k: v for k, v in next(iter(differing.values())).items() if k in common})))
+    for name, values in differing.items():
+        print(block(name, flags({k: v for k, v in values.items() if k not in common})))
+
+
+COMMANDS = {
+    "doctor": (doctor, "[FLAGS]"),
+    "presets": (presets, ""),
+    "diff": (diff, "A B [--html FILE]"),
+    "plot": (plot, "RUN [RUN ...] [--out FILE]"),
+}
 
 
 def _script(name: str) -> Path:
@@ -100,7 +169,7 @@ def _nearest(word: str, known: dict) -> str:
 
 def help_text() -> str:
     """The commands and the algorithms. Docstrings are read, not imported: importing a script would load torch first."""
-    entries = [(f"{name} {usage}", function.__doc__) for name, (function, usage) in COMMANDS.items()]
+    entries = [(f"{name} {usage}".strip(), function.__doc__) for name, (function, usage) in COMMANDS.items()]
     scripts = []
     for name, path in algorithms().items():
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "(no docstring)"
@@ -114,7 +183,7 @@ def help_text() -> str:
         ]
 
     head = ["usage: python run.py COMMAND ...", "", "train with an algorithm (its flags: python run.py ALGORITHM --help)"]
-    return "\n".join([*head, *block(scripts), "", "look at what came of it", *block(entries)])
+    return "\n".join([*head, *block(scripts), "", "before a run and after it", *block(entries)])
 
 
 def main() -> None:

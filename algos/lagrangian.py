@@ -29,14 +29,16 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewards as reward_functions
-from common.batch import micro_batches, mini_batches, pad
+from common import ranks
+from common.batch import micro_batches, mini_batches, pad, right_pad
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.data import load_prompts
 from common.errors import UserError, plain_errors, require
 from common.evaluate import evaluate
-from common.model import export, load_model, load_tokenizer, token_logprobs, token_logprobs_no_grad
-from common.rollout import ENGINES
-from common.seeds import derive, generator
+from common.grads import clip_gradients
+from common.model import compute_dtype, export, load_model, load_tokenizer, token_logprobs, token_logprobs_no_grad
+from common.rollout import Canary, make_engine, sample
+from common.seeds import derive, generator, reseed
 from common.track import Tracker, parse, run_folder
 
 SCRIPT = Path(__file__).stem
@@ -46,6 +48,8 @@ MAX_FAILURES = 5  # updates in a row with a gradient that is not finite, before 
 # --- SHARED: args ---
 @dataclass
 class Args:
+    preset: str = ""
+    """named values of flags, such as qwen2.5-1.5b-math500 (`python run.py presets` lists them); a flag given beside it wins"""
     out: str = ""
     """run folder; default runs/<script>-s<seed>, numbered when taken"""
     resume: str = ""
@@ -82,8 +86,18 @@ class Args:
     max_prompt_length: int = 1024
     """drop longer prompts, in tokens"""
 
-    engine: Literal["transformers"] = "transformers"
-    """what samples the completions"""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """what samples the completions; vllm wants a GPU and requirements-vllm.txt"""
+    vllm_tp: int = 1
+    """vllm: ranks among which one sampler is divided (tensor parallel)"""
+    vllm_memory: float = 0.4
+    """vllm: share of a GPU's memory for the sampler's weights and cache"""
+    vllm_sleep: bool = False
+    """vllm: give that memory back while the policy is updated"""
+    max_logp_gap: float = 0.0
+    """stop when sampler and trainer differ by more nats per token, twice in a row; 0 is 0.001 in float32 and 0.1 in bfloat16"""
+    tis_cap: float = 0.0
+    """truncated importance sampling: weigh a token with min(trainer's / sampler's probability, tis_cap); 0 is off, 2 is usual"""
     prompts: int = 16
     """prompts per step, P (paper: 32)"""
     completions: int = 16
@@ -120,7 +134,11 @@ class Args:
     epochs: int = 1
     """passes over the completions"""
     micro_batch_tokens: int = 4096
-    """padded tokens in one forward pass; changes memory and speed, not the result"""
+    """padded tokens in one forward pass of a rank; changes memory and speed, not the result"""
+    activation_checkpointing: bool = False
+    """keep one activation per layer and recompute the others in the backward pass; changes memory and speed, not the result"""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of activations; auto is bfloat16 on GPUs and float32 on CPUs. Weights, optimizer and sums of gradients are float32"""
 
     # --- ALGO: args ---
     primary: str = ""
@@ -207,16 +225,18 @@ def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_s
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    require(os.environ.get("WORLD_SIZE", "1") == "1", "several processes are not supported yet: start the script without torchrun")
+    device = ranks.start(single=args.engine == "vllm" or args.compute_dtype == "bfloat16")
     for flag in ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs"):
         require(getattr(args, flag) >= 1, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1")
-    require(args.prompts % args.mini_batches == 0, f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}")
+    parts, among = args.mini_batches * ranks.count(), f" times the {ranks.count()} ranks" if ranks.count() > 1 else ""
+    require(args.prompts % parts == 0, f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}{among}")
     require(args.eval_prompts >= 2, f"--eval-prompts {args.eval_prompts} must be at least 2: the verdict needs a standard error")
     require(args.completions >= 2, "--completions must be at least 2: advantages and covariances compare a prompt's completions")
     require(args.temperature > 0, f"--temperature {args.temperature} must be positive: at 0 a prompt's completions are all the same")
+    require(args.tis_cap >= 0, f"--tis-cap {args.tis_cap} must not be negative")
     objectives = reward_functions.load(args.rewards)
     K, G = len(objectives), args.completions
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    compute = compute_dtype(args.compute_dtype, device)
     clip_low, clip_high = (args.clip_low, args.clip_high) if args.estimator == "grpo" else (torch.inf, torch.inf)
     dual_clip = args.dual_clip if args.estimator == "grpo" else 0.0
 
@@ -246,17 +266,19 @@ def main(args: Args) -> None:
     train, held_out = data["train"], data[args.eval_split]
     held_out = held_out.select(range(min(args.eval_prompts, len(held_out))))
     require(args.prompts <= len(train), f"--prompts {args.prompts} is more than the {len(train)} training prompts")
-    policy = load_model(args.model, device, args.trust_remote_code)
-    reference = load_model(args.model, device, args.trust_remote_code).requires_grad_(False) if args.kl_coef > 0 else None
-    engine = ENGINES[args.engine](policy, tokenizer)
+    max_length, vllm = args.max_prompt_length + args.max_new_tokens, (args.vllm_tp, args.vllm_memory, args.vllm_sleep)
+    engine = make_engine(args.engine, args.model, tokenizer, device, compute, max_length, args.seed, args.trust_remote_code, *vllm)
+    source = (args.model, device, args.trust_remote_code, compute)
+    policy = load_model(*source, activation_checkpointing=args.activation_checkpointing)
+    reference = load_model(*source, frozen=True) if args.kl_coef > 0 else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     last_step, seen, yardstick, failures = 0, [0.0, 0], None, 0  # seen: tokens and number of all training completions so far
     if args.resume:
-        last_step, saved = load_checkpoint(Path(args.resume), device)
-        policy.load_state_dict(saved["policy"])
-        optimizer.load_state_dict(saved["optimizer"])
+        last_step, saved = load_checkpoint(Path(args.resume), policy, optimizer)
         state.update(saved["algorithm"])
         seen, yardstick = saved["seen"], saved["yardstick"]
+    engine.sync(policy, last_step)
+    canary = Canary(args.max_logp_gap or (1e-3 if compute == torch.float32 else 0.1))
     folder = run_folder(args.out, args.resume, SCRIPT, args.seed)
     config = {"script": SCRIPT, "objectives": list(objectives), **asdict(args), "out": str(folder), "resume": ""}
     tracker = Tracker(folder, config, last_step if args.resume else None, args.tensorboard, args.wandb)
@@ -265,18 +287,21 @@ def main(args: Args) -> None:
     if not args.resume:
         metrics, samples = evaluate(engine, None, *evaluation)
         yardstick = metrics["eval/length"]
-        tracker.log(0, metrics)
-        tracker.completions(0, samples)
+        tracker.log(0, metrics, samples)
 
-    progress = tqdm(range(last_step + 1, args.steps + 1), initial=last_step, total=args.steps, desc=folder.name, unit="step")
+    steps = range(last_step + 1, args.steps + 1)
+    progress = tqdm(steps, initial=last_step, total=args.steps, desc=folder.name, unit="step", disable=ranks.rank() > 0)
     for step in progress:
         # --- SHARED: sample, generate, score ---
         clock = [time.perf_counter()]
+        reseed(args.seed, step, ranks.rank())
         for group in optimizer.param_groups:
             group["lr"] = args.lr * (1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1)
+        # each rank samples and scores whole prompts; from here on every rank has all B = P * G completions
         prompts = train.batch(step, args.prompts, args.seed)
         seeds = [derive(args.seed, step, i) for i in range(args.prompts)]
-        ids = engine.generate(prompts.ids, G, args.max_new_tokens, args.temperature, seeds)  # B = P * G token lists
+        rollout = sample(engine, prompts.ids, G, args.max_new_tokens, args.temperature, seeds)
+        ids = rollout.ids
         batch = pad([p for p in prompts.ids for _ in range(G)], ids, tokenizer.pad_token_id, device)
         clock.append(time.perf_counter())
         columns, texts = prompts.repeat(G), tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -294,6 +319,9 @@ def main(args: Args) -> None:
         clock.append(time.perf_counter())
         old_logp = token_logprobs_no_grad(policy, batch, args.temperature, args.micro_batch_tokens)  # [B, T]
         ref_logp = token_logprobs_no_grad(reference, batch, args.temperature, args.micro_batch_tokens) if reference else old_logp
+        sampler_logp = right_pad(rollout.logprobs, old_logp)
+        sampler = canary.check(step, rollout.version, old_logp, sampler_logp, batch.mask)
+        token_weight = batch.mask * (old_logp - sampler_logp).exp().clamp(max=args.tis_cap) if args.tis_cap else batch.mask  # [B, T]
 
         # --- ALGO: advantages ---
         mean_rewards = rewards.mean(0)[constraints]  # [K-1]
@@ -311,26 +339,29 @@ def main(args: Args) -> None:
                 tokens = batch.mask[rows].sum()
                 optimizer.zero_grad()
                 # --- SHARED: gradient ---
+                totals = torch.zeros(3, device=device)
                 for part in micro_batches(batch, rows, args.micro_batch_tokens):
                     micro = batch.select(part)
                     width = micro.mask.size(1)
                     logp = token_logprobs(policy, micro, args.temperature)
                     ratio = (logp - old_logp[part, :width]).clamp(-20, 20).exp()
-                    # sums over the mini-batch's tokens: how it is cut into micro-batches changes nothing
-                    loss = (policy_loss(ratio, advantages[part], clip_low, clip_high, dual_clip) * micro.mask).sum() / tokens
+                    # sums over the mini-batch's tokens: how it is divided into ranks and micro-batches changes nothing
+                    loss = policy_loss(ratio, advantages[part], clip_low, clip_high, dual_clip)
+                    loss = (loss * token_weight[part, :width]).sum() / tokens
                     kl = (kl_penalty(logp, ref_logp[part, :width]) * micro.mask).sum() / tokens
                     (loss + args.kl_coef * kl).backward()
                     clipped = (~active_tokens(advantages[part], ratio, clip_low, clip_high) * micro.mask).sum() / tokens
-                    for key, value in zip(sums, (loss, kl, clipped), strict=False):
-                        sums[key] += value.item() / updates
+                    totals += torch.stack([loss, kl, clipped]).detach()
+                for key, value in zip(sums, ranks.all_sum(totals).tolist(), strict=False):
+                    sums[key] += value / updates
                 # --- SHARED: optimizer step ---
-                grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
-                if torch.isfinite(grad_norm):
+                grad_norm = clip_gradients(policy.parameters(), args.max_grad_norm)
+                if grad_norm < torch.inf:  # neither infinite nor NaN
                     optimizer.step()
                     failures = 0
                 else:  # the policy keeps its last good weights
                     skipped, failures = skipped + 1, failures + 1
-                sums["grad/norm"] += grad_norm.item() / updates
+                sums["grad/norm"] += grad_norm / updates
         engine.sync(policy, step)
         clock.append(time.perf_counter())
 
@@ -340,7 +371,7 @@ def main(args: Args) -> None:
             "lagrangian/violation": with_primary(targets - mean_rewards, primary, 0.0),  # and it has no target
         }
         for i in (over_bound & (state["over_bound"] == BOUND_STEPS)).nonzero().flatten().tolist():  # once in a run
-            progress.write(
+            tracker.say(
                 f"step {step}: {names[constraints[i]]} does not reach its --targets {targets[i]:g}: mean reward {mean_rewards[i]:.2f} "
                 f"with its multiplier at --max-multiplier {args.max_multiplier:g} for {BOUND_STEPS} steps; lower it or raise the bound"
             )
@@ -360,17 +391,16 @@ def main(args: Args) -> None:
         row = {f"{key}/{name}": float(v) for key, values in observed.items() for name, v in zip(objectives, values, strict=True)}
         truncated = sum(len(i) == args.max_new_tokens and i[-1] not in engine.stop_ids for i in ids) / len(ids)
         row |= {"length/mean": batch.lengths.mean().item(), "length/threshold": mean_length, "length/truncated": truncated}
-        row |= sums | {"grad/skipped": skipped, "lr": optimizer.param_groups[0]["lr"]}
+        row |= sums | sampler | {"grad/skipped": skipped, "lr": optimizer.param_groups[0]["lr"]}
         row |= {f"time/{key}": b - a for key, a, b in zip(("rollout", "reward", "update", "weights"), clock, clock[1:], strict=False)}
+        samples = []
         if step % args.eval_every == 0 or step == args.steps:
             metrics, samples = evaluate(engine, yardstick, *evaluation)
             row |= metrics
-            tracker.completions(step, samples)
-        tracker.log(step, row)
+        tracker.log(step, row, samples)
         progress.set_postfix({name: f"{row[f'reward/{name}']:.2f}" for name in objectives} | {"length": f"{row['length/mean']:.0f}"})
         if step % args.checkpoint_every == 0 or step == args.steps or failures >= MAX_FAILURES:
-            saved = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "algorithm": state}
-            save_checkpoint(folder, step, saved | {"seen": seen, "yardstick": yardstick})
+            save_checkpoint(folder, step, policy, optimizer, {"algorithm": state, "seen": seen, "yardstick": yardstick})
         if failures >= MAX_FAILURES:
             raise UserError(
                 f"step {step}: {failures} updates in a row had a loss or gradient that is not finite and were skipped; lower --lr "
@@ -378,8 +408,9 @@ def main(args: Args) -> None:
             )
 
     # --- SHARED: close ---
-    export(policy, tokenizer, folder / "model")
+    export(policy, tokenizer, folder / "model", compute)
     tracker.close()
+    ranks.stop()
 
 
 if __name__ == "__main__":

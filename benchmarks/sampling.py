@@ -32,7 +32,7 @@ def main(args: Args) -> None:
     repeated = torch.tensor([p for p in prompts for _ in range(16)])  # the testbed's prompts are all of one length
 
     def ours(number: int) -> int:
-        return sum(map(len, engine.generate(prompts, 16, 56, 1.0, [derive(number, i) for i in range(16)])))
+        return sum(map(len, engine.generate(prompts, 16, 56, 1.0, [derive(number, i) for i in range(16)])[0]))
 
     @torch.inference_mode()
     def theirs(number: int) -> int:

@@ -60,7 +60,7 @@ def forward_and_backward(threads: int, repeats: int = 20) -> tuple[float, float]
     torch.set_num_threads(threads)
     tokenizer, policy = load_tokenizer("testbed"), load_model("testbed", torch.device("cpu"))
     prompts = load_prompts("arithmetic", tokenizer, "", "", "", 64)["train"].batch(1, 8, 1).ids
-    ids = TransformersEngine(policy, tokenizer).generate(prompts, 16, 56, 1.0, list(range(8)))
+    ids, _ = TransformersEngine(policy, tokenizer).generate(prompts, 16, 56, 1.0, list(range(8)))
     batch = pad([prompt for prompt in prompts for _ in range(16)], ids, tokenizer.pad_token_id)
     seconds = []
     for _ in range(repeats):

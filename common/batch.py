@@ -1,9 +1,11 @@
-"""Padded batches of prompts and completions, and their split into micro-batches. Pure: nothing here changes its arguments."""
+"""Padded batches of prompts and completions, and their division among ranks and micro-batches. Nothing here changes its arguments."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from common import ranks
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,40 @@ def pad(prompts: list[list[int]], completions: list[list[int]], pad_id: int, dev
     )
 
 
-def micro_batches(batch: Batch, rows: Tensor, max_tokens: int) -> list[Tensor]:
-    """Split rows into micro-batches of at most max_tokens padded tokens each (one row may exceed it alone).
+def right_pad(rows: list[list[float]], like: Tensor) -> Tensor:
+    """Numbers per token, such as the sampler's log-probabilities, in the shape, dtype and on the device of `like` [B, T]; 0 on padding."""
+    width = like.size(1)
+    return torch.tensor([row + [0.0] * (width - len(row)) for row in rows], dtype=like.dtype, device=like.device)
 
-    Rows are sorted by length first, so that little of a micro-batch is padding. rows: [b] indices; returns index tensors.
+
+def micro_batches(batch: Batch, rows: Tensor, max_tokens: int) -> list[Tensor]:
+    """This rank's share of the rows, cut into micro-batches of at most max_tokens padded tokens each (one row may exceed it alone).
+
+    Rows are sorted by length first, so that little of a micro-batch is padding. A rank's share is contiguous, so that whole prompts stay
+    on one rank where their number divides by that of ranks; every rank gets equally many micro-batches, as a sharded model needs.
+    rows: [b] indices, the same on all ranks; returns index tensors. Raises ValueError if some ranks would have no row.
     """
-    lengths = (batch.prompt_mask.sum(1) + batch.lengths)[rows].cpu()
-    order = lengths.argsort(stable=True)
-    chunks, start = [], 0
-    sizes = lengths[order].tolist()
+    lengths = (batch.prompt_mask.sum(1) + batch.lengths).cpu()
+    count = ranks.count()
+    plans = [_cut(rows[ranks.share(len(rows), rank, count)], lengths, max_tokens) for rank in range(count)]
+    most = max(map(len, plans))
+    if len(rows) // count < most:
+        raise ValueError(f"{len(rows)} rows cannot be divided into {most} micro-batches on each of {count} ranks")
+    own = plans[ranks.rank()]
+    while len(own) < most:
+        longest = max(range(len(own)), key=lambda i: len(own[i]))
+        half = len(own[longest]) // 2
+        own[longest : longest + 1] = [own[longest][:half], own[longest][half:]]
+    return own
+
+
+def _cut(rows: Tensor, lengths: Tensor, max_tokens: int) -> list[Tensor]:
+    rows = rows[lengths[rows].argsort(stable=True)]
+    chunks, start, sizes = [], 0, lengths[rows].tolist()
     for end in range(1, len(sizes) + 1):
         # sorted, so the newest row is the longest: it sets the padded width of the micro-batch
         if end == len(sizes) or (end + 1 - start) * sizes[end] > max_tokens:
-            chunks.append(rows[order[start:end]])
+            chunks.append(rows[start:end])
             start = end
     return chunks
 

@@ -1,45 +1,256 @@
-"""Checkpoints of a run: written whole, loaded without executing anything, the last two kept."""
+"""Checkpoints of a run: written whole or not at all, read on any number of ranks without executing anything, the last two kept.
 
+run/checkpoints/step_000100/ holds
+    __0_0.distcp, __1_0.distcp, ...   each rank's share of the tensors `policy.<name>` and `optimizer.<name>.<field>`
+    .metadata                         where in these files each part of each tensor is
+    state.pt                          the algorithm's state: small, and the same on all ranks
+    manifest.json                     size and CRC-32 of each of these files
+The first two are the format of torch.distributed.checkpoint, whose tools (`format_utils.dcp_to_torch_save`) read the folder as well. Its
+safetensors writer was not taken: it holds two copies of a rank's share in host memory, this one a copy of a single tensor.
+
+Both functions are collective: every rank calls them on a folder that all ranks share, and returns or raises as the others do.
+"""
+
+import io
+import json
 import os
 import pickle
 import shutil
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.api import CheckpointException
 
-from common.errors import UserError
+from common import ranks
+from common.errors import UserError, require
 
 KEPT = 2
 
 
-def save_checkpoint(run: Path, step: int, state: dict) -> None:
-    """Write state (nested dicts and lists of tensors, numbers and strings) to run/checkpoints/step_XXXXXX and keep the last two."""
+def save_checkpoint(run: Path, step: int, policy: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Write the checkpoint of this step to run/checkpoints and keep the last two.
+
+    state: nested dicts and lists of small tensors, numbers, strings and None, the same on all ranks. Raises UserError if the folder cannot
+    be written or the disk is full; the earlier checkpoints are then as they were.
+    """
     folder = run / "checkpoints" / f"step_{step:06d}"
     temporary = folder.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    with open(temporary / "state.pt", "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())  # the rename must not reach the disk before the content
-    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was stopped at this step and resumed from an earlier one
-    os.replace(temporary, folder)
-    for old in _folders(run)[:-KEPT]:
-        shutil.rmtree(old)
+    tensors = _policy_tensors(policy)
+    names = {id(tensor): name.removeprefix("policy.") for name, tensor in tensors.items()}
+    # not torch's get_optimizer_state_dict: it takes a step of an optimizer that has no state yet, which would then count one too many
+    for parameter, fields in optimizer.state.items():
+        tensors |= {f"optimizer.{names[id(parameter)]}.{field}": value for field, value in fields.items()}
+    if others := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise TypeError(f"{others[0]} is no tensor: it would be pickled, and loading refuses that")
+    marks = {}
+
+    @_as_user_error()
+    def prepare() -> None:
+        for left in folder.parent.glob("step_*.tmp"):  # of a run that was killed while it wrote
+            shutil.rmtree(left)
+        temporary.mkdir(parents=True)
+        torch.save(state, buffer := io.BytesIO())
+        _write(temporary / "state.pt", buffer.getvalue())
+
+    @_as_user_error()
+    def fingerprints() -> dict[str, list[int]]:
+        """Of the files that this rank wrote."""
+        own = (f"__{ranks.rank()}_", *((".metadata", "state.pt") if ranks.rank() == 0 else ()))
+        return {path.name: _fingerprint(path) for path in temporary.iterdir() if path.name.startswith(own)}
+
+    @_as_user_error()
+    def publish() -> None:
+        for name in marks:
+            require((temporary / name).exists(), f"{name} is missing: all ranks must share this folder")
+        _write(temporary / "manifest.json", json.dumps(marks, indent=1).encode())
+        _flush(temporary)  # the rename must not reach the disk before the content
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was stopped at this step and resumed from an earlier one
+        os.replace(temporary, folder)
+        _flush(folder.parent)
+
+    try:
+        ranks.on_first(prepare)
+        with _as_user_error():
+            dcp.save(tensors, storage_writer=_Writer(temporary))
+        for part in ranks.together(fingerprints):
+            marks |= part
+        ranks.on_first(publish)
+    except UserError as error:
+        ranks.on_first(lambda: shutil.rmtree(temporary, ignore_errors=True))
+        raise UserError(
+            f"step {step}: the checkpoint cannot be written to {folder} ({error}); those before it are intact. "
+            f"Make room there or make it writable, then continue with --resume {run}"
+        ) from error
+    ranks.on_first(lambda: [shutil.rmtree(old, ignore_errors=True) for old in _folders(run)[:-KEPT]])
 
 
-def load_checkpoint(run: Path, device: torch.device) -> tuple[int, dict]:
-    """(step, state) of the newest checkpoint that can be read; an unreadable one is named and the one before it is used.
+def load_checkpoint(run: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict]:
+    """Fill policy and optimizer from the newest checkpoint that every rank can read, and return its (step, state).
 
-    Nothing in the file is executed (`weights_only`). Raises UserError naming --resume if there is none.
+    One that cannot be read is named and the one before it used. Tensors of state that were on a GPU come to the policy's device, others
+    to the CPU. The optimizer keeps its learning rate and other settings. Raises UserError naming --resume if none can be read.
     """
-    for folder in reversed(_folders(run)):
+    for folder in reversed(ranks.on_first(lambda: _folders(run))):
         try:
-            return int(folder.name.removeprefix("step_")), torch.load(folder / "state.pt", map_location=device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            print(f"checkpoint {folder} cannot be read ({str(error).splitlines()[0]}); trying the one before it")
+            return int(folder.name.removeprefix("step_")), _load(folder, policy, optimizer)
+        except UserError as error:
+            if ranks.rank() == 0:
+                print(f"checkpoint {folder} cannot be read ({error}); trying the one before it")
     raise UserError(f"--resume {run}: no readable checkpoint in {run / 'checkpoints'}; start again with another --out")
 
 
+def _load(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Fill policy and optimizer and return the state, or raise UserError on every rank.
+
+    A damaged checkpoint is found before the policy is touched. Only forged data, whose checksums are right, can leave it partly filled;
+    then the checkpoint before fills all of it, or the run ends.
+    """
+    tensors, state, moments = _policy_tensors(policy), {}, {}
+    device, reader = next(iter(tensors.values())).device, _Reader(folder)
+
+    def place(storage: torch.UntypedStorage, saved_on: str) -> torch.UntypedStorage:
+        return storage if saved_on == "cpu" else storage.to(device=device)
+
+    def examine() -> None:
+        with _as_user_error("manifest.json"):
+            manifest = json.loads((folder / "manifest.json").read_text())
+            files = sorted(manifest)[ranks.rank() :: ranks.count()]  # each rank a share of them
+        for name in files:
+            with _as_user_error(name):
+                require(_fingerprint(folder / name) == manifest[name], f"{name} is not as it was written")
+        with _as_user_error("state.pt"):
+            state.update(torch.load(folder / "state.pt", map_location=place, weights_only=True))
+        with _as_user_error(".metadata"):
+            moments.update(_empty_moments(reader.read_metadata().state_dict_metadata, tensors))
+
+    ranks.together(examine)
+    with _as_user_error("*.distcp"):
+        dcp.load(tensors | moments, storage_reader=reader)
+    index = {id(parameter): i for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    loaded = {}
+    for key, value in moments.items():
+        name, field = _owner(key)
+        loaded.setdefault(index[id(tensors[name])], {})[field] = value
+    optimizer.load_state_dict({"state": loaded, "param_groups": optimizer.state_dict()["param_groups"]})
+    return state
+
+
+# --- Tensors ---
+
+
+def _policy_tensors(policy: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers as `policy.<name>`, tied ones once. The very tensors, so that loading fills them in place."""
+    first = {}
+    for name, tensor in policy.state_dict(keep_vars=True).items():  # brings FSDP's parameters into their sharded form
+        first.setdefault(id(tensor), (f"policy.{name}", tensor))
+    return dict(first.values())
+
+
+def _empty_moments(saved: dict[str, metadata.TensorStorageMetadata], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Room for the optimizer state in a checkpoint: sharded like the parameter where it has the parameter's shape, whole on the CPU
+    elsewhere (AdamW's count of steps). Raises ValueError if the checkpoint is of another model."""
+    if other := {key for key in saved if key.startswith("policy.")} ^ tensors.keys():
+        raise ValueError(f"of another model: {min(other).removeprefix('policy.')} is only in one of them")
+    moments = {}
+    for key in saved.keys() - tensors.keys():
+        size, dtype, parameter = saved[key].size, saved[key].properties.dtype, tensors[_owner(key)[0]]
+        moments[key] = torch.zeros_like(parameter, dtype=dtype) if size and size == parameter.shape else torch.zeros(size, dtype=dtype)
+    return moments
+
+
+def _owner(key: str) -> tuple[str, str]:
+    """`optimizer.<name>.<field>` -> (`policy.<name>`, `<field>`)."""
+    name, field = key.removeprefix("optimizer.").rsplit(".", 1)
+    return f"policy.{name}", field
+
+
+# --- Files ---
+
+
+class _Writer(dcp.FileSystemWriter):
+    """torch's writer, one file per rank, which names the disk's error and leaves the path of the temporary folder out of the metadata."""
+
+    def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> torch.futures.Future:
+        with _as_user_error():
+            return super().write_data(plan, planner)
+
+    def storage_meta(self) -> None:
+        return None
+
+
+class _Reader(dcp.FileSystemReader):
+    """torch's reader, which reads tensors with `weights_only`; its pickled metadata may name nothing but what metadata consists of.
+
+    Entries that are no tensors (BytesStorageMetadata), which torch would unpickle unchecked, are not among it.
+    """
+
+    def read_metadata(self) -> metadata.Metadata:
+        with open(self.path / ".metadata", "rb") as file:
+            return _MetadataUnpickler(file).load()
+
+
+# what .metadata consists of, by the name a pickle has for it; the function turns a string into a torch.layout
+_PARTS = [metadata.Metadata, metadata.MetadataIndex, metadata.TensorStorageMetadata, metadata.ChunkStorageMetadata, torch.Size]
+_PARTS += [metadata.TensorProperties, metadata._MEM_FORMAT_ENCODING, filesystem._StorageInfo, torch.serialization._get_layout]
+_KNOWN = {f"{part.__module__}.{part.__name__}": part for part in _PARTS}
+_KNOWN |= {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> object:
+        if f"{module}.{name}" not in _KNOWN:
+            raise pickle.UnpicklingError(f"names {module}.{name}, which no checkpoint needs")
+        return _KNOWN[f"{module}.{name}"]
+
+
+@contextmanager
+def _as_user_error(file: str = "") -> Iterator[None]:
+    """Turn what the disk, the format or torch objects to into a UserError of one line, about this file. Also a decorator."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch warns that one process has no process group
+            yield
+    except (Exception, CheckpointException) as error:  # a broken pickle may raise anything; CheckpointException is no Exception
+        if isinstance(error, CheckpointException):
+            error = next(iter(error.failures.values()))[0]  # of the first rank that failed
+        if isinstance(error, UserError):
+            raise error
+        disk = error
+        while disk and not isinstance(disk, OSError):
+            disk = disk.__context__  # torch's zip writer hides the disk's error behind its own
+        lines = str(disk or error).splitlines() or [""]
+        raise UserError(f"{file}{': ' if file else ''}{type(disk or error).__name__}: {lines[0]}") from error
+
+
+def _fingerprint(path: Path) -> list[int]:
+    """[size in bytes, CRC-32]."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(2**24):
+            checksum = zlib.crc32(block, checksum)
+        return [file.tell(), checksum]
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has the content of a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _folders(run: Path) -> list[Path]:
-    return sorted(f for f in (run / "checkpoints").glob("step_*") if f.suffix != ".tmp")
+    """The checkpoints, oldest first; not those half written."""
+    return sorted((f for f in (run / "checkpoints").glob("step_*") if f.name[5:].isdigit()), key=lambda f: int(f.name[5:]))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common import ranks
 from common.errors import UserError
 from common.seeds import derive
 
@@ -157,6 +158,6 @@ def _tokenize(columns: dict[str, list], tokenizer, max_length: int, templated: b
     if not kept:
         shortest = min(map(len, ids), default=0)
         raise UserError(f"--max-prompt-length {max_length} drops every {split} prompt: the shortest has {shortest} tokens")
-    if len(kept) < len(ids):
+    if len(kept) < len(ids) and ranks.rank() == 0:
         print(f"dropped {len(ids) - len(kept)} of {len(ids)} {split} prompts longer than --max-prompt-length {max_length} tokens")
     return Prompts(ids, columns).select(kept)

@@ -18,14 +18,20 @@ def require(condition: bool, message: str) -> None:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn a `UserError` into its one line on stderr and exit code 2. Other exceptions keep their traceback: they are our bugs."""
+    """Turn a `UserError` into its one line on stderr and exit code 2. Other exceptions keep their traceback: they are our bugs.
+
+    Of several ranks, which all raise it (common/ranks.py), the first one speaks.
+    """
+    first = os.environ.get("RANK", "0") == "0"
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if first:
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `| head` has seen enough; Python would complain once more when it flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("\nstopped by Ctrl-C; --resume RUN continues from the last checkpoint, if one was written", file=sys.stderr)
+        if first:
+            print("\nstopped by Ctrl-C; --resume RUN continues from the last checkpoint, if one was written", file=sys.stderr)
         sys.exit(130)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 import rewards
 from common.data import Prompts
+from common.rollout import sample
 from common.seeds import derive
 
 
@@ -33,7 +34,7 @@ def evaluate(
         for start in range(0, len(prompts), batch_size):
             part = prompts.ids[start : start + batch_size]
             seeds = [derive(0, start + i) for i in range(len(part))]
-            ids += engine.generate(part, 1, max_new_tokens, heat, seeds)
+            ids += sample(engine, part, 1, max_new_tokens, heat, seeds).ids
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         lengths = Tensor([len(row) for row in ids])
         if mean_length is None:

@@ -1,14 +1,19 @@
 """One gradient per loss from a single forward pass, their inner products, and a weighted sum of them as the gradient to step with.
 
 A gradient is a list with one tensor per parameter, so K of them cost K times the parameters' memory and no flat copies are made.
+Where parameters are sharded, so are their gradients: a rank holds K shards.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from common import ranks
 
 Gradients = list[list[Tensor | None]]  # per loss, per parameter; None where no backward pass has come through yet
+CHUNK = 2**22  # numbers of a gradient that are turned to float64 at a time
 
 
 def backward_each(losses: Sequence[Tensor], parameters: list[nn.Parameter], gradients: Gradients) -> None:
@@ -26,16 +31,19 @@ def backward_each(losses: Sequence[Tensor], parameters: list[nn.Parameter], grad
 
 
 def gram_matrix(gradients: Gradients) -> Tensor:
-    """Inner products H_ij = <g_i, g_j> over all parameters, float64 [K, K], on the CPU, where such small problems are solved fastest.
+    """Inner products H_ij = <g_i, g_j> over all parameters and ranks, float64 [K, K], on the CPU, where such small problems are solved fastest.
 
     Summed in float64: in float32 the products of nearly opposed gradients would lose the digits that a solver's answer hangs on.
+    Each rank adds up its own shards; only K x K numbers are summed over ranks, and every rank gets the same matrix.
     """
-    gram: Tensor | float = 0.0
+    gram = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
     for parts in zip(*gradients, strict=True):
         if parts[0] is not None:  # a parameter that no loss reaches has no gradient from any
-            rows = torch.stack([part.flatten() for part in parts]).double()
-            gram = gram + rows @ rows.T
-    return gram.cpu()
+            flat = [(part.to_local() if isinstance(part, DTensor) else part).flatten() for part in parts]
+            for rows in zip(*(part.split(CHUNK) for part in flat), strict=True):  # an embedding's K gradients in float64 would not fit
+                rows = torch.stack(rows).double()
+                gram = gram.to(rows.device) + rows @ rows.T
+    return ranks.all_sum(gram.cpu())
 
 
 def combine(gradients: Gradients, weights: Sequence[float], parameters: list[nn.Parameter]) -> None:
@@ -51,3 +59,9 @@ def has_gradient(gram: Tensor) -> Tensor:
     """
     squared = gram.diagonal()
     return squared > 1e-12 * squared.max()
+
+
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> float:
+    """Scale `.grad` of all parameters down to the norm max_norm if theirs, over all ranks, is larger; returns their norm."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()

@@ -1,17 +1,36 @@
-"""Loading a policy and its tokenizer, the log-probabilities of completion tokens, and exporting a Hugging Face checkpoint."""
+"""Loading a policy and its tokenizer, sharding it, the log-probabilities of completion tokens, and exporting a Hugging Face checkpoint."""
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import MethodType
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
+from common import ranks
 from common.batch import Batch, micro_batches
 from common.errors import UserError
 
 TESTBED = "testbed"
+LOGITS_AT_ONCE = 2**25  # of a log-probability pass: 128 MiB in float32, and the backward pass holds a few copies; 220 tokens of a 150k vocabulary
+POSTPROCESSING = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of configs whose logits are more than lm_head(hidden)
+
+
+def model_path(model: str) -> str:
+    """Where the weights of `testbed[:base]`, a hub name or a local folder are: a folder or the hub name itself."""
+    if model.split(":")[0] != TESTBED:
+        return model
+    from common.arithmetic import base_path
+
+    return str(base_path(model.partition(":")[2] or "fragile"))
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False):
@@ -33,26 +52,27 @@ def load_tokenizer(model: str, trust_remote_code: bool = False):
     return tokenizer
 
 
-def load_model(model: str, device: torch.device, trust_remote_code: bool = False) -> nn.Module:
-    """A causal language model in float32 and in eval mode, from `testbed[:base]`, a hub name or a local folder (safetensors only).
+def load_whole(model: str, device: torch.device, trust_remote_code: bool = False, dtype: torch.dtype | str = torch.float32) -> nn.Module:
+    """A causal language model, complete on this rank and in eval mode, from `testbed[:base]`, a hub name or a local folder (safetensors).
 
-    Eval mode for training too: dropout would make the ratio of an unchanged policy differ from 1. Raises UserError naming --model.
+    Eval mode for training too: dropout would make the ratio of an unchanged policy differ from 1. dtype "auto" is the one it is stored in.
+    Raises UserError naming --model.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one per file; the run has its own
-    path: str | Path = model
-    if model.split(":")[0] == TESTBED:
-        from common.arithmetic import base_path
-
-        path = base_path(model.partition(":")[2] or "fragile")
     try:
         # safetensors alone: a pickled checkpoint runs code when it is loaded
-        loaded = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model_path(model), dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         known = "a hub name, a folder with config.json and *.safetensors, or testbed[:base]"
         raise UserError(f"--model {model} could not be loaded: {_first_line(error)} (expected {known})") from error
+    for name in POSTPROCESSING:
+        if getattr(loaded.config, name, None) not in (None, 1, 1.0):
+            raise UserError(f"--model {model}: its config sets {name}, which log-probabilities by chunks of lm_head would leave out")
     return loaded.to(device).eval()
 
 
@@ -60,44 +80,153 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
+# --- Sharding ---
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of activations: `float32`, `bfloat16`, or for `auto` bfloat16 on GPUs and float32 on CPUs. Weights stay in float32."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, name)
+
+
+def load_model(
+    model: str,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    compute: torch.dtype = torch.float32,
+    frozen: bool = False,
+    activation_checkpointing: bool = False,
+) -> nn.Module:
+    """A policy to train, float32, or a frozen one in its compute dtype; sharded over all ranks where there is a process group (FSDP2).
+
+    Every decoder layer is a group that is gathered for its forward and backward pass; what is left, embeddings, last norm and lm_head,
+    is the root group, so that tied embeddings stay one parameter. Compute in `compute`, sums of gradients over ranks in float32: sums,
+    not means, because losses are fractions of the whole batch. activation_checkpointing keeps one tensor per layer and token and
+    recomputes the rest in the backward pass. Raises UserError naming --model.
+    """
+    if not dist.is_initialized():
+        policy = load_whole(model, device, trust_remote_code)
+        layers = _layers(policy)
+    else:
+        # in host memory and in the dtype it is stored in; layer by layer, the shards then go to the device as float32
+        policy = load_whole(model, torch.device("cpu"), trust_remote_code, "auto")
+        layers, tied = _layers(policy), _is_tied(policy)
+        mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32) if compute != torch.float32 else MixedPrecisionPolicy()
+        mesh = init_device_mesh(device.type, (ranks.count(),))
+        for module in (*layers, policy):
+            for parameter in module.parameters():
+                if not isinstance(parameter, DTensor):
+                    parameter.data = parameter.data.to(compute if frozen else torch.float32)
+            # the root too is resharded after its forward pass: kept whole it would keep old weights when no backward pass follows
+            fully_shard(module, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
+            module.set_gradient_divide_factor(1.0)  # each group has its own
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
+        if tied != _is_tied(policy):
+            raise RuntimeError(f"sharding {model} has untied its embeddings")
+        policy.to(device)  # buffers, such as the frequencies of rotary embeddings
+        policy.token_logprobs = MethodType(_token_logprobs, policy)
+        register_fsdp_forward_method(policy, "token_logprobs")  # so that the root group is gathered for it
+    if activation_checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.checkpointed = layers
+    return policy.requires_grad_(not frozen)
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers, by the class that the architecture says not to split."""
+    return [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
+
+
+def _is_tied(model: nn.Module) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def full_parameters(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter with its name, whole and in dtype, one at a time; tied ones once. Collective: every rank must go through all of it."""
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach().to(dtype)  # before it is gathered: half the traffic in bfloat16
+        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+# --- Log-probabilities ---
+
+
 def token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tensor:
     """Log-probability of every completion token under the model at this sampling temperature, [B, T]; 0 on padding.
 
-    Only the logits that predict completion tokens are computed, in float32 at least.
+    Logits exist for completion tokens only, for a few hundred at a time if the vocabulary is large, and in float32 at least. Where the
+    model is sharded this is collective: every rank with a batch of its own, any of any size.
     """
+    return model.token_logprobs(batch, temperature) if isinstance(model, FSDPModule) else _token_logprobs(model, batch, temperature)
+
+
+def _token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tensor:
     attention = torch.cat([batch.prompt_mask, batch.mask.to(batch.prompt_mask.dtype)], 1)  # [B, L+T]
+    tokens, width = torch.cat([batch.prompts, batch.completions], 1), batch.completions.size(1)
     positions = (attention.cumsum(1) - 1).clamp(min=0)
-    width = batch.completions.size(1)
-    logits = model(
-        torch.cat([batch.prompts, batch.completions], 1),
-        attention_mask=attention,
-        position_ids=positions,
-        logits_to_keep=width + 1,
-        use_cache=False,
-    ).logits[:, :-1]  # [B, T, V]: the logits at a position predict the next token
+    # checkpointing is decided by each layer's own flag, read in its forward pass; the modules inside it stay in eval mode, without dropout
+    for layer in getattr(model, "checkpointed", ()):
+        layer.training = torch.is_grad_enabled()
+    hidden = model.base_model(tokens, attention_mask=attention, position_ids=positions, use_cache=False).last_hidden_state
+    for layer in getattr(model, "checkpointed", ()):
+        layer.training = False
+    real = batch.mask > 0
+    hidden, targets = hidden[:, -width - 1 : -1][real], batch.completions[real]  # a position predicts the next token. [N, D], [N]
+    size = max(LOGITS_AT_ONCE // model.config.get_text_config().vocab_size, 1)
+    head = model.get_output_embeddings()
+    if len(hidden) <= size:
+        logp = _target_logprobs(head, hidden, targets, temperature)
+    else:  # the logits of a chunk live in its own forward and once more in its backward pass
+        parts = zip(hidden.split(size), targets.split(size), strict=True)
+        logp = torch.cat([checkpoint(_target_logprobs, head, h, t, temperature, use_reentrant=False) for h, t in parts])
+    return logp.new_zeros(batch.mask.shape).masked_scatter(real, logp)
+
+
+def _target_logprobs(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """hidden [N, D], targets [N] -> [N]."""
+    logits = head(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    logp = -F.cross_entropy(logits.flatten(0, 1), batch.completions.flatten(), reduction="none").view_as(batch.mask)
-    return logp.masked_fill(batch.mask == 0, 0.0)
+    return -F.cross_entropy(logits, targets, reduction="none")
 
 
 @torch.no_grad()
 def token_logprobs_no_grad(model: nn.Module, batch: Batch, temperature: float, max_tokens: int) -> Tensor:
-    """`token_logprobs` of the whole batch in micro-batches of at most max_tokens padded tokens, without a graph, [B, T]."""
+    """`token_logprobs` of the whole batch without a graph, [B, T]: every rank does its share, in micro-batches of at most max_tokens
+    padded tokens, and gets all."""
     logp = torch.zeros_like(batch.mask)
     for rows in micro_batches(batch, torch.arange(len(batch.mask)), max_tokens):
         part = token_logprobs(model, batch.select(rows), temperature)
         logp[rows, : part.size(1)] = part.to(logp.dtype)
-    return logp
+    return ranks.all_sum(logp)  # every row is 0 on all ranks but one
 
 
-def export(model: nn.Module, tokenizer, folder: Path) -> None:
-    """Write a Hugging Face checkpoint (safetensors and tokenizer) into folder, replacing an older export only once the new one is whole."""
+# --- Export ---
+
+
+def export(model: nn.Module, tokenizer, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a Hugging Face checkpoint (safetensors in dtype, and tokenizer) into folder, replacing an older one once the new one is whole.
+
+    Collective; rank 0 gathers it in host memory and writes. Raises UserError if it cannot be written.
+    """
+    first = ranks.rank() == 0
+    weights = {name: tensor.cpu() for name, tensor in full_parameters(model, dtype) if first}
+    weights |= {name: buffer.cpu() for name, buffer in model.named_buffers() if name in model.state_dict()} if first else {}
+    ranks.on_first(lambda: _write(model, tokenizer, weights, folder, dtype))
+
+
+def _write(model: nn.Module, tokenizer, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
     temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        model.config.dtype = dtype
+        model.save_pretrained(temporary, state_dict=weights)
+        tokenizer.save_pretrained(temporary)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"the model cannot be written to {folder}: {error.strerror or error}; --resume the run once there is room") from error

@@ -1,38 +1,131 @@
-"""Engines that sample completions. An engine has `stop_ids`, `sync(model, version)` and `generate(...)`, and so has any that joins."""
+"""Sampling completions: the engines, the division of prompts among ranks, and the canary that compares sampler with trainer.
+
+An engine has
+    `stop_ids`  token ids that end a completion, which it includes;
+    `version`   the training step whose weights it samples with, -1 before the first sync;
+    `share`     (which share of the prompts this rank samples, of how many);
+    `sync(model, version)`  takes the trainer's weights; collective, and the only way in which weights reach a sampler;
+    `generate(prompts, completions, max_new_tokens, temperature, seeds)`  token lists and their log-probabilities, on this rank alone.
+"""
+
+from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from common import ranks
 from common.errors import UserError
+from common.model import full_parameters, load_whole, model_path
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The completions of a batch of prompts, prompt by prompt, the same on every rank."""
+
+    ids: list[list[int]]  # B token lists, each ending with its stop token if it reached one
+    logprobs: list[list[float]]  # of every token under the sampler, at its temperature
+    version: int  # of the weights that sampled
+
+
+def sample(engine, prompts: list[list[int]], completions: int, max_new_tokens: int, temperature: float, seeds: list[int]) -> Rollout:
+    """Sample `completions` completions of every prompt: each rank (or tensor-parallel group) its share of the prompts, whole ones.
+
+    prompts: token ids, the same on every rank. temperature: 0 is greedy; no top-p and no top-k, which would sample from another distribution
+    than the one that is trained. seeds: one per prompt. Collective. Raises UserError, on every rank, if an engine does.
+    """
+    index, shares = engine.share
+    own = ranks.share(len(prompts), index, shares)
+    parts = ranks.together(lambda: engine.generate(prompts[own], completions, max_new_tokens, temperature, seeds[own]))
+    parts = parts[:: ranks.count() // shares]  # ranks of one tensor-parallel group have sampled the same
+    return Rollout([i for ids, _ in parts for i in ids], [p for _, logprobs in parts for p in logprobs], engine.version)
+
+
+def make_engine(
+    name: str,
+    model: str,
+    tokenizer,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_length: int,
+    seed: int,
+    trust_remote_code: bool = False,
+    vllm_tp: int = 1,
+    vllm_memory: float = 0.4,
+    vllm_sleep: bool = False,
+):
+    """The engine by its name in --engine, with the weights of `model` until its first sync. Collective.
+
+    dtype: of the sampler's weights and activations. max_length: of a prompt and its completion, in tokens. Built before the policy:
+    vLLM measures the free memory when it starts.
+    """
+    if name == "transformers":
+        return TransformersEngine(model, tokenizer, device, dtype, trust_remote_code)
+    from common.rollout_vllm import VLLMEngine
+
+    stops = stop_tokens(model, tokenizer, trust_remote_code)
+    return VLLMEngine(model_path(model), stops, max_length, dtype, seed, vllm_tp, vllm_memory, vllm_sleep, trust_remote_code)
+
+
+def stop_tokens(model: str, tokenizer, trust_remote_code: bool = False) -> set[int]:
+    """The ids that end a completion: the tokenizer's, and those of the model's generation config (end of turn, end of text)."""
+    from transformers import AutoConfig, GenerationConfig
+
+    path = model_path(model)
+    try:
+        stops = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # a model without the file
+        stops = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config().eos_token_id
+    return _stops(stops, tokenizer)
+
+
+def _stops(stops: int | list[int] | None, tokenizer) -> set[int]:
+    return {tokenizer.eos_token_id, *(s for s in (stops if isinstance(stops, list) else [stops]) if s is not None)}
 
 
 class TransformersEngine:
-    """Samples with the training model itself through its key-value cache, on any device.
+    """Samples with the Hugging Face model through its key-value cache, on any device.
 
+    A policy that is whole on this rank samples itself. A sharded one would gather every layer for every token; so each rank has a whole
+    copy in the compute dtype beside it, and syncs it.
     Against `model.generate`: a prompt is read once for its G completions, and finished completions leave the batch, which on the testbed
     doubles the tokens per second (benchmarks/sampling.py). A token is chosen by one uniform number, drawn from its prompt's own seed and
     inverted through the distribution, so a completion depends on its prompt and seed alone: not on the batch it stands in.
     """
 
-    def __init__(self, model: nn.Module, tokenizer) -> None:
-        self.model, self.pad_id, self.version = model, tokenizer.pad_token_id, 0
-        stops = model.generation_config.eos_token_id  # a chat model may have several: end of turn, end of text
-        stops = stops if isinstance(stops, list) else [stops]
-        self.stop_ids = {tokenizer.eos_token_id, *(s for s in stops if s is not None)}
+    def __init__(self, model: str | nn.Module, tokenizer, device: torch.device | None = None, dtype=torch.float32, trust_remote_code=False):
+        """model: a name as in --model, whose weights come with the first sync, or a whole model to sample with."""
+        if isinstance(model, str):
+            self.stop_ids = stop_tokens(model, tokenizer, trust_remote_code)
+            self.copies = dist.is_initialized()
+            self.model = load_whole(model, device, trust_remote_code, dtype).requires_grad_(False) if self.copies else None
+        else:
+            self.stop_ids, self.copies, self.model = _stops(model.generation_config.eos_token_id, tokenizer), False, model
+        self.pad_id, self.version, self.share = tokenizer.pad_token_id, -1, (ranks.rank(), ranks.count())
 
+    @torch.no_grad()
     def sync(self, model: nn.Module, version: int) -> None:
-        """Take the trainer's weights; here they are the same tensors, so only the version is recorded."""
-        self.model, self.version = model, version
+        """Take the trainer's weights: copied parameter by parameter into this rank's copy, or the model itself where it is whole."""
+        if self.copies:
+            own = dict(self.model.named_parameters())
+            for name, whole in full_parameters(model, next(iter(own.values())).dtype):
+                own.pop(name).copy_(whole)
+            if own:
+                raise RuntimeError(f"the sampler has parameters that the policy lacks: {', '.join(own)}")
+        else:
+            self.model = model
+        self.version = version
 
     @torch.inference_mode()
     def generate(
         self, prompts: list[list[int]], completions: int, max_new_tokens: int, temperature: float, seeds: list[int]
-    ) -> list[list[int]]:
-        """Sample `completions` token lists for each prompt: prompt by prompt, adjacent, each ending with its stop token if it reached one.
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Token lists and the log-probabilities of their tokens at this temperature (at 0, greedy, those at 1). See `sample`.
 
-        prompts: token ids. temperature: 0 is greedy; no top-p and no top-k, which would sample from another distribution than the one that
-        is trained. seeds: one per prompt. Raises UserError if the model's logits are not finite.
+        Raises UserError if the model's logits are not finite.
         """
+        if not prompts:
+            return [], []
         device = self.model.device
         longest = max(map(len, prompts))
         ids = torch.tensor([[self.pad_id] * (longest - len(p)) + p for p in prompts], device=device)  # [P, L]
@@ -50,10 +143,11 @@ class TransformersEngine:
 
         rows = torch.arange(len(logits), device=device)  # the completions still being written
         tokens = torch.zeros(len(logits), max_new_tokens, dtype=torch.long, device=device)
+        logprobs = torch.zeros(len(logits), max_new_tokens, device=device)
         lengths = torch.zeros(len(logits), dtype=torch.long, device=device)
         for t in range(max_new_tokens):
-            chosen = _choose(logits, temperature, uniforms[rows, t])
-            tokens[rows, t], lengths[rows] = chosen, t + 1
+            chosen, logp = _choose(logits, temperature, uniforms[rows, t])
+            tokens[rows, t], logprobs[rows, t], lengths[rows] = chosen, logp, t + 1
             going = ~torch.isin(chosen, stop_ids)
             if t == max_new_tokens - 1 or not going.any():
                 break
@@ -69,19 +163,53 @@ class TransformersEngine:
                 past_key_values=cache,
             )
             logits, position = output.logits[:, -1], position + 1
-        return [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+        lengths = lengths.tolist()
+        return tuple([row[:length] for row, length in zip(table.tolist(), lengths, strict=True)] for table in (tokens, logprobs))
 
 
-def _choose(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
-    """The token at which the cumulative distribution passes the uniform number; at temperature 0 the most likely. [B,V], [B] -> [B]."""
+def _choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The token at which the cumulative distribution passes the uniform number; at temperature 0 the most likely; and its log-probability.
+
+    logits [B, V], uniform [B] -> [B], [B].
+    """
     if not torch.isfinite(logits).all():
         raise UserError("the model's logits are not finite: the weights have diverged or are broken; lower --lr or check --model")
-    if temperature == 0:
-        return logits.argmax(-1)
     # float64: in float32 the cumulative sum over a large vocabulary loses its small probabilities
-    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
-    target = uniform.double() * cumulative[:, -1]
-    return torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1).clamp(max=logits.size(-1) - 1)
+    logits = logits.double() / (temperature or 1.0)
+    if temperature == 0:
+        chosen = logits.argmax(-1)
+    else:
+        cumulative = logits.softmax(-1).cumsum(-1)
+        target = uniform.double() * cumulative[:, -1]
+        chosen = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1).clamp(max=logits.size(-1) - 1)
+    return chosen, (logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(-1)).float()
 
 
-ENGINES = {"transformers": TransformersEngine}
+class Canary:
+    """Compares the sampler's log-probabilities with the trainer's, on the first rollout after every sync, and stops a run that drifts.
+
+    A sampler that kept old weights, or samples from another distribution than the one trained, shows in no reward and in no loss: only
+    here. In float32 the two differ by rounding; in bfloat16 by about .01 to .02 nats, because their kernels differ.
+    """
+
+    def __init__(self, limit: float) -> None:
+        """limit: mean absolute gap, in nats, that must not be passed twice in a row."""
+        self.limit, self.strikes = limit, 0
+
+    def check(self, step: int, version: int, trainer: Tensor, sampler: Tensor, mask: Tensor) -> dict[str, float]:
+        """The gaps to log. step: the training step; version: the sampler's. trainer, sampler, mask [B, T].
+
+        Raises UserError at the second mean gap in a row that is above the limit or NaN, RuntimeError if a sync was left out.
+        """
+        if version != step - 1:
+            raise RuntimeError(f"the sampler has the weights of step {version}, not of step {step - 1}: engine.sync was left out")
+        gap = (trainer - sampler).abs() * mask
+        mean = (gap.sum() / mask.sum()).item()
+        self.strikes = 0 if mean <= self.limit else self.strikes + 1
+        if self.strikes == 2:
+            raise UserError(
+                f"step {step}: the sampler's log-probabilities are {mean:.2g} nats away from the trainer's, above --max-logp-gap {self.limit:g} "
+                f"for the second time (it should have the weights of step {version}). Usual causes: the sampler has old weights (sync failed, or its layers "
+                "keep a packed copy), its prefix cache was not reset, or its temperature, top-p, top-k or dtype differ from the trainer's"
+            )
+        return {"sampler/gap": mean, "sampler/gap_max": gap.max().item(), "sampler/version": version}

@@ -1,6 +1,8 @@
 """Every random number of a run is a function of (run seed, where it is used), so that a resumed run repeats the run that was not stopped
 without saving any generator's state, and adding a consumer of randomness does not disturb the others."""
 
+import random
+
 import numpy as np
 import torch
 
@@ -13,3 +15,11 @@ def derive(*path: int) -> int:
 def generator(*path: int) -> torch.Generator:
     """A CPU generator seeded by `derive`."""
     return torch.Generator().manual_seed(derive(*path))
+
+
+def reseed(*path: int) -> None:
+    """Seed the global generators of Python, NumPy and torch by `derive`, for code that is not ours, such as a reward that draws lots."""
+    seed = derive(*path)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

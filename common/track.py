@@ -3,18 +3,31 @@
 import json
 import math
 import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import tyro
+from tqdm import tqdm
 
+from common import ranks
 from common.errors import UserError
+from common.presets import named_preset
 
 
 def parse(args_class: type, script: str, argv: list[str] | None = None):
-    """The flags of a script (a dataclass, which is returned filled). `--resume DIR` takes the flags of that run: others given beside it
-    must agree with them, but for --steps and the two trackers. Raises UserError naming the flags that differ."""
-    args = tyro.cli(args_class, args=argv)
+    """The flags of a script (a dataclass, which is returned filled). `--preset NAME` changes the defaults, and flags given beside it win.
+    `--resume DIR` takes the flags of that run, a preset's values included: others given beside it must agree with them, but for --steps and
+    the two trackers. Raises UserError naming --preset, or the flags that differ."""
+    argv = sys.argv[1:] if argv is None else argv
+    names = {field.name for field in fields(args_class)}
+    chosen = named_preset(argv) if "preset" in names else {}
+    if missing := sorted(chosen.keys() - names):
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise UserError(f"--preset sets {told}, which {script} does not have; drop it and give the flags you need one by one")
+    args = tyro.cli(args_class, args=argv, default=args_class(**chosen))
     if not args.resume:
         return args
     path = Path(args.resume) / "args.json"
@@ -23,21 +36,26 @@ def parse(args_class: type, script: str, argv: list[str] | None = None):
     saved = json.loads(path.read_text())
     if saved["script"] != script:
         raise UserError(f"--resume {args.resume}: that run is of {saved['script']}, not of {script}")
-    names = {field.name for field in fields(args_class)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in names}
-    resumed = tyro.cli(args_class, args=argv, default=args_class(**{**values, "resume": args.resume}))
-    free = {"resume", "steps", "tensorboard", "wandb"}
-    differing = [k for k, v in asdict(resumed).items() if k not in free and v != values.get(k, v)]
+    before = args_class(**{**values, "resume": args.resume})  # flags that are newer than the run have their defaults
+    resumed = tyro.cli(args_class, args=argv, default=before)
+    was, free = asdict(before), {"resume", "steps", "tensorboard", "wandb"}
+    differing = [k for k, v in asdict(resumed).items() if k not in free and v != was[k]]
     if differing:
-        told = ", ".join(f"--{k.replace('_', '-')} (was {values[k]})" for k in differing)
+        told = ", ".join(f"--{k.replace('_', '-')} (was {was[k]})" for k in differing)
         raise UserError(f"--resume {args.resume}: these flags differ from the run's: {told}; drop them, or start a new run with --out")
     return resumed
 
 
 def run_folder(out: str, resume: str, script: str, seed: int) -> Path:
-    """The folder of this run, made. Without --out: runs/<script>-s<seed>, numbered when taken. Raises UserError if --out exists."""
-    if resume:
-        return Path(resume)
+    """The folder of this run, made once for all ranks. Without --out: runs/<script>-s<seed>, numbered when taken.
+
+    Raises UserError if --out exists or cannot be made.
+    """
+    return Path(resume) if resume else ranks.on_first(lambda: _new_folder(out, script, seed))
+
+
+def _new_folder(out: str, script: str, seed: int) -> Path:
     name, number = f"{script}-s{seed}", 1
     folder = Path(out or f"runs/{name}")
     try:
@@ -62,30 +80,34 @@ def write_whole(path: Path, text: str) -> None:
 
 
 class Tracker:
-    """Appends one JSON line per step to metrics.jsonl and mirrors it to TensorBoard and W&B where asked.
+    """Appends one JSON line per step to metrics.jsonl and mirrors it to TensorBoard and W&B where asked. Rank 0 writes; others only listen.
 
     config: written to args.json. last_step: a resumed run's lines after this step are dropped, so that each step stands there once.
-    Raises UserError if an optional tracker is not installed.
+    Raises UserError, on every rank, if an optional tracker is not installed or a file cannot be written.
     """
 
     def __init__(self, folder: Path, config: dict, last_step: int | None, tensorboard: bool, wandb: bool) -> None:
         self.folder, self.board, self.wandb = folder, None, None
-        write_whole(folder / "args.json", json.dumps(config, indent=2) + "\n")
-        if last_step is not None:
-            for name in ("metrics.jsonl", "completions.jsonl"):
-                self._cut(folder / name, last_step)
+        ranks.on_first(lambda: self._open(config, last_step, tensorboard, wandb))
+
+    def _open(self, config: dict, last_step: int | None, tensorboard: bool, wandb: bool) -> None:
+        with _writing(self.folder):
+            write_whole(self.folder / "args.json", json.dumps(config, indent=2) + "\n")
+            if last_step is not None:
+                for name in ("metrics.jsonl", "completions.jsonl"):
+                    self._cut(self.folder / name, last_step)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise UserError("--tensorboard needs the package: pip install tensorboard") from None
-            self.board = SummaryWriter(str(folder), purge_step=None if last_step is None else last_step + 1)
+            self.board = SummaryWriter(str(self.folder), purge_step=None if last_step is None else last_step + 1)
         if wandb:
             try:
                 import wandb as wandb_module
             except ImportError:
                 raise UserError("--wandb needs the package: pip install wandb") from None
-            self.wandb = wandb_module.init(project="cleanmoa", name=folder.name, config=config, dir=str(folder))
+            self.wandb = wandb_module.init(project="cleanmoa", name=self.folder.name, config=config, dir=str(self.folder))
 
     @staticmethod
     def _cut(path: Path, last_step: int) -> None:
@@ -94,23 +116,32 @@ class Tracker:
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
         write_whole(path, "".join(kept))
 
-    def log(self, step: int, row: dict[str, float]) -> None:
-        """Append the metrics of a step; a non-finite number becomes null, which JSON can hold."""
-        self._append("metrics.jsonl", {"step": step} | {k: v if math.isfinite(v) else None for k, v in row.items()})
+    def log(self, step: int, row: dict[str, float], samples: Sequence[dict] = ()) -> None:
+        """Append the metrics of a step, and sampled completions with their rewards to completions.jsonl.
+
+        A non-finite number becomes null, which JSON can hold.
+        """
+        ranks.on_first(lambda: self._log(step, row, samples))
+
+    def _log(self, step: int, row: dict[str, float], samples: Sequence[dict]) -> None:
+        with _writing(self.folder):
+            for sample in samples:
+                self._append("completions.jsonl", {"step": step} | sample)
+            self._append("metrics.jsonl", {"step": step} | {k: v if math.isfinite(v) else None for k, v in row.items()})
         if self.board:
             for key, value in row.items():
                 self.board.add_scalar(key, value, step)
         if self.wandb:
             self.wandb.log(row, step=step)
 
-    def completions(self, step: int, samples: list[dict]) -> None:
-        """Append sampled completions with their rewards to completions.jsonl."""
-        for sample in samples:
-            self._append("completions.jsonl", {"step": step} | sample)
-
     def _append(self, name: str, row: dict) -> None:
         with open(self.folder / name, "a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def say(self, text: str) -> None:
+        """Print a line, once for all ranks, above the progress bar."""
+        if ranks.rank() == 0:
+            tqdm.write(text)
 
     def close(self) -> None:
         """Finish the optional trackers, draw curves.png and print the verdict: each objective from start to end, and what was lost."""
@@ -118,6 +149,9 @@ class Tracker:
             self.board.close()
         if self.wandb:
             self.wandb.finish()
+        ranks.on_first(self._judge)
+
+    def _judge(self) -> None:
         from analysis.curves import draw
         from analysis.runs import load_run
         from analysis.verdict import verdict
@@ -125,3 +159,14 @@ class Tracker:
         run = load_run(self.folder)
         draw([run], self.folder / "curves.png")
         print(f"\n{verdict(run).text}\n\ncurves: {self.folder / 'curves.png'}   model: {self.folder / 'model'}")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn a full disk or a folder that went away into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder} cannot be written: {error.strerror}; what was written before is whole: make room, then --resume {folder}"
+        ) from error

@@ -17,6 +17,7 @@ from types import ModuleType
 
 import torch
 
+from common import ranks
 from common.errors import UserError
 
 OBJECTIVES = ("accuracy", "conciseness", "clarity")  # the paper's three, in the order of the columns of `rewards [B, K]`
@@ -71,10 +72,13 @@ def score(
     columns: dict[str, list],
     **options,
 ) -> torch.Tensor:
-    """Score a batch by every reward.
+    """Score a batch by every reward: each rank its share of the completions, and every rank gets all rewards.
+
+    A prompt's completions are scored by one rank where the number of prompts divides by that of ranks, as it does in training; a reward
+    must not compare completions beyond a prompt's own, except through `mean_length`.
 
     Args:
-        functions: `K` rewards by objective, from `load`. Each is called once, by keyword, with all that follows.
+        functions: `K` rewards by objective, from `load`. Each is called once on each rank, by keyword, with all that follows.
         prompts, completions: `B` texts each.
         completion_ids: `B` token lists, end-of-sequence token included.
         mean_length: mean length in tokens of all training completions before this batch.
@@ -98,7 +102,13 @@ def score(
         if len(values) != len(completions):
             raise ValueError(f"{name} has {len(values)} values for {len(completions)} completions")
     constants = {"mean_length": mean_length, **options}
+    own = ranks.share(len(completions), ranks.rank(), ranks.count())
+    parts = ranks.together(lambda: _call({name: values[own] for name, values in batch.items()}, constants, functions, columns))
+    return torch.tensor([row for part in parts for row in part], dtype=torch.float32).view(len(completions), len(functions))
 
+
+def _call(batch: dict[str, list], constants: dict, functions: dict[str, Callable], columns: dict[str, list]) -> list[tuple[float, ...]]:
+    """One row of K rewards per completion of the batch."""
     rewards = []
     for objective, function in functions.items():
         required = [
@@ -120,8 +130,8 @@ def score(
             culprit = _culprit(error, function, batch, constants)
             hint = f"; the columns there are {_listed(columns)}" if isinstance(error, TypeError | KeyError) else ""
             raise UserError(f"the reward {objective!r} raised {_describe(error)} {culprit}{hint}") from error
-        rewards.append(_numbers(objective, values, completions))
-    return torch.tensor(rewards, dtype=torch.float32).T.contiguous()
+        rewards.append(_numbers(objective, values, batch["completions"]))
+    return list(zip(*rewards, strict=True))
 
 
 def _numbers(objective: str, values: object, completions: list[str]) -> list[float]:

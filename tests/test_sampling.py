@@ -116,7 +116,7 @@ def engine_of(model) -> TransformersEngine:
 
 def test_greedy_equals_the_argmax_of_full_forwards(model):
     prompts = random_lists(5, 2, 9, 9)
-    sampled = engine_of(model).generate(prompts, 1, 10, 0.0, seeds=[0] * 5)
+    sampled = engine_of(model).generate(prompts, 1, 10, 0.0, seeds=[0] * 5)[0]
     for prompt, completion in zip(prompts, sampled, strict=True):
         text = list(prompt)
         for token in completion:
@@ -130,17 +130,17 @@ def test_a_completion_depends_on_its_prompt_and_seed_alone(model):
     """Not on the batch, on padding, nor on the order: so resuming, and any division over ranks, repeats it."""
     prompts = random_lists(5, 2, 9, 10)
     seeds = [derive(1, 1, i) for i in range(5)]
-    together = engine_of(model).generate(prompts, 3, 12, 1.0, seeds)
+    together = engine_of(model).generate(prompts, 3, 12, 1.0, seeds)[0]
     for i in (4, 2, 0):
-        assert engine_of(model).generate([prompts[i]], 3, 12, 1.0, [seeds[i]]) == together[3 * i : 3 * i + 3]
-    assert engine_of(model).generate(prompts, 3, 12, 1.0, [s + 1 for s in seeds]) != together
+        assert engine_of(model).generate([prompts[i]], 3, 12, 1.0, [seeds[i]])[0] == together[3 * i : 3 * i + 3]
+    assert engine_of(model).generate(prompts, 3, 12, 1.0, [s + 1 for s in seeds])[0] != together
     assert together[0] != together[1]  # one prompt's completions differ
 
 
 def test_samples_follow_the_model_at_the_temperature(model):
     prompt, temperature, count = [5, 9, 30], 0.8, 20_000
     expected = (model(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
-    first = torch.tensor([c[0] for c in engine_of(model).generate([prompt], count, 1, temperature, [7])])
+    first = torch.tensor([c[0] for c in engine_of(model).generate([prompt], count, 1, temperature, [7])[0]])
     observed = torch.bincount(first, minlength=72) / count
     deviation = (observed - expected) / (expected * (1 - expected) / count).sqrt().clamp(min=1e-9)
     assert deviation[expected > 1e-3].abs().max() < 5
@@ -149,7 +149,7 @@ def test_samples_follow_the_model_at_the_temperature(model):
 
 def test_every_stop_token_ends_a_completion(model):
     model.generation_config.eos_token_id = [1, 20, 21]
-    completions = engine_of(model).generate([[5, 9]], 200, 30, 1.0, [3])
+    completions = engine_of(model).generate([[5, 9]], 200, 30, 1.0, [3])[0]
     ends = {c[-1] for c in completions if len(c) < 30}
     assert ends <= {1, 20, 21}
     assert len(ends) > 1

@@ -159,7 +159,7 @@ def test_one_objective_is_plain_reinforce(tmp_path):
     train("linear", tmp_path / "run", steps=1, mini_batches=1, kl_coef=0, rewards=("rewards.accuracy:accuracy",), weights=(1.0,), prompts=8)
     tok, policy = load_tokenizer("testbed"), load_model("testbed", torch.device("cpu"))
     prompts = load_prompts("arithmetic", tok, "", "", "", 64)["train"].batch(1, 8, 1)
-    ids = TransformersEngine(policy, tok).generate(prompts.ids, 4, 56, 1.0, [derive(1, 1, i) for i in range(8)])
+    ids, _ = TransformersEngine(policy, tok).generate(prompts.ids, 4, 56, 1.0, [derive(1, 1, i) for i in range(8)])
     batch = pad([p for p in prompts.ids for _ in range(4)], ids, 0)
     texts = tok.batch_decode(ids, skip_special_tokens=True)
     correct = [text.endswith(f"\\boxed{{{answer}}}") for text, answer in zip(texts, prompts.repeat(4)["answer"], strict=True)]

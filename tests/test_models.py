@@ -1,0 +1,137 @@
+"""Qwen2, Qwen3 and Llama of random weights: sharded over two ranks against whole, sampled, trained, exported and reloaded; peak memory."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from test_sampling import SHAPE
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from common.arithmetic import tokenizer
+from common.batch import pad
+from common.errors import UserError
+from common.model import load_whole, token_logprobs
+
+CONFIGS = {  # as in their real checkpoints: small Qwen2 and SmolLM2 tie their embeddings
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=8, tie_word_embeddings=False)),
+    "smollm2": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)),
+}
+
+
+def build(folder: Path, name: str) -> None:
+    torch.manual_seed(0)
+    model = CONFIGS[name]()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder / name)
+    tokenizer().save_pretrained(folder / name)
+
+
+def test_sharded_models_are_the_whole_ones(tmp_path):
+    for name in CONFIGS:
+        build(tmp_path, name)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "tests/sharded_models.py", str(tmp_path)],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(found) == 12
+    for row in found:
+        exact = row["compute"] == "torch.float32"
+        small = {"sampler": 2e-5, "forward": 2e-5, "synced": 2e-5, "reloaded": 2e-5, "gram": 1e-5, "norm": 1e-5}
+        rough = {"sampler": 0.05, "forward": 0.05, "synced": 0.05, "reloaded": 0.05, "gram": 0.05, "norm": 0.02}  # maxima, in bfloat16
+        for key, limit in (small if exact else rough).items():
+            assert row[key] < limit, (key, row)
+        assert row["moved"] > 0.2, row  # the step is far larger than those gaps
+        assert row["masters"], row
+        assert row["sharded"], row
+        assert 0.4 < row["held"] < 0.6, row  # half of every gradient on each of two ranks
+        assert row["version"] == 1, row
+        assert row["parts"] > 1, row
+        assert row["tied"] == (row["model"] != "qwen3"), row
+
+
+def test_activation_checkpointing_changes_no_gradient_and_leaves_sampling_its_cache(tmp_path):
+    from common.model import load_model
+    from common.rollout import TransformersEngine
+
+    build(tmp_path, "qwen2")
+    batch = pad([[5, 9, 30], [7, 8]], [[3, 4, 5, 6, 1], [8, 9, 1]], 0)
+    gradients, samples = [], []
+    for checkpointing in (False, True):
+        policy = load_model(str(tmp_path / "qwen2"), torch.device("cpu"), activation_checkpointing=checkpointing)
+        calls = []
+        hook = policy.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        token_logprobs(policy, batch, 1.0).sum().backward()
+        assert len(calls) == 1 + checkpointing  # the recomputation really happens
+        hook.remove()
+        gradients.append([p.grad for p in policy.parameters()])
+        engine = TransformersEngine(policy, tokenizer())
+        samples.append(engine.generate([[5, 9]], 3, 8, 1.0, [1]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-8)
+    assert samples[0] == samples[1]
+
+
+# --- memory ---
+
+PEAK = """
+import resource, sys, torch
+sys.path.insert(0, {root!r})
+torch.set_num_threads(1)
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from common.batch import pad
+from common.model import token_logprobs
+torch.manual_seed(0)
+shape = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+model = Qwen2ForCausalLM(Qwen2Config(vocab_size={vocabulary}, **shape, tie_word_embeddings=True)).eval()
+def step(length):
+    batch = pad([[1, 2]] * 4, [list(range(3, 3 + length))] * 4, 0)
+    token_logprobs(model, batch, 1.0).sum().backward()
+    model.zero_grad()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(step(50), step(1500))
+"""
+
+
+def test_logits_are_never_whole_in_memory():
+    """Vocabulary of 150k: 6000 completion tokens cost hardly more than 200, where their logits alone would be 3.6 GB, several times over."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK.format(root=str(ROOT), vocabulary=150_000)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    short, long = map(int, done.stdout.split())
+    assert long - short < 0.4e9, (short / 1e9, long / 1e9)
+    assert resource.getpagesize() > 0
+
+
+def test_chunks_of_logits_change_nothing(monkeypatch):
+    """Values and gradients: one chunk, chunks of 7 tokens, and one token at a time."""
+    torch.manual_seed(0)
+    model = CONFIGS["qwen3"]().double()
+    batch = pad([[5, 9, 30], [7, 8]], [list(range(3, 20)), [8, 9, 1]], 0)
+    seen = []
+    for limit in (10**9, 72 * 7, 1):
+        monkeypatch.setattr("common.model.LOGITS_AT_ONCE", limit)
+        logp = token_logprobs(model, batch, 0.7)
+        model.zero_grad()
+        (logp * torch.arange(17)).sum().backward()
+        seen.append([logp.detach(), *(p.grad.clone() for p in model.parameters())])
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(seen[2], seen[0], rtol=1e-12, atol=1e-12)
+
+
+def test_a_model_that_changes_its_logits_is_refused(tmp_path):
+    build(tmp_path, "qwen2")
+    config = json.loads((tmp_path / "qwen2/config.json").read_text())
+    (tmp_path / "qwen2/config.json").write_text(json.dumps(config | {"final_logit_softcapping": 30.0}))
+    with pytest.raises(UserError, match="--model .*final_logit_softcapping"):
+        load_whole(str(tmp_path / "qwen2"), torch.device("cpu"))
