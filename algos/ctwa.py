@@ -13,7 +13,6 @@ Run: python run.py ctwa          Beside linear: python run.py plot runs/linear-s
 """
 
 # --- SHARED: imports ---
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass

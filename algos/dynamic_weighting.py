@@ -16,7 +16,6 @@ Run: python run.py dynamic_weighting
 """
 
 # --- SHARED: imports ---
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass

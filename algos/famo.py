@@ -13,7 +13,6 @@ Run: python run.py famo          Official form: python run.py famo --losses surr
 """
 
 # --- SHARED: imports ---
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass

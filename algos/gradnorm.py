@@ -13,7 +13,6 @@ Run: python run.py gradnorm
 """
 
 # --- SHARED: imports ---
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass

@@ -16,7 +16,6 @@ Run: python run.py lagrangian        Another primary: python run.py lagrangian -
 """
 
 # --- SHARED: imports ---
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass

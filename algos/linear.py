@@ -12,7 +12,6 @@ Run: python run.py linear        Real model: python run.py linear --model Qwen/Q
 """
 
 # --- SHARED: imports ---
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass

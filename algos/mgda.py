@@ -12,7 +12,6 @@ Run: python run.py mgda
 """
 
 # --- SHARED: imports ---
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass

@@ -13,7 +13,6 @@ Run: python run.py nash_mtl
 """
 
 # --- SHARED: imports ---
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -159,7 +158,8 @@ def nash_weights(gram: Tensor) -> Tensor:
     H, alpha = scale[:, None] * gram * scale, torch.ones(len(gram), dtype=gram.dtype)
     for _ in range(200):
         slope = H @ alpha - 1 / alpha
-        if (alpha * slope).abs().max() < 1e-9:
+        rounding = 1e-15 * float(alpha.max()) ** 2  # of alpha * slope: nearly opposed gradients have long alphas
+        if (alpha * slope).abs().max() < 1e-9 + rounding and rounding < 1e-4:
             return scale * alpha
         step, _ = torch.linalg.solve_ex(H + torch.diag(alpha**-2), slope)
         decrement = (slope @ step).clamp(min=0).sqrt()

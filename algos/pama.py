@@ -12,7 +12,6 @@ Run: python run.py pama          Official form: python run.py pama --scalar batc
 """
 
 # --- SHARED: imports ---
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass

@@ -16,7 +16,6 @@ Run: python run.py tchebycheff        Others: --variant smooth, --variant classi
 """
 
 # --- SHARED: imports ---
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass

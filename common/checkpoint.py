@@ -204,6 +204,8 @@ _KNOWN |= {str(value): value for value in vars(torch).values() if isinstance(val
 
 
 class _MetadataUnpickler(pickle.Unpickler):
+    """Every class and function that a pickle uses it gets from here."""
+
     def find_class(self, module: str, name: str) -> object:
         if f"{module}.{name}" not in _KNOWN:
             raise pickle.UnpicklingError(f"names {module}.{name}, which no checkpoint needs")

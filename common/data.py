@@ -48,7 +48,8 @@ def load_prompts(
 
     dataset: `arithmetic`, `math500` (300/100/100 by seed 42 as in the paper, and its prompt suffix), a hub name, a file, or a folder of
     files named after their splits. A single split is divided 60/20/20 by seed 42. An empty column name means: find it. A prompt column
-    holds text or a list of chat messages; an answer column may be nested: `reward_model.ground_truth`.
+    holds text or a list of chat messages; an answer column may be nested, `reward_model.ground_truth`, or hold worked solutions whose last
+    box is the answer.
     The tokenizer's chat template is used where there is one. Raises UserError naming --dataset, the column flags or --max-prompt-length.
     """
     if dataset == "arithmetic":
@@ -67,7 +68,7 @@ def load_prompts(
             raise UserError(f"--dataset {dataset}: its {split} split is empty")
         columns = {name: list(table[name]) for name in table.column_names}
         texts = _column(columns, prompt_column, "--prompt-column")
-        answers = [str(answer) for answer in _column(columns, answer_column, "--answer-column")]
+        answers = [_reference(str(answer)) for answer in _column(columns, answer_column, "--answer-column")]
         prompts = [_text(text, prompt_suffix, tokenizer) for text in texts]
         splits[split] = _tokenize(
             {**columns, "prompt": prompts, "answer": answers}, tokenizer, max_prompt_length, bool(tokenizer.chat_template), split
@@ -133,6 +134,13 @@ def _column(columns: dict[str, list], name: str, flag: str) -> list:
             raise UserError(f"{flag} {name}: column {head} has no field {field}")
         values = [value[field] for value in values]
     return values
+
+
+def _reference(answer: str) -> str:
+    """The answer itself, or what a worked solution, as in MATH, boxes at its end."""
+    from rewards.accuracy import last_boxed
+
+    return last_boxed(answer) or answer
 
 
 def _find(candidates: tuple[str, ...], table, flag: str) -> str:

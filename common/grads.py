@@ -31,7 +31,7 @@ def backward_each(losses: Sequence[Tensor], parameters: list[nn.Parameter], grad
 
 
 def gram_matrix(gradients: Gradients) -> Tensor:
-    """Inner products H_ij = <g_i, g_j> over all parameters and ranks, float64 [K, K], on the CPU, where such small problems are solved fastest.
+    """Inner products H_ij = <g_i, g_j> over all parameters and ranks, float64 [K, K], on the CPU, where small problems are solved fastest.
 
     Summed in float64: in float32 the products of nearly opposed gradients would lose the digits that a solver's answer hangs on.
     Each rank adds up its own shards; only K x K numbers are summed over ranks, and every rank gets the same matrix.

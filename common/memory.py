@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.model import LOGITS_AT_ONCE, _layers
+from common.model import LOGITS_AT_ONCE, decoder_layers
 
 PHASES = ("start", "sampling", "update", "end")  # besides "always"; a run is in one of them at a time
 
@@ -74,7 +74,7 @@ def shape_of(config, trust_remote_code: bool = False) -> Shape:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
-    layers = [sum(p.numel() for p in layer.parameters()) for layer in _layers(model)]
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)]
     total, heads = sum(p.numel() for p in model.parameters()), text.num_attention_heads
     return Shape(
         parameters=total,

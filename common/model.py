@@ -20,7 +20,7 @@ from common.batch import Batch, micro_batches
 from common.errors import UserError
 
 TESTBED = "testbed"
-LOGITS_AT_ONCE = 2**25  # of a log-probability pass: 128 MiB in float32, and the backward pass holds a few copies; 220 tokens of a 150k vocabulary
+LOGITS_AT_ONCE = 2**25  # 128 MiB in float32, of which a pass holds a few copies; 220 tokens of a 150k vocabulary
 POSTPROCESSING = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of configs whose logits are more than lm_head(hidden)
 
 
@@ -107,12 +107,12 @@ def load_model(
     """
     if not dist.is_initialized():
         policy = load_whole(model, device, trust_remote_code)
-        layers = _layers(policy)
+        layers = decoder_layers(policy)
     else:
         # in host memory and in the dtype it is stored in; layer by layer, the shards then go to the device as float32
         policy = load_whole(model, torch.device("cpu"), trust_remote_code, "auto")
-        layers, tied = _layers(policy), _is_tied(policy)
-        mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32) if compute != torch.float32 else MixedPrecisionPolicy()
+        layers, tied = decoder_layers(policy), _is_tied(policy)
+        mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
         mesh = init_device_mesh(device.type, (ranks.count(),))
         for module in (*layers, policy):
             for parameter in module.parameters():
@@ -133,8 +133,8 @@ def load_model(
     return policy.requires_grad_(not frozen)
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """The decoder layers, by the class that the architecture says not to split."""
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that are sharded and checkpointed one by one: those of the class that the architecture says not to split."""
     return [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
 
 
@@ -143,7 +143,7 @@ def _is_tied(model: nn.Module) -> bool:
 
 
 def full_parameters(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter with its name, whole and in dtype, one at a time; tied ones once. Collective: every rank must go through all of it."""
+    """Every parameter with its name, whole and in dtype, one at a time; tied ones once. Collective: every rank must go through all."""
     for name, parameter in model.named_parameters():
         tensor = parameter.detach().to(dtype)  # before it is gathered: half the traffic in bfloat16
         yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -229,4 +229,4 @@ def _write(model: nn.Module, tokenizer, weights: dict[str, Tensor], folder: Path
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"the model cannot be written to {folder}: {error.strerror or error}; --resume the run once there is room") from error
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}); make room there, then --resume the run") from error

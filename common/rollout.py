@@ -31,8 +31,8 @@ class Rollout:
 def sample(engine, prompts: list[list[int]], completions: int, max_new_tokens: int, temperature: float, seeds: list[int]) -> Rollout:
     """Sample `completions` completions of every prompt: each rank (or tensor-parallel group) its share of the prompts, whole ones.
 
-    prompts: token ids, the same on every rank. temperature: 0 is greedy; no top-p and no top-k, which would sample from another distribution
-    than the one that is trained. seeds: one per prompt. Collective. Raises UserError, on every rank, if an engine does.
+    prompts: token ids, the same on every rank. temperature: 0 is greedy; no top-p and no top-k, which would sample from another
+    distribution than the one that is trained. seeds: one per prompt. Collective. Raises UserError, on every rank, if an engine does.
     """
     index, shares = engine.share
     own = ranks.share(len(prompts), index, shares)
@@ -208,8 +208,9 @@ class Canary:
         self.strikes = 0 if mean <= self.limit else self.strikes + 1
         if self.strikes == 2:
             raise UserError(
-                f"step {step}: the sampler's log-probabilities are {mean:.2g} nats away from the trainer's, above --max-logp-gap {self.limit:g} "
-                f"for the second time (it should have the weights of step {version}). Usual causes: the sampler has old weights (sync failed, or its layers "
-                "keep a packed copy), its prefix cache was not reset, or its temperature, top-p, top-k or dtype differ from the trainer's"
+                f"step {step}: the sampler's log-probabilities are {mean:.2g} nats away from the trainer's, above --max-logp-gap "
+                f"{self.limit:g} for the second time (it should have the weights of step {version}). Usual causes: the sampler has old weights "
+                "(sync failed, or its layers keep a packed copy), its prefix cache was not reset, or its temperature, top-p, top-k or dtype "
+                "differ from the trainer's"
             )
         return {"sampler/gap": mean, "sampler/gap_max": gap.max().item(), "sampler/version": version}

@@ -168,5 +168,6 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{error.filename or folder} cannot be written: {error.strerror}; what was written before is whole: make room, then --resume {folder}"
+            f"{error.filename or folder} cannot be written ({error.strerror}); what was written before is whole: make room there, "
+            f"then continue with --resume {folder}"
         ) from error

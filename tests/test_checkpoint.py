@@ -145,6 +145,18 @@ def test_the_last_two_are_kept_and_what_a_killed_run_left_is_replaced(tmp_path):
     assert load_checkpoint(tmp_path, policy, optimizer)[0] == 1_000_000
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="says which file is flushed on Linux only")
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """A power cut must not leave a step_* folder with files that are not all there."""
+    flushed, before, replace = [], [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+    monkeypatch.setattr(os, "replace", lambda *paths: (before.extend(flushed), replace(*paths)))
+    save_checkpoint(tmp_path, 1, *build(1), {})
+    assert set(before) == {"__0_0.distcp", ".metadata.tmp", "state.pt", "manifest.json", "step_000001.tmp"}
+    assert before[-1] == "step_000001.tmp"
+    assert flushed[-1] == "checkpoints"
+
+
 def two_checkpoints(run: Path) -> tuple[dict[str, Tensor], Path]:
     """A run with checkpoints of steps 1 and 2. What the first holds, and the folder of the second."""
     policy, optimizer = build(1)

@@ -73,6 +73,13 @@ def test_repeat_puts_a_prompts_rows_side_by_side():
     assert Prompts([[1], [2]], {"answer": ["a", "b"]}).repeat(2) == {"answer": ["a", "a", "b", "b"]}
 
 
+def test_the_answer_of_a_worked_solution_is_what_it_boxes_last(tmp_path):
+    solutions = [rf"First \boxed{{0}} is wrong, so it is \boxed{{\frac{{{n}}}{{7}}}}." for n in range(10)]
+    write(tmp_path / "math.jsonl", [{"problem": "1+1", "solution": solution} for solution in solutions])
+    answers = [a for split in load(tmp_path / "math.jsonl").values() for a in split.columns["answer"]]
+    assert sorted(answers) == [rf"\frac{{{n}}}{{7}}" for n in range(10)]
+
+
 def test_chat_template_and_suffix(tmp_path):
     tok = tokenizer()
     write(tmp_path / "chat.jsonl", [{"messages": [{"role": "user", "content": f"{i % 40}+1"}], "answer": i} for i in range(10)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from own_rewards import EQUAL, OWN
 from scipy.optimize import minimize
@@ -82,6 +82,7 @@ def test_equal_gradients_share_alike():
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10**6))
+@example(seed=2465)  # parallel but for 1e-4: rounding alone is more than 1e-9
 def test_nearly_opposed_gradients_are_solved(seed):
     generator = torch.Generator().manual_seed(seed)
     g, noise = torch.randn(2, 6, generator=generator, dtype=torch.float64)
@@ -89,7 +90,8 @@ def test_nearly_opposed_gradients_are_solved(seed):
     gram = G @ G.T
     assume(torch.linalg.det(gram) > 0)
     alpha = nash_weights(gram)
-    assert (alpha * (gram @ alpha) - 1).abs().max() <= 1e-8
+    rounding = 1e-14 * float((alpha * gram.diagonal().sqrt()).max()) ** 2  # of H alpha, whose terms cancel
+    assert (alpha * (gram @ alpha) - 1).abs().max() <= 1e-8 + rounding
 
 
 @pytest.mark.parametrize("gram", [[[1.0, -1.0], [-1.0, 1.0]], [[1.0, 0.0], [0.0, 0.0]], [[1.0, -2.0], [-2.0, 4.0]]])

@@ -63,7 +63,7 @@ def test_a_wider_limit_lets_it_run(tmp_path, monkeypatch):
 
 
 def test_tis_weighs_tokens_by_the_truncated_ratio(tmp_path, monkeypatch):
-    """With the sampler's log-probabilities known to be .5 too high everywhere, every token's weight is e^-.5; a cap below that is the weight."""
+    """A sampler that reports log-probabilities .5 too high: every token's weight is e^-.5; a cap below that is the weight."""
     plain = train("linear", tmp_path / "plain", steps=1, mini_batches=1, kl_coef=0.0)[1]
     exact = train("linear", tmp_path / "exact", steps=1, mini_batches=1, kl_coef=0.0, tis_cap=2.0)[1]
     assert exact["grad/norm"] == pytest.approx(plain["grad/norm"], rel=1e-5)  # the two agree, so every weight is 1
@@ -136,7 +136,8 @@ def test_ranks_share_the_rows_and_take_equally_many_micro_batches(sized, count, 
     assert sorted(torch.cat([part for parts in found for part in parts]).tolist()) == sorted(rows.tolist())
     for rank, parts in enumerate(found):
         own = set(torch.cat(parts).tolist())
-        assert own == set(rows[len(rows) // count * rank : len(rows) // count * (rank + 1)].tolist())  # whole prompts where there are enough
+        each = len(rows) // count  # whole prompts where there are enough
+        assert own == set(rows[each * rank : each * (rank + 1)].tolist())
         for part in parts:
             micro = sized.select(part)
             assert len(part) == 1 or (micro.prompts.size(1) + micro.completions.size(1)) * len(part) <= budget
