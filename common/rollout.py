@@ -175,14 +175,14 @@ def _choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor
     if not torch.isfinite(logits).all():
         raise UserError("the model's logits are not finite: the weights have diverged or are broken; lower --lr or check --model")
     # float64: in float32 the cumulative sum over a large vocabulary loses its small probabilities
-    logits = logits.double() / (temperature or 1.0)
+    probabilities = (logits.double() / (temperature or 1.0)).softmax(-1)
     if temperature == 0:
         chosen = logits.argmax(-1)
     else:
-        cumulative = logits.softmax(-1).cumsum(-1)
+        cumulative = probabilities.cumsum(-1)
         target = uniform.double() * cumulative[:, -1]
         chosen = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1).clamp(max=logits.size(-1) - 1)
-    return chosen, (logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(-1)).float()
+    return chosen, probabilities.gather(1, chosen[:, None]).squeeze(1).log().float()
 
 
 class Canary:
@@ -209,8 +209,8 @@ class Canary:
         if self.strikes == 2:
             raise UserError(
                 f"step {step}: the sampler's log-probabilities are {mean:.2g} nats away from the trainer's, above --max-logp-gap "
-                f"{self.limit:g} for the second time (it should have the weights of step {version}). Usual causes: the sampler has old weights "
-                "(sync failed, or its layers keep a packed copy), its prefix cache was not reset, or its temperature, top-p, top-k or dtype "
-                "differ from the trainer's"
+                f"{self.limit:g} for the second time (it should have the weights of step {version}). Usual causes: the sampler has old "
+                "weights (sync failed, or its layers keep a packed copy), its prefix cache was not reset, or its temperature, top-p, "
+                "top-k or dtype differ from the trainer's"
             )
         return {"sampler/gap": mean, "sampler/gap_max": gap.max().item(), "sampler/version": version}

@@ -91,11 +91,12 @@ class Tracker:
         ranks.on_first(lambda: self._open(config, last_step, tensorboard, wandb))
 
     def _open(self, config: dict, last_step: int | None, tensorboard: bool, wandb: bool) -> None:
-        with _writing(self.folder):
-            write_whole(self.folder / "args.json", json.dumps(config, indent=2) + "\n")
-            if last_step is not None:
-                for name in ("metrics.jsonl", "completions.jsonl"):
-                    self._cut(self.folder / name, last_step)
+        with _writing(self.folder / "args.json") as path:
+            write_whole(path, json.dumps(config, indent=2) + "\n")
+        if last_step is not None:
+            for name in ("metrics.jsonl", "completions.jsonl"):
+                with _writing(self.folder / name) as path:
+                    self._cut(path, last_step)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -124,10 +125,9 @@ class Tracker:
         ranks.on_first(lambda: self._log(step, row, samples))
 
     def _log(self, step: int, row: dict[str, float], samples: Sequence[dict]) -> None:
-        with _writing(self.folder):
-            for sample in samples:
-                self._append("completions.jsonl", {"step": step} | sample)
-            self._append("metrics.jsonl", {"step": step} | {k: v if math.isfinite(v) else None for k, v in row.items()})
+        for sample in samples:
+            self._append("completions.jsonl", {"step": step} | sample)
+        self._append("metrics.jsonl", {"step": step} | {k: v if math.isfinite(v) else None for k, v in row.items()})
         if self.board:
             for key, value in row.items():
                 self.board.add_scalar(key, value, step)
@@ -135,7 +135,7 @@ class Tracker:
             self.wandb.log(row, step=step)
 
     def _append(self, name: str, row: dict) -> None:
-        with open(self.folder / name, "a") as file:
+        with _writing(self.folder / name) as path, open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
     def say(self, text: str) -> None:
@@ -162,12 +162,12 @@ class Tracker:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[Path]:
     """Turn a full disk or a folder that went away into one line."""
     try:
-        yield
+        yield path
     except OSError as error:
         raise UserError(
-            f"{error.filename or folder} cannot be written ({error.strerror}); what was written before is whole: make room there, "
-            f"then continue with --resume {folder}"
+            f"{path} cannot be written ({error.strerror}); what was written before is whole: make room there, "
+            f"then continue with --resume {path.parent}"
         ) from error

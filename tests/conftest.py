@@ -27,6 +27,17 @@ def run_script(*command: str, cwd: Path = ROOT, env: dict[str, str] | None = Non
     return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
+def policy_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The parameters in a checkpoint folder, by their names."""
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.FileSystemReader(checkpoint)
+    saved = {k: v for k, v in reader.read_metadata().state_dict_metadata.items() if k.startswith("policy.")}
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in saved.items()}
+    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return {name.removeprefix("policy."): tensor for name, tensor in tensors.items()}
+
+
 def read_metrics(folder: Path) -> list[dict]:
     """The lines of a run's metrics.jsonl without its clock readings, which differ from run to run."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
