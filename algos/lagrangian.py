@@ -35,6 +35,7 @@ from common.data import load_prompts
 from common.errors import UserError, plain_errors, require
 from common.evaluate import evaluate
 from common.grads import clip_gradients
+from common.memory import measured
 from common.model import compute_dtype, export, load_model, load_tokenizer, token_logprobs, token_logprobs_no_grad
 from common.rollout import Canary, make_engine, sample
 from common.seeds import derive, generator, reseed
@@ -390,7 +391,7 @@ def main(args: Args) -> None:
         row = {f"{key}/{name}": float(v) for key, values in observed.items() for name, v in zip(objectives, values, strict=True)}
         truncated = sum(len(i) == args.max_new_tokens and i[-1] not in engine.stop_ids for i in ids) / len(ids)
         row |= {"length/mean": batch.lengths.mean().item(), "length/threshold": mean_length, "length/truncated": truncated}
-        row |= sums | sampler | {"grad/skipped": skipped, "lr": optimizer.param_groups[0]["lr"]}
+        row |= sums | sampler | measured(device) | {"grad/skipped": skipped, "lr": optimizer.param_groups[0]["lr"]}
         row |= {f"time/{key}": b - a for key, a, b in zip(("rollout", "reward", "update", "weights"), clock, clock[1:], strict=False)}
         samples = []
         if step % args.eval_every == 0 or step == args.steps:
