@@ -7,6 +7,7 @@ Every rank saves what it saw of each step's advantages to <folder>/../<name of f
 """
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -26,11 +27,13 @@ import torch.distributed.checkpoint  # noqa: E402
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402, F401
 
 import analysis.curves  # noqa: E402
-from common.arithmetic import split, tokenizer  # noqa: E402
+from common.arithmetic import tokenizer  # noqa: E402
+from common.data import load_prompts  # noqa: E402
 from common.errors import plain_errors  # noqa: E402
 from common.model import load_whole  # noqa: E402
 from common.track import parse  # noqa: E402
 
+SEEN: list[torch.Tensor] = []  # what this rank took for the advantages
 PATIENCE = 240  # seconds for one run
 
 
@@ -44,12 +47,9 @@ def child(job: dict, rank: int, port: int) -> None:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["ranks"]), "LOCAL_WORLD_SIZE": str(job["ranks"])}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     script = import_module(f"algos.{job['script']}")
-    analysis.curves.draw = lambda *_: None  # a third of such a short run's time; other tests look at the picture
-    seen, covariance = [], script.within_prompt_covariance
-    script.within_prompt_covariance = lambda weight, *rest: (seen.append(weight.clone()), covariance(weight, *rest))[1]
     with plain_errors():
         script.main(parse(script.Args, job["script"], job["argv"]))
-    torch.save(seen, f"{job['folder']}.rank{rank}.pt")
+    torch.save(SEEN, f"{job['folder']}.rank{rank}.pt")
 
 
 def start(job: dict) -> list[int]:
@@ -100,11 +100,17 @@ def kill(pids) -> None:
 
 
 def main(path: str) -> None:
-    tokenizer()  # what every rank would compute again at its start
+    jobs = json.loads(Path(path).read_text())
+    # what every rank would compute again at its start
+    data = load_prompts("arithmetic", tokenizer(), "", "", "", 1024)
     load_whole("testbed", torch.device("cpu"))
-    for name in ("train", "tune", "test"):
-        split(name)
-    for job in json.loads(Path(path).read_text()):
+    for module in map(import_module, {f"algos.{job['script']}" for job in jobs}):
+        module.load_prompts = lambda *_: data
+        covariance = module.within_prompt_covariance
+        module.within_prompt_covariance = lambda weight, *rest, real=covariance: (SEEN.append(weight.clone()), real(weight, *rest))[1]
+    analysis.curves.draw = lambda *_: None  # a third of such a short run's time; other tests look at the picture
+    gc.freeze()  # or the first collection in every rank would copy all that it shares with this process
+    for job in jobs:
         pids = start(job)
         if job["kill_after"]:
             checkpoint = Path(job["folder"]) / "checkpoints" / f"step_{job['kill_after']:06d}"

@@ -97,12 +97,12 @@ def step(length):
     token_logprobs(model, batch, 1.0).sum().backward()
     model.zero_grad()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(step(50), step(1500))
+print(step(50), step(750))
 """
 
 
 def test_logits_are_never_whole_in_memory():
-    """Vocabulary of 150k: 6000 completion tokens cost hardly more than 200; their logits alone would be 3.6 GB, several times over."""
+    """Vocabulary of 150k: 3000 completion tokens cost hardly more than 200; their logits alone would be 1.8 GB, several times over."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK.format(root=str(ROOT), vocabulary=150_000)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
