@@ -27,7 +27,8 @@ def parse(args_class: type, script: str, argv: list[str] | None = None):
     if missing := sorted(chosen.keys() - names):
         told = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise UserError(f"--preset sets {told}, which {script} does not have; drop it and give the flags you need one by one")
-    args = tyro.cli(args_class, args=argv, default=args_class(**chosen))
+    speaks = os.environ.get("RANK", "0") == "0"  # of several ranks, which all find the same mistake
+    args = tyro.cli(args_class, args=argv, default=args_class(**chosen), console_outputs=speaks)
     if not args.resume:
         return args
     path = Path(args.resume) / "args.json"
@@ -38,7 +39,7 @@ def parse(args_class: type, script: str, argv: list[str] | None = None):
         raise UserError(f"--resume {args.resume}: that run is of {saved['script']}, not of {script}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in names}
     before = args_class(**{**values, "resume": args.resume})  # flags that are newer than the run have their defaults
-    resumed = tyro.cli(args_class, args=argv, default=before)
+    resumed = tyro.cli(args_class, args=argv, default=before, console_outputs=speaks)
     was, free = asdict(before), {"resume", "steps", "tensorboard", "wandb"}
     differing = [k for k, v in asdict(resumed).items() if k not in free and v != was[k]]
     if differing:

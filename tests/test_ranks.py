@@ -119,12 +119,13 @@ def test_a_mistake_on_any_rank_is_said_once_and_stops_all(tmp_path):
     for flags, message in (
         (["--rewards", f"{tmp_path / 'broken.py'}:bad"], "no luck"),
         (["--prompts=6"], "--prompts 6 must be divisible by --mini-batches 2 times the 2 ranks"),
+        (["--promts=6"], "Unrecognized options: --promts=6"),
     ):
         done = subprocess.run(
             torchrun("--standalone", "--nproc_per_node=2", "algos/linear.py", *FLAGS, *flags, "--out", str(tmp_path / "run")),
             cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert done.returncode != 0
-        said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        said = [line for line in done.stderr.splitlines() if line.startswith("error: ") or "─ Unrecognized" not in line and "promts" in line]
         assert len(said) == 1, done.stderr
         assert message in said[0]
