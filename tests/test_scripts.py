@@ -123,6 +123,23 @@ def test_resume_uses_the_checkpoint_before_a_corrupt_one_and_can_train_longer(tm
     ]
 
 
+def test_a_reward_that_draws_lots_resumes_as_well(tmp_path):
+    """From the global generators of Python, NumPy and torch, which nobody saved: each step seeds them."""
+    (tmp_path / "lots.py").write_text(
+        "import random\nimport numpy as np\nimport torch\n\n\ndef lots(completions, **kwargs):\n"
+        "    return [random.random() + np.random.rand() + torch.rand(()).item() for _ in completions]\n"
+    )
+    rewards = ("rewards.accuracy:accuracy", f"{tmp_path / 'lots.py'}:lots")
+    whole = train("ctwa", tmp_path / "whole", steps=4, rewards=rewards)
+    train("ctwa", tmp_path / "part", steps=2, rewards=rewards)
+    script = import_module("algos.ctwa")
+    script.main(parse(script.Args, "ctwa", ["--resume", str(tmp_path / "part"), "--steps", "4"]))
+    resumed = read_metrics(tmp_path / "part")
+    assert [row["reward/lots"] for row in resumed[1:]] == [row["reward/lots"] for row in whole[1:]]
+    assert len({row["reward/lots"] for row in whole[1:]}) == 4
+    assert resumed[4]["weight/accuracy"] == whole[4]["weight/accuracy"]
+
+
 LIMITED = """
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))  # a write beyond it fails as on a full disk
