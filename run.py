@@ -123,6 +123,7 @@ def presets(argv: list[str]) -> None:
 
     tyro.cli(Args, prog="python run.py presets", description="Named flag values; a flag given beside --preset wins.", args=argv)
     from dataclasses import asdict
+    from importlib import import_module
 
     from algos.linear import Args as Shared
     from common.presets import PRESETS
@@ -144,6 +145,9 @@ def presets(argv: list[str]) -> None:
     print(block("all of them", flags({k: v for k, v in next(iter(differing.values())).items() if k in common})))
     for name, values in differing.items():
         print(block(name, flags({k: v for k, v in values.items() if k not in common})))
+    for name in algorithms():
+        if own := dict(getattr(import_module(f"algos.{name}").Args, "PRESET", ())):
+            print(block(f"any, for {name}", flags(own)))
 
 
 COMMANDS = {

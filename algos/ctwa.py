@@ -138,6 +138,7 @@ class Args:
     """of activations; auto is bfloat16 on GPUs and float32 on CPUs. Weights, optimizer and sums of gradients are float32"""
 
     # --- ALGO: args ---
+    PRESET = (("weight_lr", 0.05),)  # set by --preset as well: the paper's, for its 810 steps
     weights: tuple[float, ...] = ()
     """weight of each objective at the start, in the order of --rewards; default: equal (paper: .333 .333 .334)"""
     cov_targets: tuple[float, ...] = ()

@@ -147,6 +147,7 @@ class Args:
     """of activations; auto is bfloat16 on GPUs and float32 on CPUs. Weights, optimizer and sums of gradients are float32"""
 
     # --- ALGO: args ---
+    PRESET = (("mu", 1e-5),)  # set by --preset as well: the paper's, for its learning rate
     weights: tuple[float, ...] = ()
     """weight of each objective at the start, in the order of --rewards; default: equal (paper: .333 .333 .334)"""
     variant: Literal["gradient", "hypervolume"] = "gradient"

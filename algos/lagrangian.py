@@ -141,6 +141,7 @@ class Args:
     """of activations; auto is bfloat16 on GPUs and float32 on CPUs. Weights, optimizer and sums of gradients are float32"""
 
     # --- ALGO: args ---
+    PRESET = (("dual_lr", 0.01),)  # set by --preset as well: the paper's, for its 810 steps
     primary: str = ""
     """objective to maximise, by its name; default: the first of --rewards. All others become constraints"""
     targets: tuple[float, ...] = ()

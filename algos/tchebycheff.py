@@ -145,6 +145,7 @@ class Args:
     """of activations; auto is bfloat16 on GPUs and float32 on CPUs. Weights, optimizer and sums of gradients are float32"""
 
     # --- ALGO: args ---
+    PRESET = (("weight_lr", 0.3),)  # set by --preset as well: the paper's, for its 810 steps
     variant: Literal["mirror-descent", "smooth", "classical"] = "mirror-descent"
     """weights that accumulate the distance (the paper's choice), weights of the moment, or a score per completion"""
     preference: tuple[float, ...] = ()

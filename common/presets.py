@@ -1,8 +1,9 @@
 """Named flag values: `--preset NAME` replaces the defaults of some flags by what stands here, and does nothing else.
 
 The training values are the paper's (arXiv 2602.06869, appendix F; those that its table does not show are in the authors' scripts): 810
-steps are 90 epochs of the 300 training problems of MATH-500 at 32 prompts per step. It turns the KL term off for some algorithms, which a
-preset shared by all cannot: their pages say so (`--kl-coef 0`). Engine, activation checkpointing and sizes are ours, for the GPUs named.
+steps are 90 epochs of the 300 training problems of MATH-500 at 32 prompts per step. The rate at which an algorithm moves its weights
+goes with the number of steps: a script whose default is for 100 has the paper's in `PRESET`, and that is set as well. The paper turns the
+KL term off for some algorithms; here it is on for all, so that they compare. Engine, checkpointing and sizes are ours, for the GPUs named.
 """
 
 import argparse

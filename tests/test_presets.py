@@ -35,7 +35,24 @@ def stopped_run(folder: Path, *argv: str, script: str = "linear", drop: str = ""
 def test_every_script_takes_every_preset(name):
     defaults = asdict(flags(name=name))
     for preset, values in PRESETS.items():
-        assert asdict(flags("--preset", preset, name=name)) == defaults | values | {"preset": preset}
+        own = dict(getattr(import_module(f"algos.{name}").Args, "PRESET", ()))
+        assert asdict(flags("--preset", preset, name=name)) == defaults | values | own | {"preset": preset}
+        assert own.keys() <= defaults.keys() - values.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "value"), [("ctwa", "weight_lr", 0.05), ("tchebycheff", "weight_lr", 0.3), ("lagrangian", "dual_lr", 0.01)]
+)
+def test_rates_of_the_weights_go_with_the_number_of_steps(name, flag, value):
+    """The default's total over 100 steps and the paper's over 810 are alike, and a flag given still wins."""
+    default, paper = getattr(flags(name=name), flag), getattr(flags("--preset", ONE, name=name), flag)
+    assert paper == value
+    assert 0.3 < (PAPER["steps"] * paper) / (100 * default) < 3
+    assert getattr(flags("--preset", ONE, f"--{flag.replace('_', '-')}=0.7", name=name), flag) == 0.7
+    args = flags("--preset", ONE, name="dynamic_weighting")
+    assert args.lr / args.mu == pytest.approx(
+        flags(name="dynamic_weighting").lr / flags(name="dynamic_weighting").mu
+    )  # its rate is lr / mu
 
 
 def test_the_papers_values():
@@ -148,6 +165,11 @@ def test_the_presets_command_prints_flags_that_do_the_same():
     blocks = re.split(r"\n(?! )", done.stdout.strip())
     printed = {block.split("\n", 1)[0]: shlex.split(block.split("\n", 1)[1]) for block in blocks}
     common = printed.pop("all of them")
+    rates = {name: printed.pop(f"any, for {name}") for name in NAMES if f"any, for {name}" in printed}
+    assert sorted(rates) == ["ctwa", "dynamic_weighting", "lagrangian", "tchebycheff"]
+    for name, argv in rates.items():
+        args = import_module(f"algos.{name}").Args
+        assert flags(*argv, name=name) == args(**dict(args.PRESET))
     assert printed.keys() == PRESETS.keys()
     for name, own in printed.items():
         assert asdict(flags(*common, *own)) | {"preset": name} == asdict(flags("--preset", name))
