@@ -70,10 +70,10 @@ def save_checkpoint(run: Path, step: int, policy: nn.Module, optimizer: torch.op
         for name in marks:
             require((temporary / name).exists(), f"{name} is missing: all ranks must share this folder")
         _write(temporary / "manifest.json", json.dumps(marks, indent=1).encode())
-        _flush(temporary)  # the rename must not reach the disk before the content
+        _flush_names(temporary)  # the rename must not reach the disk before the content
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was stopped at this step and resumed from an earlier one
         os.replace(temporary, folder)
-        _flush(folder.parent)
+        _flush_names(folder.parent)
 
     try:
         ranks.on_first(prepare)
@@ -240,13 +240,17 @@ def _fingerprint(path: Path) -> list[int]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    _flush(path)
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _flush(path: Path) -> None:
-    """Wait until the disk has the content of a file, or the names in a folder."""
-    handle = os.open(path, os.O_RDONLY)
+def _flush_names(folder: Path) -> None:
+    """Wait until the disk has the names of the files in a folder."""
+    if os.name == "nt":  # where a folder cannot be opened
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
