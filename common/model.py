@@ -21,6 +21,7 @@ from common.errors import UserError
 
 TESTBED = "testbed"
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32, of which a pass holds a few copies; 220 tokens of a 150k vocabulary
+RECOMPUTE = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is random in a forward pass without dropout
 POSTPROCESSING = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of configs whose logits are more than lm_head(hidden)
 
 
@@ -128,7 +129,7 @@ def load_model(
         policy.token_logprobs = MethodType(_token_logprobs, policy)
         register_fsdp_forward_method(policy, "token_logprobs")  # so that the root group is gathered for it
     if activation_checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.gradient_checkpointing_enable(RECOMPUTE)
         policy.checkpointed = layers
     return policy.requires_grad_(not frozen)
 
@@ -179,7 +180,7 @@ def _token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tenso
         logp = _target_logprobs(head, hidden, targets, temperature)
     else:  # the logits of a chunk live in its own forward and once more in its backward pass
         parts = zip(hidden.split(size), targets.split(size), strict=True)
-        logp = torch.cat([checkpoint(_target_logprobs, head, h, t, temperature, use_reentrant=False) for h, t in parts])
+        logp = torch.cat([checkpoint(_target_logprobs, head, h, t, temperature, **RECOMPUTE) for h, t in parts])
     return logp.new_zeros(batch.mask.shape).masked_scatter(real, logp)
 
 
