@@ -47,9 +47,17 @@ def gram_matrix(gradients: Gradients) -> Tensor:
 
 
 def combine(gradients: Gradients, weights: Sequence[float], parameters: list[nn.Parameter]) -> None:
-    """Write the weighted sum sum_k w_k g_k into `.grad` of every parameter. weights: one number per gradient."""
+    """Write the weighted sum sum_k w_k g_k into `.grad` of every parameter. weights: one number per gradient.
+
+    The gradients are used up: the sum is formed in the memory of the first, and no further copy is held.
+    """
     for parameter, *parts in zip(parameters, *gradients, strict=True):
-        parameter.grad = None if parts[0] is None else sum(part * weight for part, weight in zip(parts, weights, strict=True))
+        if parts[0] is not None:
+            for part, weight in zip(parts, weights, strict=True):
+                part.mul_(weight)
+            for part in parts[1:]:
+                parts[0].add_(part)
+        parameter.grad = parts[0]
 
 
 def has_gradient(gram: Tensor) -> Tensor:

@@ -105,8 +105,7 @@ def layer_activations(shape: Shape, compute_bytes: int) -> int:
 def terms(shape: Shape, setup: Setup) -> list[Term]:
     """Every term of the need. Pure. Without a process group (`sharded` False) W is 1, and no layer is gathered and nothing copied."""
     s, N, W, c, local = setup, shape.parameters, setup.ranks, setup.compute_bytes, setup.local_ranks
-    # the weighted sum of an algorithm's K gradients stands beside them when the optimizer steps
-    held = 1 if s.gradients == 1 else s.gradients + s.kl + 1
+    held = 1 if s.gradients == 1 else s.gradients + s.kl  # their weighted sum is formed in the first
     group = max(shape.layer, shape.root)
     rows = -(-s.prompts // W) * s.completions  # a rank samples whole prompts
     length = s.max_prompt_length + s.max_new_tokens
@@ -119,7 +118,7 @@ def terms(shape: Shape, setup: Setup) -> list[Term]:
         Term("weights", "device", "always", 4 * N // W, "4 N / W: float32"),
         Term("AdamW m", "device", "always", 4 * N // W, "4 N / W"),
         Term("AdamW v", "device", "always", 4 * N // W, "4 N / W"),
-        Term("gradients", "device", "always", held * 4 * N // W, "4 N / W, times K + 2 (K + 1 without KL) if K gradients are weighed"),
+        Term("gradients", "device", "always", held * 4 * N // W, "4 N / W, times K + 1 (K without KL) if K gradients are weighed"),
     ]
     if s.kl:
         found += [Term("reference", "device", "always", c * N // W, "c N / W")]
