@@ -6,7 +6,6 @@ state) are sharded, and what is summed over them is summed over ranks.
 """
 
 import os
-import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -32,14 +31,12 @@ def start(single: bool) -> torch.device:
         if local >= torch.cuda.device_count():
             raise UserError(f"--nproc_per_node is more than the {torch.cuda.device_count()} GPUs of this node: start one rank per GPU")
         torch.cuda.set_device(local)
-    if not dist.is_initialized() and ("WORLD_SIZE" in os.environ or single or cuda):
-        if "WORLD_SIZE" not in os.environ:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = str(free.getsockname()[1])
-            os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    launched = "MASTER_ADDR" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if not dist.is_initialized() and (launched or single or cuda):
+        alone = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # in this process, without a port
+        if not launched:
+            os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}  # for vLLM, which reads them
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE, **alone)
     return torch.device("cuda", local) if cuda else torch.device("cpu")
 
 

@@ -95,6 +95,17 @@ def test_bfloat16_and_activation_checkpointing_change_speed_and_memory_alone(tmp
         assert all(torch.equal(exported[name], saved[name].bfloat16()) for name in exported)
 
 
+def test_one_rank_has_a_group_of_its_own_also_inside_another():
+    """A process that runs a second one, which inherits its environment: both have a group of one rank and neither a port."""
+    code = (
+        "import os, subprocess, sys, torch; sys.path.insert(0, '.'); from common import ranks; ranks.start(single=True); "
+        "assert ranks.count() == 1 and ranks.all_sum(torch.ones(2)).tolist() == [1, 1] and ranks.together(lambda: 5) == [5]; "
+        "sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1], '']) if len(sys.argv) == 3 else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, code, "again"], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # --- started by torchrun, as a user does ---
 
 FLAGS = ["--steps=2", "--prompts=8", "--completions=4", "--eval-prompts=6", "--eval-every=2"]

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -33,10 +35,11 @@ NAMES = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
 SMALL = {"steps": 3, "prompts": 4, "completions": 4, "eval_prompts": 8, "eval_every": 2, "checkpoint_every": 2}
 
 
-def train(name: str, out: Path, **flags) -> list[dict]:
-    """Run a script's main with few small steps; returns its metrics."""
+def train(name: str, out: Path, picture: bool = False, **flags) -> list[dict]:
+    """Run a script's main with few small steps; returns its metrics. The picture takes longer than such a run: one test has it drawn."""
     script = import_module(f"algos.{name}")
-    script.main(script.Args(**(SMALL | {"out": str(out)} | flags)))
+    with nullcontext() if picture else patch("analysis.curves.draw"):
+        script.main(script.Args(**(SMALL | {"out": str(out)} | flags)))
     return read_metrics(out)
 
 
@@ -47,7 +50,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("estimator", ["reinforce", "grpo"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_trains_and_leaves_everything(name, estimator, tmp_path, capsys):
-    rows = train(name, tmp_path / "run", estimator=estimator, lr=1e-3)
+    rows = train(name, tmp_path / "run", picture=True, estimator=estimator, lr=1e-3)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert all(f"eval/{objective}" in rows[step] for step in (0, 2, 3) for objective in ("accuracy", "conciseness", "clarity"))
     assert "eval/accuracy" not in rows[1]
