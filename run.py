@@ -1,5 +1,5 @@
 """One entrance: `python run.py ctwa --seed 2` trains, `python run.py plot RUN` draws, `python run.py diff linear ctwa` compares,
-`python run.py doctor` checks the machine before a long run.
+`python run.py doctor` checks the machine before a long run, `python run.py bench` makes the leaderboard.
 
 Training is `python algos/<algorithm>.py` with the same flags, to the letter.
 """
@@ -13,7 +13,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from common.errors import UserError, plain_errors
 
@@ -113,6 +113,73 @@ def doctor(argv: list[str]) -> None:
         sys.exit(1)
 
 
+def bench(argv: list[str]) -> None:
+    """the leaderboard: train algorithms × seeds as far as they are missing, or read runs, and write a table with intervals"""
+    import importlib
+
+    import tyro
+
+    cut = argv.index("--") if "--" in argv else len(argv)
+    own, passed = argv[:cut], argv[cut + 1 :]
+
+    @dataclass
+    class Args:
+        algos: tuple[str, ...] = ("all",)
+        """algorithms, or all"""
+        seeds: int = 5
+        """number of seeds, 1 to this"""
+        models: tuple[str, ...] = ()
+        """--model of the runs, a table each, such as testbed testbed:robust; default: the scripts' own"""
+        estimator: tuple[Literal["reinforce", "grpo"], ...] = ()
+        """one or both, a table each; default: the scripts'"""
+        steps: int = 0
+        """steps of each run; 0 is the scripts' default, or what a --preset after -- says"""
+        jobs: int = 0
+        """runs at a time, each on one thread; 0 is the number of cores, or 1 where there is a GPU"""
+        quick: bool = False
+        """linear, ctwa and pama, 2 seeds and 60 steps, in less than ten minutes on two cores; a flag given beside it wins"""
+        out: str = "results/bench"
+        """results folder; the same command continues one that was stopped and keeps what is finished"""
+        runs: Annotated[tuple[str, ...], tyro.conf.arg(name="from", metavar="RUN [RUN ...]")] = ()
+        """train nothing: make the table of these run folders, or of all runs in a results folder, and write it to --out"""
+
+    default = Args()
+    if "--quick" in own:
+        default = Args(algos=("linear", "ctwa", "pama"), seeds=2, steps=60, out="results/quick")
+    description = "Train algorithms on several seeds and compare them. What follows -- is passed on to every script."
+    args = tyro.cli(Args, prog="python run.py bench", description=description, args=own, default=default)
+    known = algorithms()
+    if args.runs:
+        own_flags = ("algos", "seeds", "models", "estimator", "steps", "jobs")
+        if given := [name for name in own_flags if getattr(args, name) != getattr(default, name)]:
+            raise UserError(f"--from trains nothing, so --{given[0]} has no use; drop it")
+        if args.quick or passed:
+            raise UserError(f"--from trains nothing, so {'--quick' if args.quick else 'flags after --'} have no use; drop them")
+    elif "--from" in own:
+        raise UserError("--from: which runs? python run.py bench --from RUN [RUN ...], such as runs/ctwa-s1")
+    if args.jobs < 0:
+        raise UserError(f"--jobs {args.jobs} must be at least 1; 0 is one per core")
+    if unknown := [name for name in args.algos if name not in known and name != "all"]:
+        raise UserError(f"--algos {unknown[0]} does not exist{_nearest(unknown[0], known | {'all': None})}")
+    from analysis import bench as board  # loads torch: a mistake in the flags is told at once
+
+    command, out = board.command_line(argv), Path(args.out)
+    if args.runs:
+        print(board.make_table(args.runs, out, command))
+        return
+    names = list(known) if "all" in args.algos else list(dict.fromkeys(args.algos))
+    scripts = {name: (known[name], importlib.import_module(f"algos.{name}").Args) for name in names}
+    jobs = board.plan(scripts, args.seeds, args.models, args.estimator, args.steps, passed, out)
+    failed = board.train_missing(jobs, out, args.jobs or board.default_jobs(), command)
+    finished = [job.folder for job in jobs if job.name not in failed]
+    if finished:
+        print(board.make_table(finished, out, command, failed))
+    if failed:
+        told = f"{', '.join(failed)}; what they printed is in {out / 'logs'}, and the same command tries them again"
+        print(f"failed: {told}", file=sys.stderr)
+        sys.exit(1)
+
+
 def presets(argv: list[str]) -> None:
     """the presets that `run.py ALGORITHM --preset NAME` knows, and the flags they set"""
     import tyro
@@ -154,6 +221,7 @@ COMMANDS = {
     "doctor": (doctor, "[FLAGS]"),
     "presets": (presets, ""),
     "diff": (diff, "A B [--html FILE]"),
+    "bench": (bench, "[--algos A B ...] [--from RUN ...]"),
     "plot": (plot, "RUN [RUN ...] [--out FILE]"),
 }
 

@@ -72,10 +72,10 @@ def draw(runs: list[Run], out: str | Path) -> None:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         figure = _draw_one(runs[0]) if len(runs) == 1 else _draw_several(runs)
-        _write_whole(figure, out)
+        write_figure(figure, out)
 
 
-def _write_whole(figure, out: Path) -> None:
+def write_figure(figure, out: Path) -> None:
     kind = out.suffix.lower()[1:]
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -122,7 +122,7 @@ def _draw_one(run: Run):
 
 
 def _draw_several(runs: list[Run]):
-    settings = _settings(runs)
+    settings = group_settings(runs)
     names = list(dict.fromkeys(name for run in runs for name in run.objectives))
     last = max(1, *(run.rows[-1]["step"] for run in runs))
     half = last // 25
@@ -310,15 +310,15 @@ def _mean(seeds: list[Series]) -> Series:
     return shared, [fmean(table[step] for table in tables) for step in shared]
 
 
-def _settings(runs: list[Run]) -> list[tuple[str, list[Run]]]:
+def group_settings(runs: list[Run]) -> list[tuple[str, list[Run]]]:
     """Runs by setting, under a name as short as tells them apart: the script, the facts the heading leaves open, flags that differ."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(json.dumps({k: v for k, v in run.args.items() if k not in BOOKKEEPING}, sort_keys=True), []).append(run)
-    open_facts = [fact for fact in FACTS if fact not in ("script", "seed") and len({_short(run, fact) for run in runs}) > 1]
+    open_facts = [fact for fact in FACTS if fact not in ("script", "seed") and len({short_fact(run, fact) for run in runs}) > 1]
     named: dict[str, list[list[Run]]] = {}
     for group in groups.values():
-        named.setdefault(" ".join([_short(group[0], "script"), *(_short(group[0], fact) for fact in open_facts)]), []).append(group)
+        named.setdefault(" ".join([short_fact(group[0], "script"), *(short_fact(group[0], fact) for fact in open_facts)]), []).append(group)
     settings = []
     for name, alike in named.items():
         flags = sorted({flag for group in alike for flag in group[0].args} - BOOKKEEPING - set(FACTS))
@@ -335,9 +335,9 @@ def _heading(runs: list[Run]) -> str:
 
 
 def _agreed(runs: list[Run], fact: str) -> str:
-    values = {_short(run, fact) for run in runs}
+    values = {short_fact(run, fact) for run in runs}
     return values.pop() if len(values) == 1 else ""
 
 
-def _short(run: Run, fact: str) -> str:
+def short_fact(run: Run, fact: str) -> str:
     return Path(str(run.args.get(fact, ""))).name  # of a model's folder, its last part

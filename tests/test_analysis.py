@@ -49,8 +49,8 @@ def judge(tmp_path: Path, **evaluations: list[float]):
 def figures(monkeypatch) -> list:
     """The figures that `draw` writes, for a look at what is in them."""
     written = []
-    original = curves._write_whole
-    monkeypatch.setattr(curves, "_write_whole", lambda figure, out: (written.append(figure), original(figure, out)))
+    original = curves.write_figure
+    monkeypatch.setattr(curves, "write_figure", lambda figure, out: (written.append(figure), original(figure, out)))
     return written
 
 

@@ -1,0 +1,667 @@
+"""The leaderboard: run what is missing in a results folder, then read runs, anybody's, into a table with intervals.
+
+Reading (`load_finished`, `leaderboard`, `markdown`, `draw_ends`) trains nothing. Training (`plan`, `train_missing`) starts the scripts as a
+user would, each a process of its own, and keeps to results/NAME:
+`runs/` the run folders, `logs/` what they printed, `stopped/` folders of runs that died before their first checkpoint,
+`started.json` what code each run was started with.
+"""
+
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, median
+
+import numpy as np
+
+from analysis.curves import BOOKKEEPING, COLOURS, GREY, LABEL, STYLE, group_settings, short_fact, write_figure
+from analysis.runs import Run, load_run
+from analysis.statistics import hypervolume, iqm, probability_of_improvement, stratified_bootstrap
+from analysis.verdict import NOISE, verdict
+from common.errors import UserError, require
+from common.track import parse, write_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+BASELINE = "linear"
+LAST = 3  # evaluations whose mean is a run's end
+# Runs that differ in one of these do not compare: what is measured, on what, or after how long.
+SETTING = ("model", "dataset", "estimator", "steps", "eval_split")
+MEASURE = ("rewards", "answer_check", "eval_prompts", "temperature", "max_new_tokens", "prompt_suffix")
+OWN = {"seed": "--seeds", "model": "--models", "estimator": "--estimator", "steps": "--steps", "out": "--out", "resume": "--out"}
+PACKAGES = ("torch", "transformers", "numpy", "vllm")
+CODE = ("algos", "common", "rewards")  # what decides the numbers of a run
+FREE = {"out", "resume", "tensorboard", "wandb"}  # flags of a run that may differ from the plan
+
+# --- reading runs ---
+
+
+def load_finished(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
+    """The finished runs among run folders, and a line about each of the others. A folder of `bench` stands for all runs in it.
+
+    Raises UserError for a folder that is no run or cannot be read, and where no run is finished.
+    """
+    folders = []
+    for path in map(Path, paths):
+        inside = sorted(file.parent for file in path.glob("runs/*/args.json"))
+        folders += [path] if (path / "args.json").exists() or not inside else inside
+    runs, left_out = [], []
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        run = load_run(os.path.relpath(folder))
+        at, steps = run.rows[-1]["step"], run.args.get("steps", run.rows[-1]["step"])
+        if at < steps:
+            left_out.append(f"{run.path}: at step {at} of {steps}, not finished")
+        elif short := [name for name in run.objectives if len(run.series(f"eval/{name}")[0]) < 2]:
+            left_out.append(f"{run.path}: {short[0]} was evaluated fewer than two times")
+        else:
+            runs.append(run)
+    require(bool(runs), f"RUN: no finished run among the {len(left_out)} given ({left_out[0] if left_out else 'none'})")
+    return runs, left_out
+
+
+def with_mean_end(run: Run) -> Run:
+    """The run as two evaluations: its first, and the mean of its last three (of all but the first where it has fewer).
+
+    The standard error of the mean is the mean of the standard errors: evaluations are of the same prompts, so averaging three takes away
+    the noise of sampling but not that of which prompts were drawn, and errors are taken too large rather than too small.
+    """
+    rows: list[dict] = [{"step": 0}, {"step": run.rows[-1]["step"]}]
+    for name in (*run.objectives, "length"):
+        for key in (f"eval/{name}", f"eval/{name}_se"):
+            values = run.series(key)[1]
+            if values:
+                rows[0][key], rows[1][key] = values[0], fmean(values[1:][-LAST:] or values)
+    return Run(run.path, run.args, rows)
+
+
+def seconds_per_step(run: Run) -> float | None:
+    """Median over the steps of the sum of `time/*`, which leaves out evaluating and saving; None where nothing was timed."""
+    sums = [sum(v for k, v in row.items() if k.startswith("time/") and v is not None) for row in run.rows if row["step"] > 0]
+    return median(sums) if any(sums) else None
+
+
+# --- the leaderboard ---
+
+
+def leaderboard(runs: Sequence[Run]) -> dict:
+    """The table of runs, as JSON can hold it: `sections` of runs that compare, each with a row per algorithm, best worst-objective change
+    first, and `overall`, which pools the sections where there are several. `DEFINITIONS` says what each number is.
+
+    Raises UserError when a seed stands twice in a row (it would count as a second repetition) or a run has no standard errors.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        facts = [run.args.get(key) for key in ("objectives", *SETTING, *MEASURE)]
+        groups.setdefault(json.dumps(facts), []).append(run)
+    differing = [k for k in MEASURE if len({json.dumps(run.args.get(k)) for run in runs}) > 1]
+    sections = [_section(group, differing) for group in groups.values()]
+    return {"sections": sections, "overall": _overall(sections)}
+
+
+def _section(runs: list[Run], differing: list[str]) -> dict:
+    first = runs[0]
+    titles = [short_fact(first, "model"), short_fact(first, "dataset"), short_fact(first, "estimator"), f"{first.args.get('steps')} steps"]
+    titles += [f"eval split {first.args.get('eval_split')}", *(f"{key} {first.args.get(key)}" for key in differing)]
+    groups = [(label, sorted(group, key=lambda run: run.args.get("seed", 0))) for label, group in group_settings(runs)]
+    rows = [_row(label, group) for label, group in groups]
+    baselines = [(group, row) for (_, group), row in zip(groups, rows, strict=True) if row["script"] == BASELINE]
+    for (_, group), row in zip(groups, rows, strict=True):
+        if baselines:
+            _, base = min(baselines, key=lambda pair: _flags_apart(pair[0][0].args, group[0].args))
+            _compare(row, base)
+    rows.sort(key=lambda row: -row["worst_change"]["value"])
+    args = {key: first.args.get(key) for key in ("objectives", *SETTING, *MEASURE)}
+    return {"title": " · ".join(titles), "args": args, "objectives": first.objectives, "rows": rows}
+
+
+def _flags_apart(left: dict, right: dict) -> int:
+    return sum(left.get(key) != right.get(key) for key in left.keys() | right.keys() - BOOKKEEPING)
+
+
+def _row(label: str, runs: list[Run]) -> dict:
+    seeds = [run.args.get("seed") for run in runs]
+    for a, b in pairwise(runs):
+        if a.args.get("seed") == b.args.get("seed"):
+            raise UserError(f"RUN: {a.path} and {b.path} are the same setting with the same seed; give one of them")
+    ended = [with_mean_end(run) for run in runs]
+    verdicts = [verdict(run) for run in ended]
+    names = runs[0].objectives
+    changes = [{change.name: change for change in v.objectives} for v in verdicts]
+    interfering = [change for change, v in zip(changes, verdicts, strict=True) if v.interference]
+    worst = [min(change.values(), key=lambda c: c.change) for change in changes]
+    times = [t for t in map(seconds_per_step, runs) if t is not None]
+    return {
+        "algorithm": label,
+        "script": runs[0].args.get("script", ""),
+        "seeds": seeds,
+        "runs": [str(run.path) for run in runs],
+        "objectives": {
+            name: {"start": float(iqm([c[name].start for c in changes])), **_estimate([c[name].end for c in changes])} for name in names
+        },
+        "worst_change": _estimate([c.change for c in worst]) | {"objective_per_seed": [c.name for c in worst]},
+        "interference": {
+            "runs": len(interfering),
+            "of": len(runs),
+            "degraded": {name: sum(c[name].status == "degraded" for c in interfering) for name in names},
+        },
+        "hypervolume": _estimate([hypervolume([[c[name].end for name in names]], np.zeros(len(names))) for c in changes]),
+        "length": {"start": float(iqm([v.length.start for v in verdicts])), "end": float(iqm([v.length.end for v in verdicts]))},
+        "seconds_per_step": median(times) if times else None,
+        "better_than_linear": None,
+        "time_relative_to_linear": None,
+    }
+
+
+def _estimate(values: list[float]) -> dict:
+    """IQM over the seeds with its interval, which one seed does not have."""
+    interval = list(stratified_bootstrap([values], iqm)) if len(values) > 1 else None
+    return {"value": float(iqm(values)), "interval": interval, "per_seed": values}
+
+
+def _compare(row: dict, base: dict) -> None:
+    if row["seconds_per_step"] and base["seconds_per_step"]:
+        row["time_relative_to_linear"] = row["seconds_per_step"] / base["seconds_per_step"]
+    if row is not base:
+        pair = (row["worst_change"]["per_seed"], base["worst_change"]["per_seed"])
+        interval = list(stratified_bootstrap(pair, probability_of_improvement)) if max(map(len, pair)) > 1 else None
+        row["better_than_linear"] = {"value": float(probability_of_improvement(*pair)), "interval": interval}
+
+
+def _overall(sections: list[dict]) -> list[dict]:
+    """Algorithms over all sections: seeds are resampled within their section. Empty unless several sections measure the same objectives."""
+    if len(sections) < 2 or len({json.dumps([s["objectives"], *(s["args"][key] for key in MEASURE)]) for s in sections}) > 1:
+        return []
+    rows = []
+    for name in dict.fromkeys(row["algorithm"] for section in sections for row in section["rows"]):
+        own = [row for section in sections for row in section["rows"] if row["algorithm"] == name]
+        strata = [row["worst_change"]["per_seed"] for row in own]
+        better = [row["better_than_linear"]["value"] for row in own if row["better_than_linear"]]
+        interval = stratified_bootstrap(strata, lambda *s: iqm(np.concatenate(s, axis=-1))) if max(map(len, strata)) > 1 else None
+        rows.append(
+            {
+                "algorithm": name,
+                "settings": len(own),
+                "worst_change": {"value": float(iqm(np.concatenate(strata))), "interval": list(interval) if interval else None},
+                "interference": {key: sum(row["interference"][key] for row in own) for key in ("runs", "of")},
+                "better_than_linear": fmean(better) if better else None,
+            }
+        )
+    return sorted(rows, key=lambda row: (-row["settings"], -row["worst_change"]["value"]))
+
+
+DEFINITIONS = (
+    "Objectives are measured on held-out prompts, sampled. Start: the evaluation before the first step. End: the mean of the last "
+    f"{LAST} evaluations (of all after the start where a run has fewer), never the best one. Every value is the interquartile mean over "
+    "the seeds (without the lowest and the highest quarter, floor(n/4) on either side, so with up to three seeds the mean).",
+    "[low, high]: 95% percentile interval of that mean, stratified bootstrap, 10,000 resamples of the seeds (Agarwal et al., 2021). It is "
+    "of the seeds alone, not of the prompts, and with five seeds or fewer too narrow; a single seed has none.",
+    "Worst change: each run's smallest end - start over its objectives. The rows stand in its order.",
+    f"Interference: runs in which an objective was degraded while another improved, each beyond {NOISE:g} standard errors of the change "
+    "(analysis/verdict.py, with the end as above); in parentheses which were degraded, and in how many of these runs.",
+    "Hypervolume: of a run's end, which is the product of its objectives, from the fixed point (0, ..., 0). From the start, every run that "
+    "degrades an objective would have none, however little or much it lost. An objective that ends at 0 or below leaves none here, too.",
+    "P(better than linear): the share of pairs of a run of the row and a run of linear in which the row's worst change is larger, ties "
+    "half; among several settings of linear, the one with the nearest flags.",
+    "Time: the median over the steps of the sum of time/* (sampling, rewards, update, weights), then over the seeds, relative to linear. "
+    "Runs side by side slow each other down, and shorter completions take less: benchmarks/step_time.py measures on equal work.",
+)
+
+# --- the table as text and as pictures ---
+
+
+def markdown(board: dict) -> str:
+    """`table.md`: a table per section, one over all of them, and the footer with the definitions and where the runs come from."""
+    parts = [f"# {board['title']}"] if board.get("title") else []
+    parts += board.get("notes", [])
+    for section in board["sections"]:
+        parts += [f"## {section['title']}", _table(_heads(section), [_cells(section, row) for row in section["rows"]])]
+    if board["overall"]:
+        heads = ["algorithm", "settings", "worst change", "interference", "P(better than linear)"]
+        rows = [
+            [
+                row["algorithm"],
+                str(row["settings"]),
+                _with_interval(row["worst_change"], "+"),
+                f"{row['interference']['runs']}/{row['interference']['of']}",
+                "–" if row["better_than_linear"] is None else f"{row['better_than_linear']:.2f}",
+            ]
+            for row in board["overall"]
+        ]
+        words = "Seeds of all settings pooled, and resampled within their setting; the probability is the mean over the settings."
+        parts += ["## All settings", _table(heads, rows), words]
+    items = [*DEFINITIONS, *board.get("provenance", [])]
+    parts += ["## What the numbers are", "\n".join(f"- {item}" for item in items)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _heads(section: dict) -> list[str]:
+    return [
+        *("algorithm", "seeds", *section["objectives"], "worst change", "interference", "hypervolume"),
+        *("P(better than linear)", "tokens", "time"),
+    ]
+
+
+def _cells(section: dict, row: dict) -> list[str]:
+    found = row["interference"]
+    lost = ", ".join(f"{name} {count}" for name, count in found["degraded"].items() if count)
+    better, relative = row["better_than_linear"], row["time_relative_to_linear"]
+    return [
+        f"`{row['algorithm']}`",
+        str(len(row["seeds"])),
+        *(f"{value['start']:.2f} → {_with_interval(value)}" for value in row["objectives"].values()),
+        _with_interval(row["worst_change"], "+"),
+        f"{found['runs']}/{found['of']}" + (f" ({lost})" if lost else ""),
+        _with_interval(row["hypervolume"]),
+        _with_interval(better) if better else "–",
+        f"{row['length']['start']:.0f} → {row['length']['end']:.0f}",
+        f"{relative:.2f}" if relative else "–",
+    ]
+
+
+def _with_interval(value: dict, sign: str = "") -> str:
+    interval = value["interval"]
+    return f"{value['value']:{sign}.2f}" + (f" [{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]" if interval else "")
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
+
+
+def draw_ends(section: dict, out: Path) -> None:
+    """Where each algorithm ends, with its interval and its seeds, a panel per objective and one for the worst change. `out` ends in .png
+    or .pdf and is replaced whole. In the style of analysis/curves.py; after the seventh algorithm the colours repeat, hollow."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, names = section["rows"], section["objectives"]
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        label = 0.065 * max(len(row["algorithm"]) for row in rows) + 0.2  # inches; the names beside the first panel
+        panel, between, top, below = 1.75, 0.25, 0.6, 0.5
+        height = max(0.19 * len(rows) + 0.15, 0.8)
+        size = (label + (len(names) + 1) * (panel + between), top + height + below)
+        figure = Figure(figsize=size)
+        FigureCanvasAgg(figure)
+        heading = f"{section['title']}   interquartile mean over seeds, band: 95% interval; strokes: each seed"
+        figure.text(0.1 / size[0], 1 - 0.1 / size[1], heading, va="top", color=GREY, fontsize=LABEL)
+        for k, name in enumerate([*names, "worst change"]):
+            left = label + k * (panel + between)
+            axes = figure.add_axes((left / size[0], below / size[1], panel / size[0], height / size[1]))
+            axes.set_title(name, pad=5)
+            values = [row["objectives"][name] if k < len(names) else row["worst_change"] for row in rows]
+            starts = {value["start"] for value in values} if k < len(names) else {0.0}
+            for start in starts:
+                axes.axvline(start, color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
+            for y, value in enumerate(values):
+                colour = COLOURS[y % len(COLOURS)]
+                if value["interval"]:
+                    axes.plot(value["interval"], [y, y], color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
+                seeds = value["per_seed"]
+                axes.plot(seeds, [y] * len(seeds), "|", color=colour, markersize=6, markeredgewidth=0.8)
+                face = colour if y < len(COLOURS) else "white"
+                axes.plot([value["value"]], [y], "o", color=colour, markersize=4, markerfacecolor=face, markeredgewidth=1, clip_on=False)
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.set_yticks(range(len(rows)), [row["algorithm"] for row in rows] if k == 0 else [""] * len(rows))
+            axes.tick_params(length=2.5, pad=2)
+            axes.tick_params(axis="y", length=0)
+            everything = [v for value in values for v in (*value["per_seed"], *(value["interval"] or ()))]
+            low, high = min(*everything, *starts), max(*everything, *starts)
+            if k < len(names):
+                low, high = min(0, low), max(1, high)
+            margin = 0.04 * (high - low) or 1
+            axes.set_xlim(low - margin, high + margin)
+            axes.locator_params(axis="x", nbins=5)
+            axes.set_xlabel("end; dashed: start" if k < len(names) else "end - start; dashed: none", labelpad=2)
+        write_figure(figure, out)
+
+
+def write_board(board: dict, out: Path) -> list[Path]:
+    """Write table.md, table.json and a picture per section, PNG and PDF, into the folder `out`, each whole; returns the files."""
+    files = [out / "table.md", out / "table.json"]
+    write_whole(files[0], markdown(board))
+    write_whole(files[1], json.dumps({**board, "definitions": DEFINITIONS}, indent=1) + "\n")
+    for number, section in enumerate(board["sections"], 1):
+        for ending in ("png", "pdf"):
+            which = f"-{number}-{_slug(' '.join(section['title'].split(' · ')[:3]))}" if len(board["sections"]) > 1 else ""
+            name = f"ends{which}.{ending}"
+            draw_ends(section, out / name)
+            files.append(out / name)
+    return files
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")
+
+
+# --- training what is missing ---
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run: its name and folder, the script, and the flags it is to have."""
+
+    name: str
+    folder: Path
+    script: Path
+    argv: list[str]  # without --out
+    args: dict  # as args.json will hold them
+    steps: int
+
+
+def plan(
+    scripts: dict[str, tuple[Path, type]],
+    seeds: int,
+    models: Sequence[str],
+    estimators: Sequence[str],
+    steps: int,
+    passed: Sequence[str],
+    out: Path,
+) -> list[Job]:
+    """The runs of algorithms × models × estimators × seeds 1 to `seeds`, all algorithms of a seed before the next seed.
+
+    scripts: the file and the `Args` of each algorithm. Empty models or estimators and 0 steps leave the scripts' own, or what a --preset
+    in `passed` says. passed: flags for every script. Raises UserError for a flag that a script does not take or that bench sets itself.
+    """
+    for flag in passed:
+        name = flag.split("=")[0].removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in OWN:
+            raise UserError(f"-- {flag}: bench sets it for each run; use its {OWN[name]}, before the --")
+    require(seeds >= 1, f"--seeds {seeds} must be at least 1: they are numbered from 1")
+    require(steps >= 0, f"--steps {steps} must not be negative; 0 is the scripts' own")
+    settings = []
+    for model in models or ("",):
+        for estimator in estimators or ("",):
+            chosen = {"--model": model, "--estimator": estimator, "--steps": str(steps or "")}
+            flags = [word for flag, value in chosen.items() if value for word in (flag, value)]
+            for name, (script, args_class) in scripts.items():
+                settings.append((name, script, [*passed, *flags], _parsed(args_class, name, [*passed, *flags])))
+    jobs = []
+    for seed in range(1, seeds + 1):
+        for name, script, argv, args in settings:
+            run = f"{name}-{_slug(args.model)}-{args.estimator}-s{seed}"
+            held = json.loads(json.dumps({"script": name, **asdict(replace(args, seed=seed))}))
+            jobs.append(Job(run, out / "runs" / run, script, [*argv, "--seed", str(seed)], held, args.steps))
+    names = [job.name for job in jobs]
+    twice = next((name for name in names if names.count(name) > 1), "")
+    require(not twice, f"--algos, --models or --estimator name something twice: two runs would be called {twice}")
+    return jobs
+
+
+def default_jobs() -> int:
+    """One run per core this process may use; one where there is a GPU, which runs would share."""
+    import torch
+
+    if torch.cuda.is_available():
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _parsed(args_class: type, name: str, argv: list[str]):
+    try:
+        return parse(args_class, name, argv)
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            raise
+        raise UserError(f"flags after -- go to every script, and {name} does not take these; see python run.py {name} --help") from None
+
+
+def _state(job: Job) -> str:
+    """new, done, resume or broken. Raises UserError when a run of other settings stands there."""
+    if not os.path.lexists(job.folder):
+        return "new"
+    try:
+        saved = json.loads((job.folder / "args.json").read_bytes())
+        kept = {key: saved[key] for key in saved.keys() & job.args.keys() - FREE}
+    except (OSError, ValueError, AttributeError):
+        return "broken"
+    differing = sorted(key for key, value in kept.items() if value != job.args[key])
+    if differing:
+        told = ", ".join(f"--{key.replace('_', '-')} was {_plain(saved[key])}, now {_plain(job.args[key])}" for key in differing)
+        where = job.folder.parents[1]
+        raise UserError(f"--out {where} holds {job.name} with other settings ({told}); give another --out, or those settings")
+    checkpoints = any(path.name[5:].isdigit() for path in (job.folder / "checkpoints").glob("step_*"))
+    try:
+        complete = load_run(job.folder).rows[-1]["step"] >= job.steps
+    except UserError:
+        complete = False
+    # killed between its last line and its model, a run is resumed for the model; one whose checkpoints were deleted since is done
+    if complete and ((job.folder / "model").is_dir() or not checkpoints):
+        return "done"
+    return "resume" if checkpoints else "broken"
+
+
+def _plain(value) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def train_missing(jobs: Sequence[Job], out: Path, at_once: int, command: str) -> dict[str, str]:
+    """Run what is not finished, `at_once` at a time with one thread each; returns what failed, by name, with the end of what it printed.
+
+    Finished runs are kept, one with a checkpoint is resumed, any other folder is moved to `stopped/` and its run started anew. Raises
+    UserError, before anything is started, when a run of other settings is in the way or another bench is at work in `out`.
+    """
+    try:
+        for name in ("runs", "logs"):
+            (out / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made ({error.strerror}); give a folder that can be written") from error
+    with _alone(out) as lock, _on_terminate():
+        states = {job.name: _state(job) for job in jobs}
+        missing = [job for job in jobs if states[job.name] != "done"]
+        for job in missing:
+            if states[job.name] == "broken":
+                _move_aside(job.folder, out / "stopped")
+        resumed = sum(states[job.name] == "resume" for job in missing)
+        counts = f"{len(jobs) - len(missing)} finished, {resumed} to resume, {len(missing) - resumed} to start"
+        print(f"{len(jobs)} runs: {counts}; {at_once} at a time", flush=True)
+        return _train(missing, states, out, at_once, command, lock) if missing else {}
+
+
+def _train(jobs: list[Job], states: dict[str, str], out: Path, at_once: int, command: str, lock) -> dict[str, str]:
+    from tqdm import tqdm
+
+    waiting, running, failed, finished = list(jobs), {}, {}, 0
+    before = {job.name: _steps_done(job) for job in jobs}
+    reached = dict(before)
+    every = 1 if sys.stderr.isatty() else 30  # seconds; a log file is not a screen
+    steps, done = sum(job.steps for job in jobs), sum(before.values())
+    bar = tqdm(total=steps, initial=done, unit="step", smoothing=0, mininterval=every, desc="bench")
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                _note_start(out / "started.json", job.name, command, at_once)
+                flags = ["--resume", str(job.folder)] if states[job.name] == "resume" else [*job.argv, "--out", str(job.folder)]
+                with open(out / "logs" / f"{job.name}.log", "wb") as log:
+                    running[job] = subprocess.Popen(
+                        [sys.executable, str(job.script), *flags],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        env=os.environ | {"OMP_NUM_THREADS": "1"},
+                        pass_fds=(lock.fileno(),) if lock else (),
+                    )
+                if lock:
+                    print(running[job].pid, job.name, file=lock, flush=True)
+            time.sleep(0.1)
+            for job, process in list(running.items()):
+                reached[job.name] = _steps_done(job)
+                if process.poll() is None:
+                    continue
+                del running[job]
+                finished += 1
+                if process.returncode == 0 and _state(job) == "done":
+                    tqdm.write(f"{job.name}: finished ({finished} of {len(jobs)})")
+                else:
+                    failed[job.name] = _end_of(out / "logs" / f"{job.name}.log") or f"exit code {process.returncode}, nothing printed"
+                    tqdm.write(f"{job.name}: FAILED with exit code {process.returncode} ({finished} of {len(jobs)})\n{failed[job.name]}")
+                    bar.total -= job.steps - reached[job.name]
+            bar.update(sum(reached.values()) - bar.n)
+    except KeyboardInterrupt:
+        tqdm.write("stopped by Ctrl-C; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    finally:  # what it started must not go on behind its back
+        bar.close()
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    return failed
+
+
+def _steps_done(job: Job) -> int:
+    try:
+        return min(max((job.folder / "metrics.jsonl").read_bytes().count(b"\n") - 1, 0), job.steps)
+    except OSError:
+        return 0
+
+
+def _end_of(log: Path, lines: int = 6) -> str:
+    """The last lines of a log, without progress bars, indented."""
+    text = re.split(r"[\r\n]+", log.read_text(errors="replace"))
+    kept = [line.rstrip() for line in text if line.strip() and not re.search(r"\d+%\||\d+it \[", line)]
+    return "\n".join(f"    {line}" for line in kept[-lines:])
+
+
+def _move_aside(folder: Path, where: Path) -> None:
+    where.mkdir(exist_ok=True)
+    number = 1
+    while os.path.lexists(target := where / f"{folder.name}-{number}"):
+        number += 1
+    os.rename(folder, target)
+    print(f"{folder} has no checkpoint: moved to {target}, the run starts anew")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator:
+    """Hold the folder. The runs inherit the lock: those of a bench that was killed outright hold it until they end. Not on Windows."""
+    try:
+        import fcntl
+    except ImportError:
+        yield None
+        return
+    with open(out / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            who = ", ".join(line.strip() for line in file)
+            told = f"a bench is at work there, or runs that one left behind (processes {who})"
+            raise UserError(f"--out {out}: {told}; wait, or end them") from None
+        file.truncate(0)
+        print(os.getpid(), "bench", file=file, flush=True)
+        yield file
+
+
+@contextmanager
+def _on_terminate() -> Iterator[None]:
+    """SIGTERM leaves through `finally` as Ctrl-C does."""
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# --- where numbers come from ---
+
+
+def commit() -> str:
+    """The commit of this repository, and whether the code that trains differs from it."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--", *CODE], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (no git repository)"
+    return f"{head} with uncommitted changes in {', '.join(CODE)}" if changed.strip() else head
+
+
+def versions() -> str:
+    """Python and the packages that decide the numbers."""
+    found = [f"Python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def _note_start(file: Path, name: str, command: str, at_once: int) -> None:
+    notes = json.loads(file.read_text()) if file.exists() else {}
+    entry = {"commit": commit(), "versions": versions(), "machine": platform.machine(), "jobs": at_once, "command": command}
+    notes.setdefault(name, []).append(entry)
+    write_whole(file, json.dumps(notes, indent=1) + "\n")
+
+
+def _starts(run: Run) -> list[dict]:
+    """What `_note_start` noted about a run: an entry for each time that it was started or resumed; none for a run of another origin."""
+    folder = run.path.resolve()
+    file = folder.parent.parent / "started.json"
+    return json.loads(file.read_text()).get(folder.name, []) if file.is_file() else []
+
+
+def provenance(runs: Sequence[Run], command: str) -> list[str]:
+    """Lines for the footer: the command, the seeds, and the code and packages of the runs, as far as a bench noted them."""
+    noted, without = {}, 0
+    for run in runs:
+        starts = _starts(run)
+        without += not starts
+        for start in {(s["commit"], s["versions"], s["jobs"]): None for s in starts}:
+            noted[start] = noted.get(start, 0) + 1
+    lines = [f"Command: `{command}`"]
+    lines.append(f"Seeds: {', '.join(map(str, sorted({run.args.get('seed', 0) for run in runs})))}; {len(runs)} runs.")
+    for (code, packages, jobs), count in noted.items():
+        lines.append(f"Trained: {count} runs at commit {code}, {packages}, {jobs} at a time with one thread each.")
+    if len(noted) > 1:
+        lines.append("**Not all of the same code, packages or load**: a run that was resumed counts in each of these lines.")
+    if without:
+        lines.append(f"Trained elsewhere: {without} runs, whose code and packages are not noted.")
+    return [*lines, f"Table made at commit {commit()}, {versions()}."]
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """The command as it can be typed again."""
+    return shlex.join(["python", "run.py", "bench", *argv])
+
+
+QUICK = "**This is the quick form**: few algorithms, few seeds and fewer steps than a full run. It shows what to expect; it is no ranking."
+
+
+def make_table(paths: Sequence[str | Path], out: Path, command: str, failed: dict[str, str] | None = None) -> str:
+    """Read runs, write the table and its pictures into `out`, and return the table with the names of the files."""
+    runs, left_out = load_finished(paths)
+    quick = any("--quick" in shlex.split(start["command"]) for run in runs for start in _starts(run))
+    notes = [QUICK] if quick else []
+    if any(run.args.get("eval_split") == "tune" for run in runs):
+        notes.append("**Tuning prompts**: to choose hyperparameters by; report `test`.")
+    notes += [f"Failed, not in the table: {name}." for name in failed or {}] + [f"Left out: {line}." for line in left_out]
+    board = leaderboard(runs) | {"title": "Leaderboard", "quick": quick, "notes": notes, "failed": failed or {}}
+    board["provenance"] = provenance(runs, command)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files = write_board(board, out)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); make room there or give another folder") from error
+    return f"{markdown(board)}\nwrote {', '.join(map(str, files))}"
