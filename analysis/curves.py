@@ -76,6 +76,7 @@ def draw(runs: list[Run], out: str | Path) -> None:
 
 
 def write_figure(figure, out: Path) -> None:
+    """Save a matplotlib figure whole, .png or .pdf: a temporary file, then a rename. Raises OSError as the disk does."""
     kind = out.suffix.lower()[1:]
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -340,4 +341,5 @@ def _agreed(runs: list[Run], fact: str) -> str:
 
 
 def short_fact(run: Run, fact: str) -> str:
+    """A flag's value as a caption shows it."""
     return Path(str(run.args.get(fact, ""))).name  # of a model's folder, its last part
