@@ -107,12 +107,11 @@ def main(args: Args) -> None:
                 prompts=args.prompts, max_prompt_length=16, max_new_tokens=args.max_new_tokens, micro_batch_tokens=args.micro_batch_tokens,
                 activation_checkpointing=args.activation_checkpointing, engine=args.engine,
             )  # fmt: skip
-            terms = [term for term in memory.terms(shape, setup) if not (term.name == "vLLM" and term.phase == "always")]
             held = max((row["memory/peak_gib"] for row in rows), default=0) if gpu else None
             step = sum(times.values())
             print(
                 f"{name:18}{step:8.2f}{times['rollout']:9.2f}{times['update']:9.2f}{tokens / step:10,.0f}{share}"
-                f"{f'{held:10.1f}' if held else '         -'}{memory.peak(terms, device=1) / 2**30:9.1f}"
+                f"{f'{held:10.1f}' if held else '         -'}{memory.peak(memory.terms(shape, setup), device=1) / 2**30:9.1f}"
             )
 
 

@@ -1,7 +1,7 @@
 """Runs scripts on several ranks, some of them killed and resumed: `python tests/forked_ranks.py JOBS.json`.
 
-Importing torch takes longer than a short run; so one process imports everything and then forks the ranks of every run from itself. It has
-computed nothing and started no thread by then, which makes the fork safe. JOBS.json is a list of
+Importing torch takes longer than a short run; so one process imports everything, loads data and model, and then forks the ranks of every
+run from itself. No other thread is alive in it by then, which makes the fork safe. JOBS.json is a list of
     {"script": name, "ranks": W, "folder": out, "kill_after": step or 0, "argv": flags}
 Every rank saves what it saw of each step's advantages to <folder>/../<name of folder>.rank<r>.pt.
 """

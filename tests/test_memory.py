@@ -235,6 +235,19 @@ def test_presets_fit_on_the_gpus_they_are_written_for(name):
     assert peak(terms(shape, setup), device=1) < 0.9 * memory
 
 
+@pytest.mark.parametrize(
+    ("name", "ranks", "gradients", "low", "high"),
+    [("qwen2.5-1.5b", 4, 1, 31, 33), ("qwen2.5-1.5b", 4, 3, 35, 37), ("qwen2.5-7b", 4, 1, 63, 65), ("qwen2.5-7b", 4, 3, 80, 99),
+     ("qwen2.5-7b", 8, 3, 0, 72)],
+)  # fmt: skip
+def test_the_numbers_of_the_scaling_page(name, ranks, gradients, low, high):
+    """GiB per GPU of the MATH-500 presets, on cards of 48 GB (1.5B) and 80 GB (7B)."""
+    values = PRESETS[f"{name}-math500"]
+    known = {key: value for key, value in values.items() if key in asdict(Setup())} | {"ranks": ranks, "local_ranks": ranks}
+    setup = Setup(sharded=True, compute_bytes=2, device_bytes=(80 if "7b" in name else 48) * GIB, gradients=gradients, **known)
+    assert low < peak(terms(real_shape(values["model"])[0], setup), device=1) / GIB < high
+
+
 def test_readable():
     assert [readable(n) for n in (0, 1023, 1024, 1536, 3 * GIB, 5000 * 2**40)] == [
         "0 B",
