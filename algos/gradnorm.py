@@ -77,7 +77,7 @@ class Args:
     trust_remote_code: bool = False
     """let a hub model run its own Python code; only for a source you trust"""
     dataset: str = "arithmetic"
-    """arithmetic, math500, a hub name, or a local parquet, json, jsonl or csv file"""
+    """arithmetic, arithmetic3 (three steps), math500, a hub name, or a local parquet, json, jsonl or csv file"""
     prompt_column: str = ""
     """column with the prompt, text or chat messages; default: prompt, problem or question"""
     answer_column: str = ""
@@ -222,6 +222,23 @@ def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_s
     return ((weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))).mean((0, 1))
 
 
+def first_order_change(
+    drift: Tensor, age: Tensor, advantages: Tensor, rewards: Tensor, group_size: int, updates: int
+) -> tuple[Tensor, ...]:
+    """Covariance law (eq. 3) with what the step really did to log pi as its score: change of each mean reward [K]; nats per unit of
+    advantage; size of the step, the sd in nats within prompts.
+
+    drift [B]: log pi(y) of a completion when its mini-batch was reached, less that when it was sampled; age [B]: updates that had been
+    made in between, of `updates` in the step. At age 0 nothing had moved. The others had not been trained on either, so they tell how
+    the policy moves on fresh completions, at no cost. advantages [B], rewards [B,K]. All NaN where a step is a single mini-batch.
+    """
+    columns = torch.cat([(drift * updates / age)[:, None], advantages[:, None], rewards], 1)[age > 0]
+    groups = columns.view(-1, group_size, columns.size(1))
+    centred = groups - groups.mean(1, keepdim=True)
+    covariance = (centred.mT @ centred).mean(0) / (group_size - 1)
+    return covariance[0, 2:], covariance[0, 1] / covariance[1, 1].clamp(min=1e-12), covariance[0, 0].sqrt()
+
+
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
     device = ranks.start(single=args.engine == "vllm" or args.compute_dtype == "bfloat16")
@@ -269,7 +286,7 @@ def main(args: Args) -> None:
     folder = run_folder(args.out, args.resume, SCRIPT, args.seed)
     config = {"script": SCRIPT, "objectives": list(objectives), **asdict(args), "out": str(folder), "resume": ""}
     tracker = Tracker(folder, config, last_step if args.resume else None, args.tensorboard, args.wandb)
-    check = ("exact" if args.dataset == "arithmetic" else "math-verify") if args.answer_check == "auto" else args.answer_check
+    check = ("exact" if args.dataset in ("arithmetic", "arithmetic3") else "math-verify") if args.answer_check == "auto" else args.answer_check
     evaluation = (tokenizer, held_out, objectives, args.prompts * G, args.max_new_tokens, args.temperature, {"answer_check": check})
     if not args.resume:
         metrics, samples = evaluate(engine, None, *evaluation)
@@ -304,11 +321,12 @@ def main(args: Args) -> None:
         ).to(device)  # [B, K]
         seen = [seen[0] + batch.lengths.sum().item(), seen[1] + len(ids)]
         clock.append(time.perf_counter())
-        old_logp = token_logprobs_no_grad(policy, batch, args.temperature, args.micro_batch_tokens)  # [B, T]
+        old_logp = sampled_logp = token_logprobs_no_grad(policy, batch, args.temperature, args.micro_batch_tokens)  # [B, T]
         ref_logp = token_logprobs_no_grad(reference, batch, args.temperature, args.micro_batch_tokens) if reference else old_logp
         sampler_logp = right_pad(rollout.logprobs, old_logp)
         sampler = canary.check(step, rollout.version, old_logp, sampler_logp, batch.mask)
         token_weight = batch.mask * (old_logp - sampler_logp).exp().clamp(max=args.tis_cap) if args.tis_cap else batch.mask  # [B, T]
+        grams = []  # inner products of the objectives' gradients, where the algorithm computes them
 
         # --- ALGO: advantages ---
         objective_advantages = torch.stack([estimate_advantages(r, batch.lengths, G, args.estimator) for r in rewards.T], 1)  # [B, K]
@@ -320,9 +338,11 @@ def main(args: Args) -> None:
 
         # --- SHARED: update ---
         sums = dict.fromkeys(("loss/policy", "loss/kl", "clip/fraction", "grad/norm"), 0.0)
+        drift, age, unclipped = torch.zeros(3, len(ids), device=device)  # see first_order_change; share of the tokens
         skipped, updates = 0, args.epochs * args.mini_batches
         for epoch in range(args.epochs):
-            for rows in mini_batches(args.prompts, G, args.mini_batches, generator(args.seed, step, args.prompts + epoch)):
+            order = generator(args.seed, step, args.prompts + epoch)
+            for made, rows in enumerate(mini_batches(args.prompts, G, args.mini_batches, order)):
                 tokens = batch.mask[rows].sum()
                 optimizer.zero_grad()
                 # --- SHARED: one gradient per objective ---
@@ -339,14 +359,19 @@ def main(args: Args) -> None:
                     terms = [(term * token_weight[part, :width]).sum() / tokens for term in terms]
                     kl = (kl_penalty(logp, ref_logp[part, :width]) * micro.mask).sum() / tokens
                     backward_each([*terms, args.kl_coef * kl][: len(gradients)], parameters, gradients)
-                    active = torch.stack([active_tokens(a, ratio, clip_low, clip_high) for a in objective_advantages[part].T])
-                    clipped = (~active * micro.mask).sum() / tokens / K
-                    totals += torch.stack([*terms, kl, clipped]).detach()
+                    active = [active_tokens(a, ratio, clip_low, clip_high) for a in objective_advantages[part].T]
+                    active = torch.stack(active).float().mean(0) * micro.mask  # share of the objectives for which a token counts
+                    totals += torch.stack([*terms, kl, (micro.mask - active).sum() / tokens]).detach()
+                    unclipped[part] += active.sum(1) / micro.mask.sum(1) / args.epochs
+                    if epoch == 0:  # later ones train on the same completions again
+                        drift[part] = ((logp.detach() - sampled_logp[part, :width]) * micro.mask).sum(1)
+                        age[part] = made
                 totals = ranks.all_sum(totals).cpu()
                 losses = totals[:K]
                 sums["loss/kl"] += totals[K].item() / updates
                 sums["clip/fraction"] += totals[K + 1].item() / updates
                 gram = gram_matrix(gradients[:K])  # [K, K]; the KL term is no objective
+                grams.append(gram)
                 present = has_gradient(gram)  # [K]
                 # --- ALGO: weigh the gradients ---
                 mini_weights = state["weights"] / K  # of sum 1, so that KL counts as in linear.py
@@ -374,6 +399,7 @@ def main(args: Args) -> None:
                 else:  # the policy keeps its last good weights
                     skipped, failures = skipped + 1, failures + 1
                 sums["grad/norm"] += grad_norm / updates
+        drift, age, unclipped = ranks.all_sum(torch.stack([drift, age, unclipped]))  # a rank fills in its own completions
         engine.sync(policy, step)
         clock.append(time.perf_counter())
 
@@ -385,6 +411,7 @@ def main(args: Args) -> None:
         # --- SHARED: observe, evaluate, save ---
         clock.append(time.perf_counter())
         groups = rewards.view(-1, G, K)
+        law, rate, nats = first_order_change(drift, age, advantages, rewards, G, updates)
         observed = {
             "reward": rewards.mean(0),
             "reward_std": rewards.std(0),
@@ -392,17 +419,22 @@ def main(args: Args) -> None:
             "weight": weights,
             "weight_share": weights / weights.sum(),
             "cov": within_prompt_covariance(advantages, rewards, G),
+            "cov_active": within_prompt_covariance(advantages * unclipped, rewards, G),  # with what clipping leaves
+            "law": law,
             **extra,
         }
         row = {f"{key}/{name}": float(v) for key, values in observed.items() for name, v in zip(objectives, values, strict=True)}
         truncated = sum(len(i) == args.max_new_tokens and i[-1] not in engine.stop_ids for i in ids) / len(ids)
         row |= {"length/mean": batch.lengths.mean().item(), "length/threshold": mean_length, "length/truncated": truncated}
         row |= sums | sampler | measured(device) | {"grad/skipped": skipped, "lr": optimizer.param_groups[0]["lr"]}
+        row |= {"law/rate": rate.item(), "law/nats": nats.item()}
         row |= {f"time/{key}": b - a for key, a, b in zip(("rollout", "reward", "update", "weights"), clock, clock[1:], strict=False)}
         samples = []
         if step % args.eval_every == 0 or step == args.steps:
             metrics, samples = evaluate(engine, yardstick, *evaluation)
             row |= metrics
+        statistics = {"rewards": rewards, "advantages": advantages, "lengths": batch.lengths, "drift": drift, "age": age}
+        tracker.keep(step, statistics | ({"gram": torch.stack(grams)} if grams else {}))
         tracker.log(step, row, samples)
         progress.set_postfix({name: f"{row[f'reward/{name}']:.2f}" for name in objectives} | {"length": f"{row['length/mean']:.0f}"})
         if step % args.checkpoint_every == 0 or step == args.steps or failures >= MAX_FAILURES:

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: args.json, metrics.jsonl, completions.jsonl, and optionally TensorBoard and W&B."""
+"""What a run leaves in its folder: args.json, metrics.jsonl, completions.jsonl, statistics.jsonl, and optionally TensorBoard and W&B."""
 
 import json
 import math
@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import tyro
+from torch import Tensor
 from tqdm import tqdm
 
 from common import ranks
@@ -96,7 +97,7 @@ class Tracker:
         with _writing(self.folder / "args.json") as path:
             write_whole(path, json.dumps(config, indent=2) + "\n")
         if last_step is not None:
-            for name in ("metrics.jsonl", "completions.jsonl"):
+            for name in ("metrics.jsonl", "completions.jsonl", "statistics.jsonl"):
                 with _writing(self.folder / name) as path:
                     self._cut(path, last_step)
         if tensorboard:
@@ -140,6 +141,10 @@ class Tracker:
         with _writing(self.folder / name) as path, open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
+    def keep(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Append what a step's metrics were computed from to statistics.jsonl, in six digits: nested lists, for analysis after the run."""
+        ranks.on_first(lambda: self._append("statistics.jsonl", {"step": step} | {k: _rounded(v.tolist()) for k, v in tensors.items()}))
+
     def say(self, text: str) -> None:
         """Print a line, once for all ranks, above the progress bar."""
         if ranks.rank() == 0:
@@ -161,6 +166,15 @@ class Tracker:
         run = load_run(self.folder)
         draw([run], self.folder / "curves.png")
         print(f"\n{verdict(run).text}\n\ncurves: {self.folder / 'curves.png'}   model: {self.folder / 'model'}")
+
+
+def _rounded(values):
+    if isinstance(values, list):
+        return [_rounded(value) for value in values]
+    number = float(f"{values:.6g}")
+    if not math.isfinite(number):
+        return None
+    return int(number) if number.is_integer() else number
 
 
 @contextmanager

@@ -136,6 +136,34 @@ def test_scalarize_is_the_weighted_sum():
 # --- covariances and CTWA ---
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6))
+def test_the_predicted_change_is_the_true_one_to_first_order(seed):
+    """Softmax policies over G completions, each sampled once, uniform at first; a small move of the logits changes each mean reward by
+    the prediction, up to the square of the step. Prompts of the first mini-batch (age 0) do not count, and a step of two updates is
+    twice what was seen after one."""
+    G, prompts = 5, 4
+    generator = torch.Generator().manual_seed(seed)
+    rewards, direction = (torch.randn(prompts, G, k, generator=generator, dtype=torch.float64) for k in (3, 1))
+    age = tensor([0, 0, 1, 1]).repeat_interleave(G)
+    advantages = 2 * direction.flatten() + 1
+
+    def predicted(size: float) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = size * direction[..., 0]
+        drift = (logits.log_softmax(1) - torch.zeros(prompts, G).log_softmax(1)).flatten()
+        seen = torch.where(age > 0, drift, 1e6)  # to be left out
+        change, rate, nats = linear.first_order_change(seen, age, advantages, rewards.view(-1, 3), G, updates=2)
+        close(rate, size * 2 / 2, 1e-9)  # nats of the whole step over units of advantage
+        close(nats, float(2 * size * direction[2:, :, 0].var(1).mean().sqrt()), 1e-9)
+        exact = ((logits.softmax(1)[..., None] - 1 / G) * rewards).sum(1)[2:].mean(0)
+        return change / 2 * (G - 1) / G, exact  # one update; here all completions are known, not G drawn of many
+
+    errors = [float((change - exact).abs().max()) for change, exact in map(predicted, (1e-2, 1e-3))]
+    assert errors[1] < errors[0] / 50 + 1e-12
+    alone = linear.first_order_change(torch.zeros(8), torch.zeros(8), torch.ones(8), torch.rand(8, 3), 4, 1)
+    assert all(values.isnan().all() for values in alone)  # a single mini-batch tells nothing
+
+
 @pytest.mark.parametrize("name", ["ctwa_covariance_clip0.2", "ctwa_covariance_noclip"])
 def test_ctwa_statistics_match_the_vectors(vectors, name):
     entry = vectors[name]

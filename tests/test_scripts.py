@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, policy_of, read_metrics, run_script
@@ -56,7 +57,7 @@ def test_a_run_trains_and_leaves_everything(name, estimator, tmp_path, capsys):
     assert "eval/accuracy" not in rows[1]
     assert all(value is not None for row in rows for value in row.values())
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {"args.json", "metrics.jsonl", "completions.jsonl", "checkpoints", "model", "curves.png"}
+    assert left == {"args.json", "metrics.jsonl", "completions.jsonl", "statistics.jsonl", "checkpoints", "model", "curves.png"}
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_000002", "step_000003"]
     printed = capsys.readouterr().out
     assert all(objective in printed for objective in ("accuracy", "conciseness", "clarity"))
@@ -70,6 +71,33 @@ def test_a_run_trains_and_leaves_everything(name, estimator, tmp_path, capsys):
     assert config["estimator"] == estimator
 
 
+@pytest.mark.parametrize("name", ["ctwa", "nash_mtl"])
+def test_statistics_are_what_the_metrics_were_computed_from(name, tmp_path):
+    """Each line of statistics.jsonl gives back the step's covariances and its predicted change, by a loop over prompts."""
+    rows = train(name, tmp_path / "run", lr=1e-3, estimator="grpo", mini_batches=4, epochs=2)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "statistics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for row, line in zip(rows[1:], lines, strict=True):
+        assert sorted(line["age"]) == [age for age in range(4) for _ in range(4)]  # four mini-batches of a prompt each
+        assert all(abs(drift) < 1e-4 for drift, age in zip(line["drift"], line["age"], strict=True) if age == 0)
+        assert any(abs(drift) > 1e-3 for drift in line["drift"])
+        for k, objective in enumerate(("accuracy", "conciseness", "clarity")):
+            rewards = [values[k] for values in line["rewards"]]
+            assert row[f"reward/{objective}"] == pytest.approx(sum(rewards) / 16, abs=1e-5)
+            groups = [slice(start, start + 4) for start in range(0, 16, 4)]
+            covariances = [float(np.cov(line["advantages"][g], rewards[g], bias=True)[0, 1]) for g in groups]
+            assert row[f"cov/{objective}"] == pytest.approx(np.mean(covariances), abs=1e-4)
+            later = [g for g in groups if line["age"][g][0] > 0]
+            changes = [np.cov(np.array(line["drift"][g]) * 8 / line["age"][g][0], rewards[g])[0, 1] for g in later]
+            assert len(changes) == 3
+            assert row[f"law/{objective}"] == pytest.approx(np.mean(changes), abs=1e-3)
+        assert ("gram" in line) == (name == "nash_mtl")
+        if name == "nash_mtl":
+            assert np.shape(line["gram"]) == (8, 3, 3)  # one of each mini-batch
+            norms = np.sqrt(np.diagonal(line["gram"], axis1=1, axis2=2)).mean(0)
+            assert norms == pytest.approx([row[f"nash_mtl/grad_norm/{o}"] for o in ("accuracy", "conciseness", "clarity")], rel=1e-4)
+
+
 def test_all_scripts_log_the_same_keys(tmp_path):
     keys = {name: {k for row in train(name, tmp_path / name) for k in row if not k.startswith(f"{name}/")} for name in NAMES}
     assert all(keys[name] == keys["linear"] for name in NAMES)
@@ -80,7 +108,8 @@ def test_one_seed_is_one_run_bit_for_bit(name, tmp_path):
     first, second = train(name, tmp_path / "a"), train(name, tmp_path / "b")
     assert first == second
     assert (tmp_path / "a/model/model.safetensors").read_bytes() == (tmp_path / "b/model/model.safetensors").read_bytes()
-    assert (tmp_path / "a/completions.jsonl").read_bytes() == (tmp_path / "b/completions.jsonl").read_bytes()
+    for file in ("completions.jsonl", "statistics.jsonl"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert train(name, tmp_path / "c", seed=2)[1:] != first[1:]
 
 
