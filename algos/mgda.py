@@ -281,7 +281,8 @@ def main(args: Args) -> None:
     folder = run_folder(args.out, args.resume, SCRIPT, args.seed)
     config = {"script": SCRIPT, "objectives": list(objectives), **asdict(args), "out": str(folder), "resume": ""}
     tracker = Tracker(folder, config, last_step if args.resume else None, args.tensorboard, args.wandb)
-    check = ("exact" if args.dataset in ("arithmetic", "arithmetic3") else "math-verify") if args.answer_check == "auto" else args.answer_check
+    builtin = args.dataset in ("arithmetic", "arithmetic3")
+    check = ("exact" if builtin else "math-verify") if args.answer_check == "auto" else args.answer_check
     evaluation = (tokenizer, held_out, objectives, args.prompts * G, args.max_new_tokens, args.temperature, {"answer_check": check})
     if not args.resume:
         metrics, samples = evaluate(engine, None, *evaluation)
