@@ -180,6 +180,103 @@ def bench(argv: list[str]) -> None:
         sys.exit(1)
 
 
+def score(argv: list[str]) -> None:
+    """before training: rewards on a file of completions. Which differ within prompts, which pull apart, which would a sum give up?"""
+    from dataclasses import asdict
+
+    import tyro
+
+    @dataclass
+    class Args:
+        completions: str = ""
+        """jsonl, json, csv or parquet file with a completion in each row, best several of each prompt; a run's completions.jsonl too"""
+        rewards: tuple[str, ...] = ()
+        """objectives as in training, module:function or file.py:function; default: the run's, else the paper's three"""
+        weights: tuple[float, ...] = ()
+        """weight of each objective in the predicted sum; default: equal. Only their ratios matter"""
+        completion_column: str = ""
+        """column with the text; default: completion, completions or text"""
+        prompt_column: str = ""
+        """column that says which completions belong together; default: prompt, problem or question"""
+        answer_column: str = ""
+        """column with the reference answer, nested as in reward_model.ground_truth; default: answer. With --dataset, a column of that"""
+        dataset: str = ""
+        """where the prompts are from: gives rewards the columns that the file lacks, such as answer; as in training"""
+        tokenizer: str = ""
+        """testbed, a hub name or a folder, to count lengths in its tokens; default: the file's completion_ids, else words"""
+        mean_length: float = 0.0
+        """tokens that conciseness compares with; 0 is the mean of the file"""
+        answer_check: Literal["auto", "exact", "math-verify", "boxed"] = "auto"
+        """how accuracy compares, as in training"""
+
+    args = tyro.cli(Args, prog="python run.py score", description="Look at rewards before training with them.", args=argv)
+    if not args.completions:
+        raise UserError("score: which completions? python run.py score --completions FILE, with a column `completion`, best with `prompt`")
+    from analysis.score import look_at  # loads torch: a mistake in the flags is told at once
+
+    print(look_at(**asdict(args)))
+
+
+def watch(argv: list[str]) -> None:
+    """a page of runs that follows them while they train: curves, alarm, law against measurement, completions; opened as a file"""
+    import tyro
+
+    @dataclass
+    class Args:
+        runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN [RUN ...]")]] = ()
+        """run folders; one that has not taken its first step yet is waited for"""
+        out: str = ""
+        """the page, replaced if it exists; default: watch.html in a single run's folder, else ./watch.html"""
+        every: float = 5.0
+        """seconds between two looks at the runs, and between two reloads of the page"""
+        once: bool = False
+        """write the page once and end, also where a run goes on"""
+
+    args = tyro.cli(Args, prog="python run.py watch", description="Follow runs on a page that needs no server.", args=argv)
+    from analysis.watch import follow
+
+    follow(args.runs, args.out, args.every, args.once)
+
+
+def explain(argv: list[str]) -> None:
+    """why each objective of a run moved or not, what the covariance law predicted, and what the other controllers would have chosen"""
+    import importlib
+
+    import tyro
+
+    @dataclass
+    class Args:
+        runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN [RUN ...]")]]
+        """run folders, finished or still running"""
+        steps: tuple[int, ...] = ()
+        """training steps at which to show what each controller would have chosen; default: five over the run"""
+        out: str = ""
+        """the picture, .png or .pdf, replaced if it exists, for one run; default: explain.png in the run's folder"""
+
+    args = tyro.cli(Args, prog="python run.py explain", description="Say why the objectives of a run moved.", args=argv)
+    if not args.runs:
+        raise UserError("explain: which run? python run.py explain RUN [RUN ...], such as runs/ctwa-s1")
+    if args.out and len(args.runs) > 1:
+        raise UserError("--out is one picture, and each run has its own: explain the runs one by one, or drop it")
+    from analysis.counterfactual import counterfactual_weights
+    from analysis.explain import counterfactual_table, draw
+    from analysis.explain import explain as explanation
+    from analysis.runs import load_run
+
+    scripts = {name: importlib.import_module(f"algos.{name}") for name in algorithms()}
+    for run in map(load_run, args.runs):
+        out = Path(args.out) if args.out else run.path / "explain.png"
+        print(f"{explanation(run)}\n")
+        try:
+            print(counterfactual_table(run, *counterfactual_weights(run, scripts), args.steps))
+        except UserError as error:  # a run whose statistics were deleted still has its explanation
+            if args.steps:
+                raise
+            print(error)
+        draw(run, out)
+        print(f"\nwrote {out}\n")
+
+
 def presets(argv: list[str]) -> None:
     """the presets that `run.py ALGORITHM --preset NAME` knows, and the flags they set"""
     import tyro
@@ -220,8 +317,11 @@ def presets(argv: list[str]) -> None:
 COMMANDS = {
     "doctor": (doctor, "[FLAGS]"),
     "presets": (presets, ""),
+    "score": (score, "--completions FILE [--rewards R ...]"),
     "diff": (diff, "A B [--html FILE]"),
     "bench": (bench, "[--algos A B ...] [--from RUN ...]"),
+    "watch": (watch, "RUN [RUN ...] [--out FILE] [--once]"),
+    "explain": (explain, "RUN [RUN ...] [--steps S ...]"),
     "plot": (plot, "RUN [RUN ...] [--out FILE]"),
 }
 

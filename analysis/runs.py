@@ -55,6 +55,18 @@ def load_run(path: str | Path) -> Run:
     return Run(path, args, rows)
 
 
+def load_statistics(run: Run) -> list[dict]:
+    """The lines of a run's `statistics.jsonl`, one per training step in ascending order: `rewards` [B][K], `advantages`, `lengths`, `drift`
+    and `age` [B], and `gram` [mini-batches][K][K] where the algorithm takes the objectives' gradients apart (common/track.py: keep).
+
+    Raises `UserError` when the file is not there (a run of an older version) or a line is broken.
+    """
+    file = run.path / "statistics.jsonl"
+    if not file.is_file():
+        raise UserError(f"{run.path} has no statistics.jsonl: it is of a version that kept none; train it anew to look into its steps")
+    return _read_rows(file)
+
+
 def _read_rows(file: Path) -> list[dict]:
     rows: list[dict] = []
     lines = file.read_bytes().split(b"\n")  # bytes: a line can be cut in the middle of a character

@@ -1,0 +1,231 @@
+"""Counterfactual weights: what each controller would have chosen on a run's batches, from the statistics that the run kept.
+
+A controller watches the completions that the run sampled and moves its own weights, step by step, as if it had been in charge of them;
+the policy stays the run's. So this says how controllers read the same evidence, not where they would have led the model.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from analysis.runs import Run, load_statistics
+from common.errors import UserError
+from common.grads import has_gradient
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step as the run kept it. B completions of which a prompt's `group_size` stand in adjacent rows, K objectives."""
+
+    rewards: Tensor  # [B, K]
+    lengths: Tensor  # [B] tokens
+    next_mean: Tensor | None  # [K] mean rewards of the following step, None after the last
+    grams: list[Tensor]  # inner products of the objectives' gradients [K, K], one per mini-batch; see `estimated`
+    estimated: bool  # grams are the rewards' covariance within prompts: the Gram matrix of natural gradients, up to a common factor
+    group_size: int
+    estimator: str
+    lr: float
+
+    def each_advantage(self, script: ModuleType) -> Tensor:
+        """The advantages of every objective by itself, [B, K], by a script's own function."""
+        return torch.stack([script.estimate_advantages(r, self.lengths, self.group_size, self.estimator) for r in self.rewards.T], 1)
+
+
+Chosen = Iterator[Tensor | None]  # weights [K] of each step, on their own scale; None where the controller needs what was not kept
+Controller = Callable[[list[Step], ModuleType, SimpleNamespace], Chosen]
+NEEDS_GRADIENTS = ("dynamic_weighting", "gradnorm")  # whose steps depend on the gradients' length, which covariances do not tell
+
+
+def counterfactual_weights(run: Run, scripts: dict[str, ModuleType]) -> tuple[list[int], dict[str, list[Tensor | None]], bool]:
+    """The steps of a run, the share of the weights [K] that each controller would have given at each of them, and whether the Gram
+    matrices are estimates (the run kept none, so MGDA and Nash-MTL are given the rewards' covariance within prompts).
+
+    scripts: the modules of algos/ by their name; their own functions are used, with the run's flags for the run's own algorithm and
+    the defaults, or its preset's values, for the others. Raises UserError if the run kept no statistics.
+    """
+    steps, numbers = _read(run)
+    chosen: dict[str, list[Tensor | None]] = {}
+    for name, script in scripts.items():
+        if name not in CONTROLLERS:
+            continue
+        flags = vars(script.Args()) | (dict(getattr(script.Args, "PRESET", ())) if run.args.get("preset") else {})
+        flags |= {key: value for key, value in run.args.items() if key in flags} if run.args.get("script") == name else {}
+        flags["objectives"] = run.objectives
+        unknown = steps[0].estimated and name in NEEDS_GRADIENTS
+        found = [None] * len(steps) if unknown else list(CONTROLLERS[name](steps, script, SimpleNamespace(**flags)))
+        chosen[name] = [None if weights is None else (weights / weights.sum()).float() for weights in found]
+    return numbers, chosen, steps[0].estimated
+
+
+def _read(run: Run) -> tuple[list[Step], list[int]]:
+    lines = load_statistics(run)
+    rates = dict(zip(*run.series("lr"), strict=True))
+    rewards = [torch.tensor(line["rewards"], dtype=torch.float32) for line in lines]
+    steps = []
+    for i, line in enumerate(lines):
+        grams = [torch.tensor(gram, dtype=torch.float64) for gram in line.get("gram", [])]
+        groups = rewards[i].double().view(-1, run.args["completions"], rewards[i].size(1))
+        centred = (groups - groups.mean(1, keepdim=True)).flatten(0, 1)
+        steps.append(
+            Step(
+                rewards[i],
+                torch.tensor(line["lengths"], dtype=torch.float32),
+                rewards[i + 1].mean(0) if i + 1 < len(rewards) else None,
+                grams or [_of_whitened(centred)],
+                not grams,
+                run.args["completions"],
+                run.args["estimator"],
+                rates.get(line["step"], run.args["lr"]),
+            )
+        )
+    if not steps:
+        raise UserError(f"{run.path}: statistics.jsonl has no step yet; look again once the run has taken its first")
+    return steps, [line["step"] for line in lines]
+
+
+def _of_whitened(centred: Tensor) -> Tensor:
+    """Covariance within prompts of rewards scaled to unit variance, as the gradient family's advantages are. centred [B,K] -> [K,K]."""
+    covariance = centred.T @ centred / len(centred)
+    scale = covariance.diagonal().clamp(min=1e-12).rsqrt()
+    return scale[:, None] * covariance * scale
+
+
+# --- the ten, each as its script's loop has it ---
+
+
+def _linear(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    weights = _start(args.weights, steps)
+    yield from (weights for _ in steps)
+
+
+def _ctwa(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    """W is taken before the update, where the ratio is 1 and it equals the advantage: the run has no log-probabilities of ours."""
+    K = steps[0].rewards.size(1)
+    targets = torch.tensor(args.cov_targets or [0.15] + [0.08] * (K - 1))
+    log_weights, ema = _start(args.weights, steps).log(), None
+    for step in steps:
+        yield log_weights.exp()
+        advantages = script.estimate_advantages(step.rewards @ log_weights.exp(), step.lengths, step.group_size, step.estimator)
+        covariance = script.within_prompt_covariance(advantages, step.rewards, step.group_size)
+        log_weights, ema = script.update_log_weights(log_weights, ema, covariance, targets, args.weight_lr, args.ema_tau)
+
+
+def _dynamic_weighting(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    weights = _start(args.weights, steps)
+    for step in steps:
+        influence = torch.stack(step.grams).mean(0).sum(1).float()
+        weights = script.update_weights(weights, influence, step.lr, args.mu).clamp(min=args.weight_floor)
+        weights = weights / weights.sum()
+        yield weights
+
+
+def _lagrangian(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    K = steps[0].rewards.size(1)
+    primary = args.objectives.index(args.primary) if args.primary else 0
+    others = [k for k in range(K) if k != primary]
+    targets, multipliers = torch.tensor(args.targets or [0.9] * (K - 1)), torch.tensor(args.multipliers or [0.0] * (K - 1))
+    for step in steps:
+        multipliers = script.dual_step(multipliers, step.rewards.mean(0)[others], targets, args.dual_lr).clamp(max=args.max_multiplier)
+        yield script.lagrangian_weights(multipliers, primary)
+
+
+def _tchebycheff(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    """Mirror descent, the default; the classical variant scores completions and has no weights to compare."""
+    preference = _start(args.preference, steps)
+    log_weights, ideal = preference.log(), torch.full_like(preference, -torch.inf)
+    for step in steps:
+        yield log_weights.softmax(0)
+        ideal = torch.maximum(ideal, step.rewards.amax(0))
+        log_weights = script.mirror_descent_step(log_weights, preference, step.rewards.mean(0), ideal, args.weight_lr).log_softmax(0)
+        log_weights = log_weights.clamp(min=log_weights.max() - math.log(args.max_ratio))
+
+
+def _pama(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    """No weights: the share of the credited completions in which an objective decides."""
+    yield from (script.binding_shares(step.each_advantage(script).clamp(min=0)) for step in steps)
+
+
+def _famo(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    """The gaps after a step are those of the next batch: the run has no log-probabilities after its update."""
+    K = steps[0].rewards.size(1)
+    top = torch.tensor(args.reward_max or [1.0] * K)
+    logits, m, v, t = torch.zeros(K, dtype=torch.float64), torch.zeros(K), torch.zeros(K), 0
+    for step in steps:
+        gaps = (top - step.rewards).double().mean(0) + script.FLOOR
+        yield script.famo_weights(logits, gaps)
+        if step.next_mean is not None:
+            after = (top - step.next_mean).double() + script.FLOOR
+            direction = script.famo_direction(logits, gaps, after) + args.gamma * logits
+            logits, m, v, t = script.adam_step(logits, direction, m, v, t, args.weight_lr)
+
+
+def _mgda(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    def weigh(gram: Tensor) -> Tensor:
+        scale = gram.diagonal().rsqrt() if args.normalize else torch.ones(len(gram), dtype=gram.dtype)
+        found = scale * script.min_norm_weights(scale[:, None] * gram * scale)
+        return found / found.sum()
+
+    yield from (_mean_over(step.grams, weigh) for step in steps)
+
+
+def _nash_mtl(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    def weigh(gram: Tensor) -> Tensor:
+        alpha = script.nash_weights(gram + args.ridge * gram.diagonal().diag())
+        return alpha * gram.diagonal().sqrt().mean() / len(gram) ** 0.5
+
+    yield from (_mean_over(step.grams, weigh) for step in steps)
+
+
+def _gradnorm(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    K = steps[0].rewards.size(1)
+    top, weights, ema, first = torch.tensor(args.reward_max or [1.0] * K), torch.ones(K), None, []
+    for step in steps:
+        mean, used = step.rewards.mean(0), []
+        ema = mean if ema is None else (1 - args.ema_tau) * ema + args.ema_tau * mean
+        current = (top - ema).clamp(min=script.FLOOR)
+        for gram in step.grams:
+            used.append(weights)
+            present = has_gradient(gram)
+            if not present.any():
+                continue
+            first = [*first, current][: script.FIRST]
+            own, initial = weights[present].mean(), torch.stack(first).mean(0)
+            inputs = gram.diagonal().sqrt()[present].float(), current[present], initial[present]
+            updated = own * script.gradnorm_step(weights[present] / own, *inputs, args.alpha, args.weight_lr)
+            weights = weights.masked_scatter(present, updated)
+        yield torch.stack(used).mean(0)
+
+
+CONTROLLERS: dict[str, Controller] = {
+    "linear": _linear,
+    "ctwa": _ctwa,
+    "tchebycheff": _tchebycheff,
+    "lagrangian": _lagrangian,
+    "famo": _famo,
+    "pama": _pama,
+    "dynamic_weighting": _dynamic_weighting,
+    "mgda": _mgda,
+    "gradnorm": _gradnorm,
+    "nash_mtl": _nash_mtl,
+}
+
+
+def _start(given: list[float], steps: list[Step]) -> Tensor:
+    weights = torch.tensor(given or [1.0] * steps[0].rewards.size(1))
+    return weights / weights.sum()
+
+
+def _mean_over(grams: list[Tensor], weigh: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean over the mini-batches of the weights of those objectives that have a gradient there; equal where none has."""
+    total = torch.zeros(len(grams[0]))
+    for gram in grams:
+        present = has_gradient(gram)
+        weights = torch.full_like(total, 1 / len(total))
+        if present.any():
+            weights = torch.zeros_like(total).masked_scatter(present, weigh(gram[present][:, present]).float())
+        total += weights / len(grams)
+    return total

@@ -1,0 +1,212 @@
+"""Explanations of runs: sums and reasons on runs written by hand, and controllers that must choose again what they chose in training."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_script
+from test_scripts import NAMES, train
+
+from analysis.counterfactual import CONTROLLERS, NEEDS_GRADIENTS, counterfactual_weights
+from analysis.explain import Interval, agreement, counterfactual_table, draw, explain, intervals, outvoted, phases, reason
+from analysis.runs import load_run, load_statistics
+from common.errors import UserError
+
+SCRIPTS = {name: import_module(f"algos.{name}") for name in NAMES}
+
+
+def write_run(folder: Path, laws: list[float], evals: list[float], signal: float = 0.8, cov: float = 0.1) -> Path:
+    """A run of two objectives, `hard` with the given predictions per step and `easy` without any, evaluated every two steps."""
+    folder.mkdir(parents=True)
+    names = ["hard", "easy"]
+    args = {"script": "linear", "objectives": names, "seed": 1, "completions": 4, "steps": len(laws), "estimator": "grpo"}
+    (folder / "args.json").write_text(json.dumps(args))
+    rows, lines = [], []
+    for step in range(len(laws) + 1):
+        row = {"step": step}
+        if step % 2 == 0:
+            row |= {f"eval/{name}": value for name, value in zip(names, (evals[step // 2], 0.5), strict=True)}
+            row |= {f"eval/{name}_se": 0.01 for name in (*names, "length")} | {"eval/length": 20.0}
+        if step:
+            row |= {"law/hard": laws[step - 1], "law/easy": 0.0, "law/rate": 0.5, "law/nats": 0.1}
+            for name, value in zip(names, (cov, 0.0), strict=True):
+                row |= {f"cov/{name}": value, f"cov_active/{name}": value, f"signal/{name}": signal, f"reward/{name}": 0.5}
+                row |= {f"weight/{name}": 0.5, f"weight_share/{name}": 0.5}
+            lines.append({"step": step, "rewards": [[1, 0], [0, 1], [1, 1], [0, 1]]})
+        rows.append(row)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "statistics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_predictions_are_added_up_between_evaluations(tmp_path):
+    run = load_run(write_run(tmp_path / "run", [0.05, 0.03, -0.02, -0.04, 0.0, 0.01], [0.5, 0.58, 0.5, 0.51]))
+    found = intervals(run, "hard")
+    assert [(i.start, i.end) for i in found] == [(0, 2), (2, 4), (4, 6)]
+    assert [i.move for i in found] == pytest.approx([0.08, -0.06, 0.01])
+    assert [i.score for i in found] == pytest.approx([2 * 0.5 * 0.1 * 4 / 3] * 3)  # cov/* divides by 4 completions, a prediction by 3
+    assert [i.measured for i in found] == pytest.approx([0.08, -0.08, 0.01])
+    assert [i.beyond_noise for i in found] == [True, True, False]
+    move, score = agreement(found, "move"), agreement(found, "score")
+    assert (move.right, move.judged, score.right, score.judged) == (2, 2, 1, 2)
+    assert move.correlation == pytest.approx(np.corrcoef([0.08, -0.06, 0.01], [0.08, -0.08, 0.01])[0, 1])
+    assert move.slope == pytest.approx((0.08**2 + 0.06 * 0.08 + 0.01**2) / (0.08**2 + 0.06**2 + 0.01**2))
+    assert move.total == pytest.approx(0.03)
+    assert score.correlation is None  # the same prediction each time has no correlation
+    text = explain(run)
+    assert "By the score, hard has the wrong sign in steps 3–4" in " ".join(text.split())
+    assert "the law is wrong" not in text
+
+
+def test_a_prediction_that_failed_is_said_to_have_failed(tmp_path):
+    run = load_run(write_run(tmp_path / "run", [0.05] * 4, [0.5, 0.4, 0.3]))
+    text = " ".join(explain(run).split())
+    assert "Steps 1–2: hard moved by -0.10 ± 0.03, predicted +0.10 by the move: the law is wrong." in text
+    assert agreement(intervals(run, "hard"), "move").right == 0
+
+
+def interval(**changed) -> Interval:
+    usual = {"start": 0, "end": 10, "measured": 0.1, "se": 0.01, "move": 0.1, "move_se": 0.01, "score": 0.1}
+    return Interval(**usual | {"cov": 0.1, "cov_active": 0.1, "signal": 0.5, "level": 0.5} | changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "cosine", "expected", "number"),
+    [
+        ({"signal": 0.03, "level": 0.98}, None, "saturated", "3% of the prompts"),
+        ({"signal": 0.03, "level": 0.1}, None, "no variance within groups", "3% of the prompts"),
+        ({"cov_active": 0.04}, None, "clipped away", "+0.040 after clipping"),
+        ({"cov_active": -0.04}, None, "clipped away", "-0.040 after clipping"),
+        ({"cov": -0.1, "cov_active": -0.1, "move": -0.2, "measured": -0.2}, None, "negative covariance with the score", "-0.100"),
+        ({"move": -0.2, "measured": -0.2}, -0.4, "conflicting gradients", "-0.40"),
+        ({"move": -0.2, "measured": -0.2}, 0.4, "moved against its own gradient", "+0.40"),
+        ({"move": -0.2, "measured": -0.2}, None, "moved against the score", "-0.200"),
+        ({"cov": -0.1, "cov_active": -0.1}, None, "carried along against the score", "+0.100"),
+        ({}, None, "positive covariance with the score", "+0.100"),
+        ({"move": 0.01, "measured": 0.0}, None, "no push beyond noise", "+0.010 ± 0.020"),
+        ({"move": None, "move_se": None, "score": None, "cov": -0.1}, None, "negative covariance with the score", "-0.100"),
+    ],
+)
+def test_each_reason_has_its_number(changed, cosine, expected, number):
+    name, words = reason(interval(**changed), 0.0, 1.0, cosine)
+    assert name == expected
+    assert number in words
+
+
+def test_a_reward_of_another_scale_can_be_saturated():
+    assert reason(interval(signal=0.0, level=49.0), -10.0, 50.0)[0] == "saturated"
+    assert reason(interval(signal=0.0, level=1.0), -10.0, 50.0)[0] == "no variance within groups"
+
+
+def test_intervals_of_one_reason_are_one_phase(tmp_path):
+    laws = [-0.05] * 4 + [0.05] * 4
+    run = load_run(write_run(tmp_path / "run", laws, [0.5, 0.4, 0.3, 0.4, 0.5], cov=0.1))
+    found = phases(run, "hard", intervals(run, "hard"))
+    assert [(p.start, p.end, p.reason) for p in found] == [
+        (0, 4, "moved against the score"),
+        (4, 8, "positive covariance with the score"),
+    ]
+    assert [p.measured for p in found] == pytest.approx([-0.2, 0.2])
+
+
+def test_who_outvoted_an_objective_adds_up_to_the_covariance_of_the_scalar_reward(tmp_path):
+    run = load_run(write_run(tmp_path / "run", [0.0] * 2, [0.5, 0.4]))
+    rewards = np.array([[1, 0], [0, 1], [1, 1], [0, 1]])
+    parts = dict(outvoted(run, "hard", 0, 2))
+    assert sum(parts.values()) == pytest.approx(np.cov(rewards[:, 0], rewards @ [0.5, 0.5], bias=True)[0, 1])
+    assert parts["hard"] == pytest.approx(0.5 * rewards[:, 0].var())
+    assert parts["easy"] < 0
+
+
+def test_runs_that_cannot_be_explained_are_refused(tmp_path):
+    once = load_run(write_run(tmp_path / "once", [0.1], [0.5]))
+    with pytest.raises(UserError, match="evaluated 1 time"):
+        explain(once)
+    older = write_run(tmp_path / "older", [0.1] * 2, [0.5, 0.6])
+    rows = [json.loads(line) for line in (older / "metrics.jsonl").read_text().splitlines()]
+    (older / "metrics.jsonl").write_text("".join(json.dumps({k: v for k, v in r.items() if "law" not in k}) + "\n" for r in rows))
+    with pytest.raises(UserError, match="logs no law/hard"):
+        explain(load_run(older))
+    (older / "statistics.jsonl").unlink()
+    with pytest.raises(UserError, match="no statistics.jsonl"):
+        load_statistics(load_run(older))
+    with pytest.raises(UserError, match="--out"):
+        draw(load_run(tmp_path / "once"), tmp_path / "picture.gif")
+
+
+# --- counterfactual weights ---
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_controller_chooses_again_what_it_chose_in_training(name, tmp_path):
+    """Its weights computed anew from statistics.jsonl are those that the run logged. CTWA weighs completions after its update, so lr is
+    too small here for that to differ; FAMO reads its gaps after the update on the training batch, so only its first step is the same."""
+    rows = train(name, tmp_path / "run", steps=4, eval_every=4, lr=1e-6 if name == "ctwa" else 1e-3)
+    run = load_run(tmp_path / "run")
+    steps, chosen, estimated = counterfactual_weights(run, SCRIPTS)
+    assert steps == [1, 2, 3, 4]
+    assert chosen.keys() == set(NAMES) == CONTROLLERS.keys()
+    assert estimated == (name not in ("mgda", "gradnorm", "nash_mtl", "dynamic_weighting"))
+    for row, weights in list(zip(rows[1:], chosen[name], strict=True))[: 1 if name == "famo" else None]:
+        assert weights.tolist() == pytest.approx([row[f"weight_share/{o}"] for o in run.objectives], abs=2e-4)
+    for other, found in chosen.items():
+        if estimated and other in NEEDS_GRADIENTS:
+            assert found == [None] * 4
+        else:
+            assert all(float(weights.sum()) == pytest.approx(1, abs=1e-5) and bool((weights >= 0).all()) for weights in found)
+    table = counterfactual_table(run, steps, chosen, estimated)
+    assert f"{name}" in table
+    assert table.count("←") == 2  # the explanation and the run's own row
+    with pytest.raises(UserError, match="--steps 9"):
+        counterfactual_table(run, steps, chosen, estimated, [9])
+
+
+def test_without_gradients_mgda_gets_the_covariance_of_the_rewards(tmp_path):
+    """Whose shortest combination lowers no objective's covariance with the scalar reward: (C w)_k >= w'Cw."""
+    train("linear", tmp_path / "run", steps=1, eval_every=1, prompts=8)
+    run = load_run(tmp_path / "run")
+    _, chosen, _ = counterfactual_weights(run, SCRIPTS)
+    rewards = np.array(load_statistics(run)[0]["rewards"], dtype=float).reshape(8, 4, 3)
+    centred = (rewards - rewards.mean(1, keepdims=True)).reshape(-1, 3)
+    covariance = centred.T @ centred
+    scale = np.sqrt(np.diag(covariance))
+    covariance = covariance / scale[:, None] / scale
+    weights = chosen["mgda"][0].double().numpy()
+    assert (covariance @ weights >= weights @ covariance @ weights - 1e-6).all()
+
+
+def test_a_preset_gives_the_other_controllers_their_rates_for_it(tmp_path):
+    train("linear", tmp_path / "run", steps=3, eval_every=3)
+    args = json.loads((tmp_path / "run" / "args.json").read_text())
+    _, usual, _ = counterfactual_weights(load_run(tmp_path / "run"), SCRIPTS)
+    (tmp_path / "run" / "args.json").write_text(json.dumps(args | {"preset": "qwen2.5-1.5b-math500"}))
+    _, slower, _ = counterfactual_weights(load_run(tmp_path / "run"), SCRIPTS)
+    moved = [float((weights["ctwa"][2].log() - weights["ctwa"][0].log()).diff().abs().max()) for weights in (usual, slower)]
+    assert moved[1] == pytest.approx(moved[0] * 0.05, rel=1e-2)
+
+
+# --- as a user types it ---
+
+
+def test_the_command_explains_a_run_and_draws_it(tmp_path):
+    train("mgda", tmp_path / "run", steps=4, eval_every=2, lr=1e-3)
+    done = run_script("run.py", "explain", str(tmp_path / "run"), "--steps", "1", "4")
+    assert done.returncode == 0, done.stderr
+    for words in ("by the move", "by the score", "Why", "Where the law stops", "Had they watched this run", "mgda ←", "step 4"):
+        assert words in done.stdout
+    assert (tmp_path / "run" / "explain.png").stat().st_size > 10_000
+    assert run_script("run.py", "explain", str(tmp_path / "none")).stderr.count("\n") <= 2
+    unknown = run_script("run.py", "explain", str(tmp_path / "run"), "--steps", "7")
+    assert "--steps 7" in unknown.stderr
+    assert "Traceback" not in unknown.stderr
+
+
+def test_a_single_mini_batch_tells_no_move_and_is_said_so(tmp_path):
+    train("linear", tmp_path / "run", steps=4, eval_every=2, mini_batches=1)
+    text = explain(load_run(tmp_path / "run"))
+    assert "--mini-batches 2" in text
+    assert all(i.move is None for i in intervals(load_run(tmp_path / "run"), "accuracy"))
+    draw(load_run(tmp_path / "run"), tmp_path / "picture.pdf")
+    assert (tmp_path / "picture.pdf").stat().st_size > 5000
