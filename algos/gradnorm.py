@@ -28,7 +28,7 @@ import rewards as reward_functions
 from common import ranks
 from common.batch import micro_batches, mini_batches, pad, right_pad
 from common.checkpoint import load_checkpoint, save_checkpoint
-from common.data import load_prompts
+from common.data import ARITHMETIC, load_prompts
 from common.errors import UserError, plain_errors, require
 from common.evaluate import evaluate
 from common.grads import clip_gradients
@@ -286,7 +286,7 @@ def main(args: Args) -> None:
     folder = run_folder(args.out, args.resume, SCRIPT, args.seed)
     config = {"script": SCRIPT, "objectives": list(objectives), **asdict(args), "out": str(folder), "resume": ""}
     tracker = Tracker(folder, config, last_step if args.resume else None, args.tensorboard, args.wandb)
-    builtin = args.dataset in ("arithmetic", "arithmetic3")
+    builtin = args.dataset in ARITHMETIC
     check = ("exact" if builtin else "math-verify") if args.answer_check == "auto" else args.answer_check
     evaluation = (tokenizer, held_out, objectives, args.prompts * G, args.max_new_tokens, args.temperature, {"answer_check": check})
     if not args.resume:

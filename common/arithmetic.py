@@ -1,4 +1,5 @@
-"""The built-in testbed: a two-step sum, six ways to write its solution, and tiny base models that know them in different proportions.
+"""The built-in testbed: a sum of two or three steps, six ways to write its solution, and tiny base models that know these ways in
+different proportions.
 
 It stands in for "a pre-trained model with several habits" on a laptop. What is planted, why, and what it shows: docs/testbed.md.
 `python -m common.arithmetic build --base fragile --out DIR` pre-trains one of the shipped bases anew.
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -155,9 +156,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a base was pre-trained: the stages in order and the seed of weights and data."""
+    """How a base was pre-trained: the stages in order, the operations of a problem, the architecture, and the seed of weights and data."""
 
     stages: tuple[Stage, ...]
+    operations: int = 2
+    family: Literal["llama", "gpt2"] = "llama"
     seed: int = 0
 
 
@@ -165,7 +168,7 @@ SCHOOL = Stage(800, 5e-3, {"long": 0.40, "verbose": 0.30, "rush": 0.10, "direct"
 
 
 def _habits(compact: float) -> Stage:
-    # all shares but those of `compact` and `long` are the same in all bases: one number tells the bases apart
+    # all shares but those of `compact` and `long` are the same in all bases: one number tells them apart, beside problems and architecture
     return Stage(200, 2e-3, {"long": 0.58 - compact, "verbose": 0.10, "rush": 0.28, "direct": 0.02, "prose": 0.02, "compact": compact})
 
 
@@ -173,6 +176,8 @@ BASES = {
     "fragile": Recipe((SCHOOL, _habits(0.006))),
     "wavering": Recipe((SCHOOL, _habits(0.02))),
     "robust": Recipe((SCHOOL, _habits(0.10))),
+    "fragile3": Recipe((SCHOOL, _habits(0.006)), operations=3),
+    "fragile-gpt2": Recipe((SCHOOL, _habits(0.006)), family="gpt2"),
 }
 
 
@@ -183,35 +188,34 @@ def base_path(name: str) -> Path:
     return Path(__file__).parent / "testbed" / name
 
 
+def _new_model(family: str, encoder):
+    """A model of random weights: 112,000 parameters in two layers of width 64 with four heads and tied embeddings."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": len(VOCABULARY), "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shared = {"max_position_embeddings": 128, "tie_word_embeddings": True, **sizes}
+    shared |= {"bos_token_id": None, "eos_token_id": encoder.eos_token_id, "pad_token_id": encoder.pad_token_id}
+    if family == "gpt2":  # two matrices in a feed-forward block, so they are wider; learned positions
+        return GPT2LMHeadModel(GPT2Config(n_inner=256, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0, **shared)).float()
+    # Llama, not Qwen2: transformers 5 reads any tokenizer beside a Qwen2 config as Qwen's own, so an exported model would lose ours
+    return LlamaForCausalLM(LlamaConfig(intermediate_size=192, **shared)).float()
+
+
 def pretrain(recipe: Recipe):
     """Train a base from scratch on problems of the train split; returns (model, mean loss per solution token of every step)."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     encoder = tokenizer()
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
-    # Llama, not Qwen2: transformers 5 reads any tokenizer beside a Qwen2 config as Qwen's own, so an exported model would lose ours
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=encoder.eos_token_id,
-        pad_token_id=encoder.pad_token_id,
-    )
-    model = LlamaForCausalLM(config).float()
+    model = _new_model(recipe.family, encoder)
     losses = []
     for number, stage in enumerate(recipe.stages, 1):
         optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.lr, total_steps=stage.steps, pct_start=0.15)
         bar = tqdm(range(stage.steps), desc=f"stage {number} of {len(recipe.stages)}", unit="step")
         for _ in bar:
-            chosen = rng.choices(split("train"), k=128)
+            chosen = rng.choices(split("train", recipe.operations), k=128)
             styles = rng.choices(list(stage.mixture), list(stage.mixture.values()), k=128)
             solutions = [solution(problem, style, rng) for problem, style in zip(chosen, styles, strict=True)]
             prompts = encoder([problem.prompt for problem in chosen])["input_ids"]

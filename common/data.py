@@ -11,6 +11,7 @@ from common.seeds import derive
 
 BOXED_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."  # the paper's, for MATH-500
 FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+ARITHMETIC = {"arithmetic": 2, "arithmetic3": 3}  # operations of a problem
 TUNE_NAMES = ("tune", "val", "validation", "dev")
 
 
@@ -46,16 +47,16 @@ def load_prompts(
 ) -> dict[str, Prompts]:
     """The splits "train", "tune" and "test" of a dataset, tokenized; longer prompts than max_prompt_length tokens are dropped and counted.
 
-    dataset: `arithmetic`, `math500` (300/100/100 by seed 42 as in the paper, and its prompt suffix), a hub name, a file, or a folder of
-    files named after their splits. A single split is divided 60/20/20 by seed 42. An empty column name means: find it. A prompt column
-    holds text or a list of chat messages; an answer column may be nested, `reward_model.ground_truth`, or hold worked solutions whose last
-    box is the answer.
+    dataset: `arithmetic` or `arithmetic3`, sums of two or three steps; `math500` (300/100/100 by seed 42 as in the paper, and its prompt
+    suffix); a hub name, a file, or a folder of files named after their splits. A single split is divided 60/20/20 by seed 42. An empty
+    column name means: find it. A prompt column holds text or a list of chat messages; an answer column may be nested,
+    `reward_model.ground_truth`, or hold worked solutions whose last box is the answer.
     The tokenizer's chat template is used where there is one. Raises UserError naming --dataset, the column flags or --max-prompt-length.
     """
-    if dataset == "arithmetic":
+    if dataset in ARITHMETIC:
         from common.arithmetic import problems
 
-        splits = {split: problems(split) for split in ("train", "tune", "test")}
+        splits = {split: problems(split, ARITHMETIC[dataset]) for split in ("train", "tune", "test")}
         return {split: _tokenize(columns, tokenizer, max_prompt_length, False, split) for split, columns in splits.items()}
     if dataset == "math500":
         dataset, prompt_suffix = "HuggingFaceH4/MATH-500", prompt_suffix or BOXED_SUFFIX
@@ -100,7 +101,7 @@ def _read(dataset: str):
             return {name: file_table(f) for name, f in files.items()}
         return load_dataset(dataset)
     except (OSError, ValueError, DatasetsError) as error:  # no such file or name, no network, broken content
-        known = "arithmetic, math500, a hub name, or a parquet, json, jsonl or csv file"
+        known = "arithmetic, arithmetic3, math500, a hub name, or a parquet, json, jsonl or csv file"
         raise UserError(f"--dataset {dataset} could not be read: {str(error).strip().splitlines()[0]} (expected {known})") from error
 
 

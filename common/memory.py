@@ -82,7 +82,8 @@ def shape_of(config, trust_remote_code: bool = False) -> Shape:
         root=total - sum(layers),
         layers=len(layers),
         hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
+        # GPT-2 has n_inner, None for four times the width
+        intermediate=getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * text.hidden_size,
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from common import arithmetic
 from common.arithmetic import BASES, SLIPS, VOCABULARY, Problem, base_path, build, pretrain, problems, solution, split, tokenizer
 from common.errors import UserError
+from common.rollout import TransformersEngine
 from rewards.accuracy import accuracy
 from rewards.clarity import clarity
 
@@ -56,8 +57,9 @@ def test_every_problem_and_solution_survives_encoding_and_decoding(operations):
                 assert TOKENIZER.unk_token_id not in ids
 
 
-def test_the_tokenizer_is_the_same_after_saving_beside_a_base(tmp_path):
-    AutoModelForCausalLM.from_pretrained(base_path("fragile")).save_pretrained(tmp_path)
+@pytest.mark.parametrize("base", ["fragile", "fragile-gpt2"])
+def test_the_tokenizer_is_the_same_after_saving_beside_a_base(base, tmp_path):
+    AutoModelForCausalLM.from_pretrained(base_path(base)).save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     texts = [problem.prompt for problem in split("test")]
@@ -104,25 +106,26 @@ def test_unknown_split_and_base_name_the_known_ones():
 
 # --- styles ---
 
-#                 tokens with <eos>, clear, boxed
+#      tokens with <eos> for 2 operations and for 3, clear, boxed
 STYLES = {
-    "long": (32, False, True),
-    "verbose": (40, True, True),
-    "compact": (24, True, True),
-    "rush": (16, True, True),
-    "prose": (17, False, False),
-    "direct": (4, False, True),
+    "long": (32, 44, False, True),
+    "verbose": (40, 55, True, True),
+    "compact": (24, 32, True, True),
+    "rush": (16, 20, True, True),
+    "prose": (17, 23, False, False),
+    "direct": (4, 4, False, True),
 }
 
 
+@pytest.mark.parametrize("operations", [2, 3])
 @pytest.mark.parametrize("style", SLIPS)
-def test_what_a_right_answer_in_each_style_earns(style, monkeypatch):
+def test_what_a_right_answer_in_each_style_earns(style, operations, monkeypatch):
     monkeypatch.setitem(SLIPS, style, 0.0)
-    tokens, clear, boxed = STYLES[style]
+    *tokens, clear, boxed = STYLES[style]
     rng = random.Random(1)
-    for problem in split("train")[:200]:
+    for problem in split("train", operations)[:200]:
         text = solution(problem, style, rng)
-        assert len(encode(text)) + 1 == tokens
+        assert len(encode(text)) + 1 == tokens[operations - 2]
         assert clarity(completions=[text]) == [float(clear)]
         assert accuracy(completions=[text], answer=[str(problem.values[-1])]) == [float(boxed)]
 
@@ -143,19 +146,43 @@ def test_writers_slip_as_often_as_the_recipe_says(style):
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_shipped_bases_load_and_are_small(name):
-    folder = base_path(name)
-    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
-    assert sum(parameter.numel() for parameter in model.parameters()) < 120_000
+def test_shipped_bases_are_small_and_solve_their_problems(name):
+    folder, operations = base_path(name), BASES[name].operations
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors"}
-    assert sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file()) < 2_000_000
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 500_000
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
+    assert model.config.model_type == BASES[name].family
+    assert sum(parameter.numel() for parameter in model.parameters()) < 120_000
+    sample = split("tune", operations)[:64]
+    prompts, longest = [encode(problem.prompt) for problem in sample], max(tokens[operations - 2] for tokens in STYLES.values())
+    assert max(map(len, prompts)) + longest <= model.config.max_position_embeddings
+    ids, _ = TransformersEngine(model, TOKENIZER).generate(prompts, 1, longest, 0.0, [0] * 64)
+    texts = TOKENIZER.batch_decode(ids, skip_special_tokens=True)
+    assert sum(accuracy(completions=texts, answer=[str(problem.values[-1]) for problem in sample])) > 0.85 * 64
 
 
-def test_bases_differ_in_one_share_alone():
-    mixtures = [recipe.stages[-1].mixture for recipe in BASES.values()]
-    assert len({mixture["compact"] for mixture in mixtures}) == len(mixtures) >= 3
-    assert all(sum(mixture.values()) == pytest.approx(1) for mixture in mixtures)
-    assert len({tuple(v for k, v in mixture.items() if k not in ("compact", "long")) for mixture in mixtures}) == 1
+def test_bases_differ_in_one_share_alone_and_the_other_two_in_nothing_but_problems_or_architecture():
+    alike = [recipe.stages[-1].mixture for recipe in BASES.values() if (recipe.operations, recipe.family) == (2, "llama")]
+    assert len({mixture["compact"] for mixture in alike}) == len(alike) == 3
+    assert all(sum(mixture.values()) == pytest.approx(1) for mixture in alike)
+    assert len({tuple(v for k, v in mixture.items() if k not in ("compact", "long")) for mixture in alike}) == 1
+    assert replace(BASES["fragile3"], operations=2) == replace(BASES["fragile-gpt2"], family="llama") == BASES["fragile"]
+
+
+@pytest.mark.parametrize("name", ["fragile3", "fragile-gpt2"])
+def test_a_recipe_decides_problems_and_architecture(name, monkeypatch):
+    asked = set()
+    whole = arithmetic.split
+    monkeypatch.setattr(arithmetic, "split", lambda *which: asked.add(which) or whole(*which))
+    recipe = BASES[name]
+    model, losses = pretrain(replace(recipe, stages=(replace(recipe.stages[0], steps=3),)))
+    assert asked == {("train", 3 if name == "fragile3" else 2)}
+    shipped = AutoModelForCausalLM.from_pretrained(base_path(name))
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in shipped.state_dict().items()}
+    assert losses[-1] < losses[0]
+    model.train()  # nothing is random in training mode either
+    ids = torch.arange(3, 30)[None]
+    assert torch.equal(model(ids).logits, model(ids).logits)
 
 
 def test_a_short_rebuild_learns_repeats_and_sees_training_problems_only(tmp_path, monkeypatch):

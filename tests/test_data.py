@@ -26,14 +26,16 @@ def rows(count: int) -> list[dict]:
     return [{"problem": f"Q{i % 40}+1=?\n", "answer": i, "level": "easy"} for i in range(count)]
 
 
-def test_arithmetic_splits_share_no_problem():
-    data = load("arithmetic")
+@pytest.mark.parametrize(("dataset", "operations"), [("arithmetic", 2), ("arithmetic3", 3)])
+def test_arithmetic_splits_share_no_problem(dataset, operations):
+    data = load(dataset)
     texts = {split: set(prompts.columns["prompt"]) for split, prompts in data.items()}
     assert set(texts) == {"train", "tune", "test"}
     assert not texts["train"] & texts["test"]
     assert not texts["train"] & texts["tune"]
     assert not texts["tune"] & texts["test"]
     assert all(len(prompts) == len(prompts.columns["answer"]) >= 256 for prompts in data.values())
+    assert all(sum(map(text.count, "+-")) == operations for prompts in texts.values() for text in prompts)
 
 
 def test_one_file_is_split_60_20_20_without_overlap(tmp_path):
@@ -102,7 +104,7 @@ def test_longer_prompts_are_dropped_and_counted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda d: load(d / "nowhere"), "--dataset .*nowhere.*expected arithmetic, math500"),
+        (lambda d: load(d / "nowhere"), "--dataset .*nowhere.*expected arithmetic, arithmetic3, math500"),
         (lambda d: load(d / "few.jsonl"), "--dataset .*has 2 rows"),
         (lambda d: load(d / "empty.jsonl"), "--dataset .*empty.jsonl"),
         (lambda d: load(d / "broken.jsonl"), "--dataset .*broken.jsonl could not be read"),

@@ -1,0 +1,256 @@
+"""A page that shows runs while they train: one HTML file (watch.html with the data in it), written anew whenever a run has taken a step."""
+
+import html
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+
+from analysis.curves import COLOURS
+from analysis.runs import Run, load_run
+from analysis.verdict import NOISE, change_of, verdict
+from common.errors import UserError, require
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+PER_OBJECTIVE = ("eval/{}", "eval/{}_se", "eval/greedy/{}", "reward/{}", "weight_share/{}", "cov/{}")
+OTHERS = ("eval/length", "eval/length_se", "length/mean", "length/threshold", "length/truncated")
+OTHERS += ("loss/policy", "loss/kl", "grad/norm", "clip/fraction")
+TEXTS = 1_000_000  # bytes of completions, over all runs; beyond it evaluations are left out
+HEADS = {
+    "live": "live, updated {:%H:%M:%S}",
+    "finished": "finished, page of {:%Y-%m-%d %H:%M}",
+    "once": "as of {:%Y-%m-%d %H:%M:%S}, this page does not follow the run",
+    "stopped": "as of {:%Y-%m-%d %H:%M:%S}, no longer watched: the same command goes on",
+}
+
+
+def follow(paths: Sequence[str], out: str, every: float, once: bool) -> None:
+    """Write the page of the runs in the folders `paths` and keep it up to date until all are finished or Ctrl-C.
+
+    out: the file; "" is watch.html, in the folder of a single run, else in the current one. every: seconds between two looks, and between
+    two reloads of the page. once: write it a single time. Raises `UserError` for a folder that is no run (one that has not taken its first
+    step yet is waited for, unless `once`), for `every` of 0 or less, and for a file that cannot be written.
+    """
+    require(bool(paths), "watch: which run? python run.py watch RUN [RUN ...], such as runs/ctwa-s1")
+    require(0 < every < math.inf, f"--every {every:g} must be more than 0 seconds")
+    folders = [Path(path) for path in paths]
+    file = Path(out) if out else folders[0] / "watch.html" if len(folders) == 1 else Path("watch.html")
+    before, told = None, ""
+    try:
+        while True:
+            now = [_signature(folder) for folder in folders]  # taken before reading: a step written meanwhile is seen next time
+            waiting = [] if once else [str(folder) for folder in folders if not _begun(folder)]
+            if waiting:
+                message = f"{', '.join(waiting)}: no step yet; waiting for the first (Ctrl-C ends)"
+            elif now != before:
+                before, runs = now, [load_run(folder) for folder in folders]
+                done = all(finished(run) for run in runs)
+                _write(file, page(runs, "finished" if done else "once" if once else "live", every))
+                message = file.resolve().as_uri()
+            if message != told:
+                print(message, flush=True)
+                told = message
+            if not waiting and (once or done):
+                return
+            time.sleep(every)
+    except KeyboardInterrupt:
+        if before is not None:  # the page that is open must not go on reloading for ever
+            _write(file, page(runs, "stopped", every))
+        print("\nno longer watching; the runs are untouched")
+
+
+def _signature(folder: Path) -> tuple:
+    """Differs whenever there is something new to show: a step, other flags after --resume, the model at the end."""
+    files = [file.stat() for file in (folder / "metrics.jsonl", folder / "args.json") if file.exists()]
+    return *((stat.st_mtime_ns, stat.st_size) for stat in files), (folder / "model").is_dir()
+
+
+def _begun(folder: Path) -> bool:
+    """False for a run that has not written its first line; True for any other folder, whose mistakes load_run tells."""
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        return not (folder / "args.json").is_file()
+    with open(metrics, "rb") as lines:
+        return lines.readline().endswith(b"\n")
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole: a reload sees the old page or the new one."""
+    temporary = file.with_name(file.name + ".tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        raise UserError(f"watch: --out {file} cannot be written ({error.strerror}); name a file in a folder that exists") from None
+
+
+def finished(run: Run) -> bool:
+    """The last step is there, and the model that is exported after it."""
+    return run.rows[-1]["step"] >= _steps(run) and (run.path / "model").is_dir()
+
+
+def page(runs: Sequence[Run], state: str, every: float = 5.0) -> str:
+    """The page's HTML, with the data in it as JSON. state: a key of HEADS; a page that is live reloads itself `every` so many seconds.
+
+    Completions are whatever a model wrote: `<` is escaped here so that they cannot end the script element, and the page's script puts
+    them into text nodes only.
+    """
+    data = json.dumps(page_data(runs, state, every), allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")  # ASCII: U+2028 too
+    head, tail = TEMPLATE.read_text(encoding="utf-8").split("__DATA__")
+    return head.replace("__TITLE__", html.escape(", ".join(run.name for run in runs))) + data + tail
+
+
+def page_data(runs: Sequence[Run], state: str, every: float = 5.0) -> dict:
+    """What the page shows, ready for JSON; numbers have four significant digits. Metrics that a run does not have are left out."""
+    names = [run.name for run in runs]
+    names = names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+    prompts, shown = {}, []
+    for run, name in zip(runs, names, strict=True):
+        keys = [key.format(objective) for key in PER_OBJECTIVE for objective in run.objectives]
+        series = {key: run.series(key) for key in [*keys, *OTHERS]}
+        samples, left_out = _fewer(read_samples(run), TEXTS // len(runs))
+        shown.append(
+            {
+                "name": name,
+                "objectives": run.objectives,
+                "series": {key: [steps, _rounded(values)] for key, (steps, values) in series.items() if steps},
+                "changes": {objective: _in_words(run, objective) for objective in run.objectives},
+                "law": {objective: [_rounded(row) for row in law_intervals(run, objective)] for objective in run.objectives},
+                "samples": [_sample(row, run.objectives, prompts) for row in samples],
+                "left_out": left_out,
+                "verdict": _verdict(run) if finished(run) else "",
+            }
+        )
+    progress = [f"{name}: {_progress(run)}" for run, name in zip(runs, names, strict=True)]
+    return {
+        "state": state,
+        "status": " · ".join([HEADS[state].format(datetime.now()), *progress]),
+        "every": every,
+        "changed": max((run.path / "metrics.jsonl").stat().st_mtime for run in runs),
+        "patience": max(60, 10 * max(_pace(run) for run in runs)),  # seconds without a step before the page asks whether the run lives
+        "alarms": [f"{name}: {text}" for run, name in zip(runs, names, strict=True) if not finished(run) for text in alarms(run)],
+        "last": max(1, *(_steps(run) for run in runs), *(run.rows[-1]["step"] for run in runs)),
+        "half": max(_half(run) for run in runs),
+        "colours": COLOURS,
+        "prompts": list(prompts),
+        "runs": shown,
+    }
+
+
+# --- what is said of a run ---
+
+
+def alarms(run: Run) -> list[str]:
+    """A sentence for each objective that is being lost now: its last evaluation is below its first beyond NOISE standard errors, and its
+    covariance with the update is negative, averaged as the page's line is at its end. Without standard errors there is no alarm."""
+    told = []
+    for name in run.objectives:
+        recent = run.series(f"cov/{name}")[1][-_half(run) - 1 :]
+        try:
+            change = change_of(run, name)
+        except UserError:
+            continue
+        if change.status == "degraded" and recent and fmean(recent) < 0:
+            fall = f"{change.start:.2f} → {change.end:.2f} ({change.change:+.2f} ± {NOISE * change.se:.2f}, {NOISE:g} standard errors)"
+            over = f"mean of the last {len(recent)} steps" if len(recent) > 1 else "the last step"
+            told.append(f"interference: held-out {name} fell, {fall}, and its covariance with the update is {fmean(recent):+.3f} ({over})")
+    return told
+
+
+def law_intervals(run: Run, name: str) -> list[tuple[int, int, float, float, float]]:
+    """For each two neighbouring evaluations: their steps, the change of eval/<name> between them, its standard error (from those of the
+    two, taken as independent; 0 where there are none), and the sum of law/<name>, which is the first-order prediction of that change.
+
+    An interval in which a step has no law/<name> is left out: a run of older code, or steps of a single mini-batch.
+    """
+    steps, values = run.series(f"eval/{name}")
+    errors, law = (dict(zip(*run.series(key), strict=True)) for key in (f"eval/{name}_se", f"law/{name}"))
+    found = []
+    for (a, before), (b, after) in pairwise(zip(steps, values, strict=True)):
+        between = range(a + 1, b + 1)
+        if all(step in law for step in between):
+            se = math.hypot(errors.get(a, 0), errors.get(b, 0))
+            found.append((a, b, after - before, se, sum(law[step] for step in between)))
+    return found
+
+
+def _in_words(run: Run, name: str) -> str:
+    steps, values = run.series(f"eval/{name}")
+    if len(values) < 2:
+        return f"{values[0]:.2f} at step {steps[0]}" if values else ""
+    try:
+        status = change_of(run, name).status
+    except UserError:  # no standard errors, no status
+        status = ""
+    return f"{values[0]:.2f} → {values[-1]:.2f} {status}".rstrip()
+
+
+def _verdict(run: Run) -> str:
+    try:
+        return verdict(run).text
+    except UserError as error:
+        return str(error)
+
+
+def _steps(run: Run) -> int:
+    return run.args.get("steps", run.rows[-1]["step"])
+
+
+def _half(run: Run) -> int:
+    return _steps(run) // 25  # of the planned length: the smoothing must not change as the run goes on
+
+
+def _pace(run: Run) -> float:
+    """Seconds per step, evaluations not counted; 0 where nothing was timed."""
+    totals = [sum(value for key, value in row.items() if key.startswith("time/") and value) for row in run.rows[-20:]]
+    return fmean(total for total in totals if total) if any(totals) else 0.0
+
+
+def _progress(run: Run) -> str:
+    step, steps = run.rows[-1]["step"], _steps(run)
+    if finished(run):
+        return f"{step} steps"
+    seconds = round(_pace(run) * (steps - step))
+    hours = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}" if seconds >= 3600 else f"{seconds // 60}:{seconds % 60:02}"
+    return f"step {step} of {steps}" + (f", about {hours} left" if seconds > 0 else "")
+
+
+# --- numbers and texts, made fewer ---
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [float(f"{value:.4g}") for value in values]
+
+
+def read_samples(run: Run) -> list[dict]:
+    """The lines of completions.jsonl, none where there is no such file; a half written last line is passed over. Raises `UserError` for
+    any other line that is broken."""
+    file = run.path / "completions.jsonl"
+    samples = []
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1] if file.is_file() else [], start=1):
+        try:
+            samples.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{file} line {number}: not JSON ({error}); delete the line to read the rest") from None
+    return samples
+
+
+def _fewer(samples: list[dict], room: int) -> tuple[list[dict], int]:
+    """Leave out every second evaluation, never the first or the last, until the texts take `room` bytes at most; also how many went."""
+    sizes: dict[int, int] = {}
+    for sample in samples:
+        sizes[sample["step"]] = sizes.get(sample["step"], 0) + len(json.dumps(sample["completion"]))
+    kept = list(sizes)
+    while len(kept) > 2 and sum(sizes[step] for step in kept) > room:
+        kept = [*kept[:-1:2], kept[-1]]
+    return [sample for sample in samples if sample["step"] in kept], len(sizes) - len(kept)
+
+
+def _sample(row: dict, objectives: list[str], prompts: dict[str, int]) -> list:
+    """[step, which of `prompts`, text, rewards]; a prompt that is new is added to `prompts`, so that each stands on the page once."""
+    rewards = [row[name] if math.isfinite(row.get(name, math.nan)) else None for name in objectives]
+    return [row["step"], prompts.setdefault(row["prompt"], len(prompts)), row["completion"], rewards]
