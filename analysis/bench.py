@@ -224,9 +224,9 @@ def markdown(board: dict) -> str:
     parts = [f"# {board['title']}"] if board.get("title") else []
     parts += board.get("notes", [])
     for section in board["sections"]:
-        parts += [f"## {section['title']}", _table(_heads(section), [_cells(section, row) for row in section["rows"]])]
+        parts += [f"## {section['title']}", table(heads(section), [cells(section, row) for row in section["rows"]])]
     if board["overall"]:
-        heads = ["algorithm", "settings", "worst change", "interference", "P(better than linear)"]
+        names = ["algorithm", "settings", "worst change", "interference", "P(better than linear)"]
         rows = [
             [
                 row["algorithm"],
@@ -238,20 +238,22 @@ def markdown(board: dict) -> str:
             for row in board["overall"]
         ]
         words = "Seeds of all settings pooled, and resampled within their setting; the probability is the mean over the settings."
-        parts += ["## All settings", _table(heads, rows), words]
+        parts += ["## All settings", table(names, rows), words]
     items = [*DEFINITIONS, *board.get("provenance", [])]
     parts += ["## What the numbers are", "\n".join(f"- {item}" for item in items)]
     return "\n\n".join(parts) + "\n"
 
 
-def _heads(section: dict) -> list[str]:
+def heads(section: dict) -> list[str]:
+    """The heads of a section's table; the last one is the time."""
     return [
         *("algorithm", "seeds", *section["objectives"], "worst change", "interference", "hypervolume"),
         *("P(better than linear)", "tokens", "time"),
     ]
 
 
-def _cells(section: dict, row: dict) -> list[str]:
+def cells(section: dict, row: dict) -> list[str]:
+    """A row of a section under its `heads`."""
     found = row["interference"]
     lost = ", ".join(f"{name} {count}" for name, count in found["degraded"].items() if count)
     better, relative = row["better_than_linear"], row["time_relative_to_linear"]
@@ -273,7 +275,8 @@ def _with_interval(value: dict, sign: str = "") -> str:
     return f"{value['value']:{sign}.2f}" + (f" [{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]" if interval else "")
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
 
 

@@ -141,7 +141,7 @@ def reason(interval: Interval, lowest: float, highest: float, gradient_cosine: f
     if interval.move < 0 <= interval.cov:
         if gradient_cosine is None:
             return "moved against the score", f"{moved}; this run took no gradients apart, so whether they conflict is not known"
-        with_step = f"{moved}; cosine of its gradient with the step's {gradient_cosine:+.2f}"
+        with_step = f"{moved}; cosine of its gradient with the step's {gradient_cosine:+.2f} on its own completions"
         return "conflicting gradients" if gradient_cosine < 0 else "moved against its own gradient", with_step
     if interval.cov < 0 < interval.move:
         return "carried along against the score", moved

@@ -9,6 +9,7 @@ import os
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from analysis.bench import LAST, MEASURE, SETTING, with_mean_end
@@ -26,7 +27,6 @@ DASHES = ("-", (0, (4, 1.3)), (0, (1, 1)), (0, (5, 1.3, 1, 1.3)))  # so that the
 RESAMPLES = 2_000  # of the seeds, for each point of a band
 WIDTH = 7.5  # inches; a page
 LEFT, RIGHT = 0.55, 0.85  # inches beside the panels: the axis; the names of the lines
-BAND = "line: interquartile mean over the seeds, band: its 95% bootstrap interval"
 
 Runs = dict[str, list[Run]]  # the seeds of each algorithm, or of each setting, in the order in which they are drawn
 
@@ -48,7 +48,8 @@ def find_runs(folders: Sequence[str | Path]) -> list[tuple[Path, dict]]:
                     args = json.loads(file.read_bytes())
                 except ValueError as error:
                     raise UserError(f"{file}: not JSON ({error})") from None
-                found.setdefault(file.parent.resolve(), args)
+                if isinstance(args, dict):
+                    found.setdefault(file.parent.resolve(), args)
     return [(Path(os.path.relpath(path)), args) for path, args in found.items()]
 
 
@@ -73,14 +74,14 @@ def choose(found: Sequence[tuple[Path, dict]], wanted: dict[str, Collection], fi
         alike = chosen.setdefault(args["script"], [])
         if run.rows[-1]["step"] < args["steps"]:
             notes.append(f"left out: {path} is at step {run.rows[-1]['step']} of {args['steps']}")
-        elif any(other.args["seed"] == args["seed"] and not _differing(other, run, args.keys()) for other in alike):
+        elif any(other.args["seed"] == args["seed"] and not _differing(other, run) for other in alike):
             repeats += 1
         else:
             alike.append(run)
-    notes += [f"left out: {repeats} that repeat{'s' * (repeats == 1)} the flags and the seed of another"] if repeats else []
+    notes += [f"left out: {repeats} with the flags and the seed of another"] if repeats else []
     runs = {script: sorted(chosen[script], key=lambda run: run.args["seed"]) for script in sorted(chosen, key=_rank) if chosen[script]}
     for alike in runs.values():
-        _require_alike(alike, alike[0].args.keys() | alike[-1].args.keys())
+        _require_alike(alike)
     return runs, notes
 
 
@@ -98,11 +99,13 @@ def _rank(script: str) -> tuple[int, str]:
     return (ORDER.index(script) if script in ORDER else len(ORDER), script)
 
 
-def _differing(one: Run, other: Run, flags: Collection[str]) -> list[str]:
-    return sorted(flag for flag in set(flags) - BOOKKEEPING if _value(one.args, flag) != _value(other.args, flag))
+def _differing(one: Run, other: Run, flags: Collection[str] = ()) -> list[str]:
+    """Which of the flags differ; by default, which of those that both have and that matter to what is learned."""
+    flags = flags or (one.args.keys() & other.args.keys()) - BOOKKEEPING
+    return sorted(flag for flag in flags if _value(one.args, flag) != _value(other.args, flag))
 
 
-def _require_alike(runs: list[Run], flags: Collection[str]) -> None:
+def _require_alike(runs: list[Run], flags: Collection[str] = ()) -> None:
     for run in runs[1:]:
         if flag := next(iter(_differing(runs[0], run, flags)), ""):
             one, other = (f"{r.path} has {_value(r.args, flag)}" for r in (runs[0], run))
@@ -189,7 +192,7 @@ def draw_weights(models: Runs):
         ("eval/{}", "held-out reward"),
     )
     width, height = _width(len(models)), 1.1
-    words = "CTWA: the logarithm of a weight grows by what the covariance of its objective misses to the target"
+    words = "CTWA adds to the logarithm of a weight what the covariance of its objective misses to the target, times the weight rate"
     page = _Page(0.2 + 1.25 * len(rows) + 0.2, _facts(runs), words + seeds)
     last = runs[0].rows[-1]["step"]
     for row, (key, unit) in enumerate(rows):
@@ -202,7 +205,7 @@ def draw_weights(models: Runs):
             panel.set_ylabel(unit if column == 0 else "")
             ends = []
             for k, name in reversed(list(enumerate(repetitions[0].objectives))):  # the first objective on top
-                colour, dash = COLOURS[k], DASHES[k]
+                colour, dash = _look(k)
                 each = [run.series(key.format(name)) for run in repetitions]
                 for series in each if len(each) > 1 else ():
                     panel.plot(*series, color=colour, linestyle=dash, linewidth=0.5, alpha=0.5)
@@ -238,7 +241,7 @@ def draw_covariances(algorithms: Runs, reference: str = "ctwa"):
                 panel.plot(bands[reference][k].steps, bands[reference][k].middle, label=reference, **BEHIND)
                 if k == len(names) - 1:
                     _name_ends(panel, [(reference, GREY, bands[reference][k].middle[-1])], height)
-            _draw_band(panel, own[k], COLOURS[k], DASHES[k], script)
+            _draw_band(panel, own[k], *_look(k), script)
     return page.figure
 
 
@@ -249,8 +252,9 @@ def draw_targets(settings: Runs, baseline: list[Run]):
     runs = [run for seeds in everything.values() for run in seeds]
     names = first.objectives
     height, beside = 0.17 * len(everything) + 0.1, 1.75
-    words = f"CTWA with other covariance targets (for {', '.join(names)}). Held-out reward. Above, where each setting ends (mean "
-    words += f"of the last {LAST} evaluations; strokes: each seed; dashed: the start); below, the way there. {_what(runs)}. {_behind(names[0], runs)}"
+    words = f"CTWA with other covariance targets (for {', '.join(names)}). Held-out reward. Above, where each setting ends (mean of "
+    words += f"the last {LAST} evaluations; strokes: each seed; dashed: the start); below, the way there. {_what(runs)}. "
+    words += _behind(names[0], runs)
     page = _Page(0.2 + height + 0.35 + _block_height(settings, 4, 2), _facts(runs), words)
     width = _width(len(names), beside, 0.15)
     for k, name in enumerate(names):
@@ -277,10 +281,12 @@ def draw_conflict(algorithms: Runs):
             where = (LEFT + column * (width + 0.2), 0.2 + row * (height + 0.45), width, height)
             panel = page.panel(where, last, limits, title, first=column == 0, lowest=True)
             panel.set_ylabel(unit if column == 0 else "")
-            if limits[0] < 0:
+            if row == 0:
                 panel.axhline(0, color="black", linewidth=0.6)
+                for bound in (-1, 1):
+                    panel.axhline(bound, color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
             ends = []
-            for script, drawn, look in zip(algorithms, bands(column), looks, strict=False):
+            for script, drawn, look in zip(algorithms, bands(column), cycle(looks), strict=False):
                 _draw_band(panel, drawn, *look, script, marker="." if row == 0 else "")  # a point between two gaps has no line
                 if known := _known(drawn.middle):
                     ends.append((_counted(script, algorithms[script], algorithms), look[0], known[-1]))
@@ -288,8 +294,9 @@ def draw_conflict(algorithms: Runs):
                 _name_ends(panel, ends, height)
 
     titles = [f"{names[i]}, {names[j]}" for i, j in pairs]
-    panels(0, titles, "cosine", (-1, 1), lambda n: [band([run[pairs[n]] for run in measured[script]]) for script in algorithms])
-    panels(1, names, "held-out reward", (0, 1), lambda n: [_of(seeds, f"eval/{names[n]}") for seeds in algorithms.values()])
+    panels(0, titles, "cosine", (-1.25, 1.25), lambda n: [band([run[pairs[n]] for run in measured[script]]) for script in algorithms])
+    held_out = _limits((run.series(f"eval/{name}")[1] for run in runs for name in names), (0, 1))
+    panels(1, names, "held-out reward", held_out, lambda n: [_of(seeds, f"eval/{names[n]}") for seeds in algorithms.values()])
     return page.figure
 
 
@@ -371,7 +378,7 @@ def _draw_block(page: _Page, y: float, cells: Runs, baseline: list[Run], across:
         lowest = number + across >= len(cells)
         panel = page.panel(where, seeds[0].rows[-1]["step"], limits, _counted(label, seeds, cells), first=column == 0, lowest=lowest)
         bands = [_of(seeds, f"eval/{name}") for name in names]
-        ends = [(name, COLOURS[k], bands[k].middle[-1]) for k, name in enumerate(names)]
+        ends = [(name, _look(k)[0], bands[k].middle[-1]) for k, name in enumerate(names)]
         panel.axhline(bands[0].middle[0], color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
         if baseline and seeds is not baseline:
             panel.plot(behind.steps, behind.middle, label=BASELINE, **BEHIND)
@@ -379,7 +386,7 @@ def _draw_block(page: _Page, y: float, cells: Runs, baseline: list[Run], across:
         for run in seeds if len(seeds) > 1 else ():  # a mean of two outcomes is neither
             panel.plot(*run.series(f"eval/{names[0]}"), color=COLOURS[0], linewidth=0.5, alpha=0.7)
         for k, drawn in reversed(list(enumerate(bands))):  # the first objective on top
-            _draw_band(panel, drawn, COLOURS[k], DASHES[k], names[k])
+            _draw_band(panel, drawn, *_look(k), names[k])
         if column == across - 1 or number == len(cells) - 1:
             _name_ends(panel, ends, height)
 
@@ -424,6 +431,11 @@ def _counted(label: str, seeds: list[Run], cells: Runs) -> str:
     return f"{label} ({len(seeds)})" if len({len(other) for other in cells.values()}) > 1 else label
 
 
+def _look(k: int) -> tuple:
+    """Colour and dash of an objective."""
+    return COLOURS[k % len(COLOURS)], DASHES[k % len(DASHES)]
+
+
 def _width(columns: int, left: float = LEFT, right: float = RIGHT, margin: float = 0.2) -> float:
     return (WIDTH - left - right - (columns - 1) * margin) / columns
 
@@ -462,7 +474,7 @@ def _seeds(runs: list[Run]) -> str:
 def _counts(runs: list[Run]) -> list[int]:
     groups: dict[str, int] = {}
     for run in runs:
-        key = json.dumps([run.args["script"], run.args["model"], run.args.get("cov_targets")])
+        key = json.dumps([_value(run.args, flag) for flag in ("script", "model", "cov_targets")])
         groups[key] = groups.get(key, 0) + 1
     return list(groups.values())
 
@@ -472,7 +484,7 @@ def _most(runs: list[Run]) -> int:
 
 
 def _what(runs: list[Run]) -> str:
-    return BAND[0].upper() + BAND[1:] if _most(runs) > 1 else "One seed: no band"
+    return "Line: interquartile mean over the seeds, band: its 95% bootstrap interval" if _most(runs) > 1 else "One seed: no band"
 
 
 def _behind(name: str, runs: list[Run]) -> str:

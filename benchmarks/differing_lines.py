@@ -33,14 +33,14 @@ def table(scripts: list[Path], base: Path) -> str:
     return "\n".join(lines)
 
 
-def insert(page: Path, text: str) -> None:
+def insert(page: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
     """Replace what stands between the marks of a page, written whole. Raises `UserError` when it has no marks."""
     content = page.read_text(encoding="utf-8")
-    if not all(content.count(mark) == 1 for mark in MARKS):
-        raise UserError(f"{page} must have {MARKS[0]} and {MARKS[1]} once each, to say where the table goes")
-    before, rest = content.split(MARKS[0])
+    if not all(content.count(mark) == 1 for mark in marks):
+        raise UserError(f"{page} must have {marks[0]} and {marks[1]} once each, to say where the table goes")
+    before, rest = content.split(marks[0])
     temporary = page.with_name(page.name + ".tmp")
-    temporary.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+    temporary.write_text(f"{before}{marks[0]}\n{text}\n{marks[1]}{rest.split(marks[1])[1]}", encoding="utf-8")
     temporary.replace(page)
 
 

@@ -65,7 +65,8 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
 def unexplained(found: Sequence[Interval], prediction: str) -> float:
     """Root mean square of measured - predicted over that of measured: 0 is a perfect prediction, 1 is as good as predicting no change."""
     misses = sum((i.measured - getattr(i, prediction)) ** 2 for i in found)
-    return (misses / sum(i.measured**2 for i in found)) ** 0.5
+    changes = sum(i.measured**2 for i in found)
+    return (misses / changes) ** 0.5 if changes else float("inf" if misses else 0)
 
 
 def table(found: Sequence[Setting]) -> str:

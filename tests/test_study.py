@@ -1,0 +1,88 @@
+"""The study's own commands: gradients of disjoint halves, the law over many runs, and the tables of docs/results.md."""
+
+import json
+from unittest.mock import patch
+
+import pytest
+import torch
+from test_explain import write_run
+
+from analysis.runs import load_run
+from analysis.theory import sample_testbed
+from benchmarks import gradients, law, results
+from common.model import token_logprobs
+
+
+def test_policy_gradients_are_those_of_the_baselined_likelihood():
+    """Against one autograd pass over the whole batch; a constant added to a prompt's rewards changes nothing."""
+    policy, batch, rewards = sample_testbed(3, 4, seed=1)
+    flat = rewards.flatten(0, 1)
+    found = gradients.policy_gradients(policy, batch, flat, 4)
+    leave_one_out = flat - (rewards.sum(1, keepdim=True) - rewards).flatten(0, 1) / 3
+    likelihood = (token_logprobs(policy, batch, 1.0) * batch.mask).sum(1)
+    for k, gradient in enumerate(found):
+        loss = (leave_one_out[:, k] * likelihood).mean()
+        expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()), retain_graph=True)])
+        torch.testing.assert_close(gradient.float(), expected, rtol=1e-3, atol=1e-5)
+    shifted = gradients.policy_gradients(policy, batch, (rewards + torch.rand(3, 1, 3)).flatten(0, 1), 4)
+    for gradient, other in zip(found, shifted, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-5)
+
+
+def test_disjoint_halves_take_the_bias_out_of_the_gram_matrix():
+    """Noisy gradients of two objectives, orthogonal in truth, with noise that both share: the mean over many draws is the true matrix,
+    while products within one half are far off."""
+    generator = torch.Generator().manual_seed(0)
+    true = torch.zeros(2, 50, dtype=torch.float64)
+    true[0, 0], true[1, 1] = 1.0, 2.0
+    crossed, within = torch.zeros(2, 2, 2, dtype=torch.float64)
+    for _ in range(3000):
+        halves = [list(true + 0.5 * torch.randn(1, 50, generator=generator, dtype=torch.float64)) for _ in range(2)]
+        crossed += gradients.cross_gram(*halves) / 3000
+        within += torch.stack(halves[0]) @ torch.stack(halves[0]).T / 3000
+    torch.testing.assert_close(crossed, true @ true.T, rtol=0, atol=0.2)
+    assert within[0, 1] > 10  # noise: 50 * .5^2
+    assert torch.equal(gradients.cross_gram(*halves), gradients.cross_gram(*halves).T)
+
+
+def test_a_measured_run_continues_where_it_stopped(tmp_path):
+    small = {"algos": ("linear",), "seeds": 1, "every": 1, "prompts": 4, "completions": 2, "out": str(tmp_path)}
+    with patch("analysis.curves.draw"):
+        for steps in (1, 2):
+            gradients.main(gradients.Args(steps=steps, **small))
+    run = tmp_path / "runs" / "linear-s1"
+    lines = [json.loads(line) for line in (run / "gradients.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [row["step"] for row in load_run(run).rows] == [0, 1, 2]
+    assert len({line["gap"] for line in lines}) > 1  # other policies, other completions
+    for line in lines:
+        gram = torch.tensor(line["gram"])
+        assert line["gap"] == pytest.approx(1 - sum(line["objective"]) / 3)
+        assert line["pl_ratio"] == pytest.approx(gram.mean().item() / (2 * line["gap"]), rel=1e-5)
+
+
+def test_the_law_is_judged_over_all_runs_of_a_setting(tmp_path):
+    right = write_run(tmp_path / "right", [0.05, 0.05, -0.05, -0.05], [0.5, 0.6, 0.5])
+    wrong = write_run(tmp_path / "wrong", [-0.05, -0.05, 0.05, 0.05], [0.5, 0.6, 0.5])
+    (single,) = law.settings([_with_rate(right)])
+    assert law.unexplained(single.intervals["hard"], "move") == pytest.approx(0, abs=1e-9)
+    (pooled,) = law.settings([_with_rate(right), _with_rate(wrong)])
+    assert law.unexplained(pooled.intervals["hard"], "move") == pytest.approx(2**0.5)  # exact in one run, twice the change off in the other
+    assert "| `linear` | 0.0001 | 2 | 0.10 | 2/4 |" in law.table([pooled])
+    assert "hard, by the move: sign 2/4" in law.by_objective([pooled])
+    law.draw([pooled], tmp_path / "law")
+    assert all((tmp_path / f"law.{kind}").stat().st_size > 5000 for kind in ("png", "pdf"))
+
+
+def _with_rate(folder):
+    run = load_run(folder)
+    run.args["lr"] = 1e-4
+    return run
+
+
+def test_the_tables_of_the_results_page_are_those_of_its_data():
+    board = json.loads(results.DATA.read_text())
+    assert results.tables(board) in results.PAGE.read_text(), "python -m benchmarks.results"
+    assert sorted(board["sections"], key=results.in_order) == board["sections"]
+    for section in board["sections"]:  # seeds once each, and the numbers of a row those of its runs
+        for row in section["rows"]:
+            assert len(set(row["seeds"])) == len(row["seeds"]) == len(row["worst_change"]["per_seed"])
