@@ -97,7 +97,7 @@ def _draw_one(run: Run):
     grid = _Grid([3] if alone else [len(names), 3], last, _heading([run]), [*names, "sampled"])
     length_at, weights_at, covariance_at = ((0, 1), None, (0, 2)) if alone else ((1, 0), (1, 1), (1, 2))
 
-    held_out = _limits((run.series(f"eval/{greedy}{name}")[1] for name in names for greedy in ("", "greedy/")), include=(0, 1))
+    held_out = limits((run.series(f"eval/{greedy}{name}")[1] for name in names for greedy in ("", "greedy/")), include=(0, 1))
     for k, name in enumerate(names):
         change = change_of(run, name) if len(_errors(run, f"eval/{name}")) > 1 else None
         words = f"{change.start:.2f} → {change.end:.2f} {change.status}" if change else ""
@@ -106,7 +106,7 @@ def _draw_one(run: Run):
             panel.axhline(change.start, color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
         _draw_evaluation(panel, run, name, *_look(k))
 
-    lengths = _limits((run.series(f"eval/{greedy}length")[1] for greedy in ("", "greedy/")), include=(0,))
+    lengths = limits((run.series(f"eval/{greedy}length")[1] for greedy in ("", "greedy/")), include=(0,))
     _draw_evaluation(grid.panel(*length_at, "response length", "tokens", *lengths), run, "length", "#000000", "-")
 
     if weights_at:
@@ -115,8 +115,8 @@ def _draw_one(run: Run):
 
     half = last // 25
     raw = [run.series(f"cov/{name}") for name in names]
-    lines = [_Line(name, *_look(k), _smooth(raw[k], half), [], [raw[k]]) for k, name in enumerate(names)]
-    panel = grid.panel(*covariance_at, "covariance with the update", _mean_of(half), *_limits((v for _, v in raw), include=(0,)))
+    lines = [_Line(name, *_look(k), smooth(raw[k], half), [], [raw[k]]) for k, name in enumerate(names)]
+    panel = grid.panel(*covariance_at, "covariance with the update", mean_of(half), *limits((v for _, v in raw), include=(0,)))
     panel.axhline(0, color=GREY, linewidth=0.5)
     _draw_lines(panel, lines)
     return grid.figure
@@ -132,24 +132,24 @@ def _draw_several(runs: list[Run]):
     def lines(key: str, half: int = 0) -> list[_Line]:
         drawn = []
         for k, (label, repetitions) in enumerate(settings):
-            seeds = [_smooth(run.series(key), half) for run in repetitions]
+            seeds = [smooth(run.series(key), half) for run in repetitions]
             errors = _errors(repetitions[0], key) if len(settings) <= BANDS and len(repetitions) == 1 else []
             drawn.append(_Line(label, *_look(k), _mean(seeds), errors, seeds if len(seeds) > 1 else []))
         return drawn
 
-    held_out = _limits((run.series(f"eval/{name}")[1] for run in runs for name in names), include=(0, 1))
-    covariance = _limits((_smooth(run.series(f"cov/{name}"), half)[1] for run in runs for name in names), include=(0,))
+    held_out = limits((run.series(f"eval/{name}")[1] for run in runs for name in names), include=(0, 1))
+    covariance = limits((smooth(run.series(f"cov/{name}"), half)[1] for run in runs for name in names), include=(0,))
     for k, name in enumerate(names):
         first = k == 0
         _draw_lines(grid.panel(0, k, name, "held-out reward" if first else "", *held_out), lines(f"eval/{name}"))
         _draw_lines(grid.panel(1, k, f"weight of {name}", "share of the sum" if first else "", 0, 1), lines(f"weight_share/{name}"))
-        panel = grid.panel(2, k, f"covariance of {name}", _mean_of(half) if first else "", *covariance)
+        panel = grid.panel(2, k, f"covariance of {name}", mean_of(half) if first else "", *covariance)
         panel.axhline(0, color=GREY, linewidth=0.5)
         _draw_lines(panel, lines(f"cov/{name}", half))
-    length = _limits((run.series("eval/length")[1] for run in runs), include=(0,))
+    length = limits((run.series("eval/length")[1] for run in runs), include=(0,))
     _draw_lines(grid.panel(0, len(names), "response length", "tokens", *length), lines("eval/length"))
-    divergence = _limits((_smooth(run.series("loss/kl"), half)[1] for run in runs), include=(0,))
-    panel = grid.panel(1, len(names), "KL from the start", _mean_of(half), *divergence)
+    divergence = limits((smooth(run.series("loss/kl"), half)[1] for run in runs), include=(0,))
+    panel = grid.panel(1, len(names), "KL from the start", mean_of(half), *divergence)
     panel.set_xlabel("step", labelpad=2)
     _draw_lines(panel, lines("loss/kl", half))
     grid.note(2, len(names), _reading(settings))
@@ -243,7 +243,7 @@ def _name_ends(panel, lines: list[_Line], crowded: bool) -> None:
     low, high = panel.get_ylim()
     x = lines[0].points[0][-1] / panel.get_xlim()[1]
     ends = [(line.points[1][-1] - low) / (high - low) for line in lines]
-    places = _spread(ends, gap=1.15 * LABEL / (72 * HEIGHT))
+    places = spread(ends, gap=1.15 * LABEL / (72 * HEIGHT))
     point = 1 / (72 * panel.figure.get_figwidth() * panel.get_position().width)  # of the panel's width
     start, stop = (x + 16 * point, x + 28 * point) if crowded else (x + 4 * point, x + 4 * point)
     for line, y, place in zip(lines, ends, places, strict=True):
@@ -258,7 +258,7 @@ def _name_ends(panel, lines: list[_Line], crowded: bool) -> None:
         panel.text(stop + 3 * point, place, line.label, **words)
 
 
-def _spread(wanted: list[float], gap: float) -> list[float]:
+def spread(wanted: list[float], gap: float) -> list[float]:
     """Places in 0..1, in the order of `wanted` and `gap` apart, as near to `wanted` as that allows (least squares)."""
     order = sorted(range(len(wanted)), key=wanted.__getitem__)
     # Less rank * gap, "gap apart" means "not decreasing": pool adjacent violators into blocks of [mean, count].
@@ -288,19 +288,20 @@ def _errors(run: Run, key: str) -> list[float]:
     return errors if steps == run.series(key)[0] else []
 
 
-def _limits(series: Iterable[list[float]], include: tuple[float, ...]) -> tuple[float, float]:
+def limits(series: Iterable[list[float]], include: tuple[float, ...]) -> tuple[float, float]:
     """Lowest and highest of all values and of `include`; never the same number twice."""
     values = [*include, *(value for values in series for value in values)]
     return min(values), max(values) if max(values) > min(values) else min(values) + 1
 
 
-def _smooth(series: Series, half: int) -> Series:
+def smooth(series: Series, half: int) -> Series:
     """Each value averaged with the `half` values on either side, fewer at the two ends."""
     steps, values = series
     return steps, [fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
-def _mean_of(half: int) -> str:
+def mean_of(half: int) -> str:
+    """What `smooth` with this `half` shows, in words."""
     return f"mean of {2 * half + 1} steps" if half else "each step"
 
 

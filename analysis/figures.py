@@ -13,8 +13,8 @@ from itertools import cycle
 from pathlib import Path
 
 from analysis.bench import LAST, MEASURE, SETTING, with_mean_end
-from analysis.curves import BOOKKEEPING, COLOURS, GREY, LABEL, STYLE, Series, _limits, _mean_of, _smooth, _spread, short_fact
-from analysis.runs import Run, _read_rows, load_run
+from analysis.curves import BOOKKEEPING, COLOURS, GREY, LABEL, STYLE, Series, limits, mean_of, short_fact, smooth, spread
+from analysis.runs import Run, load_run, read_rows
 from analysis.statistics import iqm, stratified_bootstrap
 from common.errors import UserError, require
 
@@ -149,7 +149,7 @@ def cosines(run: Run) -> dict[tuple[int, int], Series]:
     """
     names = run.objectives
     series: dict[tuple[int, int], Series] = {(i, j): ([], []) for i in range(len(names)) for j in range(i + 1, len(names))}
-    for row in _read_rows(run.path / "gradients.jsonl"):
+    for row in read_rows(run.path / "gradients.jsonl"):
         gram = row.get("gram", [])
         fits = len(gram) == len(names) and all(len(line) == len(names) for line in gram)
         require(fits, f"{run.path / 'gradients.jsonl'}: step {row['step']} has no gram of {len(names)} x {len(names)} numbers")
@@ -161,7 +161,7 @@ def cosines(run: Run) -> dict[tuple[int, int], Series]:
 
 
 def _of(runs: list[Run], key: str, half: int = 0) -> Band:
-    return band([_smooth(run.series(key), half) for run in runs])
+    return band([smooth(run.series(key), half) for run in runs])
 
 
 # --- the figures ---
@@ -197,11 +197,11 @@ def draw_weights(models: Runs):
     last = runs[0].rows[-1]["step"]
     for row, (key, unit) in enumerate(rows):
         include = () if row == 0 else (0, 1) if row == 3 else (0,)
-        limits = _limits((run.series(key.format(name))[1] for run in runs for name in run.objectives), include)
+        bounds = limits((run.series(key.format(name))[1] for run in runs for name in run.objectives), include)
         for column, (model, repetitions) in enumerate(models.items()):
             where = (LEFT + column * (width + 0.2), 0.2 + row * 1.25, width, height)
             title = "" if row else _counted(model, repetitions, models)
-            panel = page.panel(where, last, limits, title, first=column == 0, lowest=row == len(rows) - 1, log=row == 0)
+            panel = page.panel(where, last, bounds, title, first=column == 0, lowest=row == len(rows) - 1, log=row == 0)
             panel.set_ylabel(unit if column == 0 else "")
             ends = []
             for k, name in reversed(list(enumerate(repetitions[0].objectives))):  # the first objective on top
@@ -223,19 +223,19 @@ def draw_covariances(algorithms: Runs, reference: str = "ctwa"):
     names, last = runs[0].objectives, runs[0].rows[-1]["step"]
     half = last // 25
     behind = f" Grey: {reference}." if reference in algorithms else ""
-    words = f"Covariance of advantage and reward within prompts, {_mean_of(half)}. {_what(runs)}.{behind}"
+    words = f"Covariance of advantage and reward within prompts, {mean_of(half)}. {_what(runs)}.{behind}"
     beside, height, pitch = 1.25, 0.7, 0.84
     width = _width(len(names), beside, 0.5)
     page = _Page(0.2 + pitch * len(algorithms) + 0.25, _facts(runs), words)
     bands = {script: [_of(seeds, f"cov/{name}", half) for name in names] for script, seeds in algorithms.items()}
-    limits = _limits((values for own in bands.values() for b in own for values in (b.middle, _known(b.low), _known(b.high))), (0,))
+    bounds = limits((values for own in bands.values() for b in own for values in (b.middle, _known(b.low), _known(b.high))), (0,))
     for row, (script, own) in enumerate(bands.items()):
         y = 0.2 + row * pitch
         title = script.replace("_", "_\n") if len(script) > 12 else script
         page.words(0.1, y + height / 2, _counted(title, algorithms[script], algorithms).replace(" (", "\n("), va="center", weight="bold")
         for k, name in enumerate(names):
             where = (beside + k * (width + 0.2), y, width, height)
-            panel = page.panel(where, last, limits, name if row == 0 else "", first=k == 0, lowest=row == len(bands) - 1)
+            panel = page.panel(where, last, bounds, name if row == 0 else "", first=k == 0, lowest=row == len(bands) - 1)
             panel.axhline(0, color="black", linewidth=0.6)
             if reference in bands and script != reference:
                 panel.plot(bands[reference][k].steps, bands[reference][k].middle, label=reference, **BEHIND)
@@ -276,10 +276,10 @@ def draw_conflict(algorithms: Runs):
     width = _width(across)
     measured = {script: [cosines(run) for run in seeds] for script, seeds in algorithms.items()}
 
-    def panels(row: int, titles: list[str], unit: str, limits: tuple[float, float], bands: Callable[[int], list[Band]]) -> None:
+    def panels(row: int, titles: list[str], unit: str, bounds: tuple[float, float], bands: Callable[[int], list[Band]]) -> None:
         for column, title in enumerate(titles):
             where = (LEFT + column * (width + 0.2), 0.2 + row * (height + 0.45), width, height)
-            panel = page.panel(where, last, limits, title, first=column == 0, lowest=True)
+            panel = page.panel(where, last, bounds, title, first=column == 0, lowest=True)
             panel.set_ylabel(unit if column == 0 else "")
             if row == 0:
                 panel.axhline(0, color="black", linewidth=0.6)
@@ -295,7 +295,7 @@ def draw_conflict(algorithms: Runs):
 
     titles = [f"{names[i]}, {names[j]}" for i, j in pairs]
     panels(0, titles, "cosine", (-1.25, 1.25), lambda n: [band([run[pairs[n]] for run in measured[script]]) for script in algorithms])
-    held_out = _limits((run.series(f"eval/{name}")[1] for run in runs for name in names), (0, 1))
+    held_out = limits((run.series(f"eval/{name}")[1] for run in runs for name in names), (0, 1))
     panels(1, names, "held-out reward", held_out, lambda n: [_of(seeds, f"eval/{names[n]}") for seeds in algorithms.values()])
     return page.figure
 
@@ -325,7 +325,7 @@ class _Page:
         self,
         where: tuple[float, float, float, float],
         last: int,
-        limits: tuple[float, float],
+        bounds: tuple[float, float],
         title: str,
         first: bool,
         lowest: bool,
@@ -336,7 +336,7 @@ class _Page:
 
         x, y, width, height = where
         panel = self.figure.add_axes((x / WIDTH, 1 - (self.top + y + height) / self.height, width / WIDTH, height / self.height))
-        low, high = limits
+        low, high = bounds
         if log:
             panel.set_yscale("log")
             panel.set_ylim(low / 1.1, high * 1.1)
@@ -370,13 +370,13 @@ def _draw_block(page: _Page, y: float, cells: Runs, baseline: list[Run], across:
     """Panels of learning curves, `across` in a row, from y downwards; the first objective of the baseline in grey behind them."""
     names = next(iter(cells.values()))[0].objectives
     width, height = _width(across, margin=0.12), 0.8
-    limits = _limits((run.series(f"eval/{name}")[1] for seeds in cells.values() for run in seeds for name in names), (0, 1))
+    bounds = limits((run.series(f"eval/{name}")[1] for seeds in cells.values() for run in seeds for name in names), (0, 1))
     behind = _of(baseline, f"eval/{names[0]}")
     for number, (label, seeds) in enumerate(cells.items()):
         row, column = divmod(number, across)
         where = (LEFT + column * (width + 0.12), y + 0.16 * title_lines + row * (0.94 + 0.16 * title_lines), width, height)
         lowest = number + across >= len(cells)
-        panel = page.panel(where, seeds[0].rows[-1]["step"], limits, _counted(label, seeds, cells), first=column == 0, lowest=lowest)
+        panel = page.panel(where, seeds[0].rows[-1]["step"], bounds, _counted(label, seeds, cells), first=column == 0, lowest=lowest)
         bands = [_of(seeds, f"eval/{name}") for name in names]
         ends = [(name, _look(k)[0], bands[k].middle[-1]) for k, name in enumerate(names)]
         panel.axhline(bands[0].middle[0], color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
@@ -420,7 +420,7 @@ def _name_ends(panel, ends: list[tuple[str, str, float]], height: float) -> None
     """Names beside a panel `height` inches high, each in its colour where its line ends, apart where they would overlap."""
     top = 0.95  # of the panel: above it stands the title
     values = [(0, panel.transScale.transform((1, value))[1]) for _, _, value in ends]
-    places = _spread([place / top for _, place in panel.transLimits.transform(values)], gap=1.2 * LABEL / (72 * height * top))
+    places = spread([place / top for _, place in panel.transLimits.transform(values)], gap=1.2 * LABEL / (72 * height * top))
     for (label, colour, _), place in zip(ends, places, strict=True):
         panel.annotate(label, (1, place * top), (4, 0), xycoords="axes fraction", textcoords="offset points", color=colour,
                        fontsize=LABEL, va="center", annotation_clip=False)  # fmt: skip

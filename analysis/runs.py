@@ -49,7 +49,7 @@ def load_run(path: str | Path) -> Run:
         raise UserError(f"{path / 'args.json'}: not JSON ({error})") from None
     if not isinstance(args, dict) or not args.get("objectives"):
         raise UserError(f"{path / 'args.json'}: names no objectives")
-    rows = _read_rows(path / "metrics.jsonl")
+    rows = read_rows(path / "metrics.jsonl")
     if not rows:
         raise UserError(f"{path / 'metrics.jsonl'}: no complete line yet; look again once the run has taken its first step")
     return Run(path, args, rows)
@@ -64,10 +64,12 @@ def load_statistics(run: Run) -> list[dict]:
     file = run.path / "statistics.jsonl"
     if not file.is_file():
         raise UserError(f"{run.path} has no statistics.jsonl: it is of a version that kept none; train it anew to look into its steps")
-    return _read_rows(file)
+    return read_rows(file)
 
 
-def _read_rows(file: Path) -> list[dict]:
+def read_rows(file: Path) -> list[dict]:
+    """The lines of a .jsonl of a run, each with a step higher than the one before; a half written last line is passed over. Raises
+    `UserError` for any other broken line."""
     rows: list[dict] = []
     lines = file.read_bytes().split(b"\n")  # bytes: a line can be cut in the middle of a character
     for number, line in enumerate(lines, start=1):

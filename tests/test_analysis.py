@@ -351,13 +351,13 @@ def test_mean_stands_only_where_all_seeds_are(tmp_path):
 
 
 def test_smoothing_keeps_steps_and_shortens_at_the_ends():
-    assert curves._smooth(([1, 2, 3, 4], [0.0, 3.0, 6.0, 3.0]), 1) == ([1, 2, 3, 4], [1.5, 3.0, 4.0, 4.5])
+    assert curves.smooth(([1, 2, 3, 4], [0.0, 3.0, 6.0, 3.0]), 1) == ([1, 2, 3, 4], [1.5, 3.0, 4.0, 4.5])
 
 
 @pytest.mark.parametrize("wanted", [[0.5, 0.5, 0.5], [0.0, 1.0, 0.01], [0.99, 1.0, 0.98, 0.2], [0.3, 0.1, 0.6], [0.0] * 8])
 def test_names_do_not_overlap(wanted):
     gap = 0.1
-    places = curves._spread(wanted, gap)
+    places = curves.spread(wanted, gap)
     ranked = sorted(places)
     assert all(b - a > gap - 1e-9 for a, b in pairwise(ranked))
     assert ranked[0] > -1e-9
