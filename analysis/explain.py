@@ -140,7 +140,7 @@ def reason(interval: Interval, lowest: float, highest: float, gradient_cosine: f
         return "no push beyond noise", f"{moved} ± {NOISE * interval.move_se:.3f}"
     if interval.move < 0 <= interval.cov:
         if gradient_cosine is None:
-            return "moved against the score", f"{moved}; this run took no gradients apart, so whether they conflict is not known"
+            return "moved against the score", moved
         with_step = f"{moved}; cosine of its gradient with the step's {gradient_cosine:+.2f} on its own completions"
         return "conflicting gradients" if gradient_cosine < 0 else "moved against its own gradient", with_step
     if interval.cov < 0 < interval.move:
@@ -162,10 +162,7 @@ class Phase:
 
 def phases(run: Run, objective: str, found: list[Interval]) -> list[Phase]:
     """Join successive intervals of the same reason."""
-    try:
-        statistics = load_statistics(run)
-    except UserError:  # of a run whose statistics were deleted to save space
-        statistics = []
+    statistics = _statistics(run)
     k = run.objectives.index(objective)
     seen = [reward[k] for line in statistics for reward in line["rewards"]] or [0.0, 1.0]
     weights = {row["step"]: [row.get(f"weight/{name}") for name in run.objectives] for row in run.rows}
@@ -187,6 +184,13 @@ def phases(run: Run, objective: str, found: list[Interval]) -> list[Phase]:
         measured = sum(entry[0].measured for entry in group)
         result.append(Phase(first.start, last.end, strongest[1], strongest[2], measured, max(first.se, last.se)))
     return result
+
+
+def _statistics(run: Run) -> list[dict]:
+    try:
+        return load_statistics(run)
+    except UserError:  # of a run whose statistics were deleted to save space
+        return []
 
 
 def _with_step(gram: list[list[float]], weights: list[float], k: int) -> float | None:
@@ -294,7 +298,7 @@ def _limits_of_the_law(run: Run, found: dict[str, list[Interval]]) -> list[str]:
     if not sizes:
         return ["A step is a single mini-batch, so no completion is fresh and the move is not known; --mini-batches 2 or more tells it."]
     size = f"Size of a step: {fmean(sizes):.2f} nats on average, {max(sizes):.2f} at most."
-    lines = [f"{size} A first-order law is a third off at .2 to .3 nats (docs/theory.md)."]
+    doubtful, lines = False, [f"{size} A first-order law is a third off at .2 to .3 nats (docs/theory.md)."]
     for name, own in found.items():
         for i in own:
             if i.beyond_noise and i.move is not None and i.move * i.measured < 0:
@@ -306,6 +310,10 @@ def _limits_of_the_law(run: Run, found: dict[str, list[Interval]]) -> list[str]:
         if against:
             spans = ", ".join(f"{i.start + 1}–{i.end}" for i in against)
             lines.append(f"By the score, {name} has the wrong sign in steps {spans}: the network did not make of it what the score asked.")
+            doubtful = True
+    if doubtful and not any(line.get("gram") for line in _statistics(run)):
+        either = "Either gradients conflict, or what a step gains on its own completions does not carry over to fresh ones."
+        lines.append(f"{either} This run took no gradients apart; python -m benchmarks.gradients does.")
     words = "where a reward means something else there, as conciseness does, whose yardstick moves in training, the two part."
     return [*lines, f"Training rewards are predicted and held-out ones measured: {words}"]
 

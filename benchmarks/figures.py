@@ -104,7 +104,7 @@ FIGURES: dict[str, tuple[Callable[[Found], tuple[object, list[str]]], tuple[str,
     "6": (
         lambda found: curves(found, ("testbed:fragile3",), dataset=("arithmetic3",)),
         (STUDY,),
-        f"{BENCH} testbed:fragile3 --out {STUDY} -- --dataset arithmetic3",
+        f"{BENCH} testbed:fragile3 --out {STUDY} -- --dataset arithmetic3 --max-new-tokens 80",
     ),
     "7": (lambda found: curves(found, ("testbed:fragile-gpt2",)), (STUDY,), f"{BENCH} testbed:fragile-gpt2 --out {STUDY}"),
     "8": (lambda found: curves(found, THREE_MODELS, estimator=("grpo",)), (STUDY,), f"{TESTBED} --estimator grpo"),
