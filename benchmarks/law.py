@@ -64,9 +64,18 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
 
 def unexplained(found: Sequence[Interval], prediction: str) -> float:
     """Root mean square of measured - predicted over that of measured: 0 is a perfect prediction, 1 is as good as predicting no change."""
-    misses = sum((i.measured - getattr(i, prediction)) ** 2 for i in found)
+    return _over_changes(sum((i.measured - getattr(i, prediction)) ** 2 for i in found), found)
+
+
+def noise(found: Sequence[Interval]) -> float:
+    """What `unexplained` would be of a perfect prediction, from the standard errors alone; an upper estimate, because evaluations share
+    their prompts and seeds."""
+    return _over_changes(sum(i.se**2 for i in found), found)
+
+
+def _over_changes(squares: float, found: Sequence[Interval]) -> float:
     changes = sum(i.measured**2 for i in found)
-    return (misses / changes) ** 0.5 if changes else float("inf" if misses else 0)
+    return (squares / changes) ** 0.5 if changes else float("inf" if squares else 0)
 
 
 def table(found: Sequence[Setting]) -> str:
@@ -101,7 +110,8 @@ def by_objective(found: Sequence[Setting]) -> str:
         for key in ("move", "score"):
             a: Agreement = agreement(own, key)
             error = unexplained(own, key)
-            lines.append(f"{name}, by the {key}: sign {a.right}/{a.judged}, correlation {_number(a.correlation)}, error {error:.2f}")
+            words = f"sign {a.right}/{a.judged}, correlation {_number(a.correlation)}, error {error:.2f}"
+            lines.append(f"{name} (noise {noise(own):.2f}), by the {key}: {words}")
     return "\n".join(lines)
 
 
@@ -149,16 +159,8 @@ def draw(found: Sequence[Setting], out: Path) -> None:
         marks = "   ".join(f"{'●■◆▲▼✚★'[i % 7]} lr {rate:g}" for i, rate in enumerate(rates))
         last.set_title(marks, pad=5, fontweight="normal", fontsize=LABEL, fontfamily="DejaVu Sans")
         last.axhline(1, color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
-        last.text(
-            0.99,
-            1.0,
-            "as good as predicting nothing",
-            transform=last.get_yaxis_transform(),
-            color=GREY,
-            fontsize=6.5,
-            ha="right",
-            va="bottom",
-        )
+        words = {"transform": last.get_yaxis_transform(), "color": GREY, "fontsize": 6.5, "va": "bottom"}
+        last.text(0.02, 1.02, "as good as predicting nothing", **words)
         last.set(xlabel="nats a step, mean of an algorithm's runs", ylabel="unexplained part of the change", xlim=(0, None), ylim=(0, None))
         count = sum(len(setting.runs) for setting in usual)
         figure.text(

@@ -68,7 +68,8 @@ def test_the_law_is_judged_over_all_runs_of_a_setting(tmp_path):
     (pooled,) = law.settings([_with_rate(right), _with_rate(wrong)])
     assert law.unexplained(pooled.intervals["hard"], "move") == pytest.approx(2**0.5)  # exact in one run, twice the change off in the other
     assert "| `linear` | 0.0001 | 2 | 0.10 | 2/4 |" in law.table([pooled])
-    assert "hard, by the move: sign 2/4" in law.by_objective([pooled])
+    assert law.noise(pooled.intervals["hard"]) == pytest.approx(2**0.5 * 0.01 / 0.1)
+    assert "hard (noise 0.14), by the move: sign 2/4" in law.by_objective([pooled])
     law.draw([pooled], tmp_path / "law")
     assert all((tmp_path / f"law.{kind}").stat().st_size > 5000 for kind in ("png", "pdf"))
 
