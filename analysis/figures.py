@@ -176,7 +176,8 @@ def draw_curves(groups: Sequence[tuple[str, Runs]]):
     for number, (model, algorithms) in enumerate(groups):
         y = sum(heights[:number])
         if head:
-            page.words(0.1, y + 0.15, model, fontsize=LABEL + 1.5, weight="bold")
+            own = [run for seeds in algorithms.values() for run in seeds]
+            page.words(0.1, y + 0.15, f"{model} · {_seeds(own)}", fontsize=LABEL + 1.5, weight="bold")
         _draw_block(page, y + head, algorithms, algorithms.get(BASELINE, []))
     return page.figure
 
@@ -459,7 +460,8 @@ def _inches(words: str) -> float:
 def _facts(runs: list[Run]) -> str:
     """Models, dataset, estimator, steps and number of seeds of a figure's runs. Raises UserError where they do not compare."""
     _require_alike(runs, ("objectives", *set(SETTING + MEASURE) - {"model"}))
-    parts = [", ".join(dict.fromkeys(str(_value(run.args, "model")).split("/")[-1] for run in runs))]
+    models = dict.fromkeys(str(_value(run.args, "model")).split("/")[-1] for run in runs)
+    parts = list(models) if len(models) == 1 else [f"{len(models)} models"]  # each of which has a heading of its own
     parts += [short_fact(runs[0], fact) for fact in ("dataset", "estimator")]
     return " · ".join([*parts, f"{runs[0].args['steps']} steps", _seeds(runs)])
 
@@ -467,7 +469,7 @@ def _facts(runs: list[Run]) -> str:
 def _seeds(runs: list[Run]) -> str:
     counts = _counts(runs)
     if len(set(counts)) > 1:
-        return f"{min(counts)} to {max(counts)} seeds (in brackets)"
+        return f"{min(counts)} to {max(counts)} seeds (beside the name)"
     return f"{counts[0]} seed{'s' * (counts[0] > 1)}"
 
 
