@@ -218,6 +218,31 @@ def outvoted(run: Run, objective: str, start: int, end: int) -> list[tuple[str, 
     return [(name, total / max(count, 1)) for name, total in zip(run.objectives, totals, strict=True)]
 
 
+def by_length(run: Run, objective: str, start: int, end: int) -> tuple[float, float]:
+    """`cov/<objective>` of training steps start + 1 ... end in two parts, (between, within): between takes a completion's reward for the
+    mean reward of all completions of its length in the batch, within is the rest.
+
+    Where lengths tell modes apart, as on the testbed, "between" is what choosing among modes does to the objective, and "within" asks to
+    be better at a mode. The mean over the steps; raises UserError if the run kept no statistics.
+    """
+    k, size = run.objectives.index(objective), run.args["completions"]
+    between, total, prompts = 0.0, 0.0, 0
+    for line in load_statistics(run):
+        if start < line["step"] <= end:
+            alike: dict[int, list[float]] = {}
+            for rewards, length in zip(line["rewards"], line["lengths"], strict=True):
+                alike.setdefault(length, []).append(rewards[k])
+            usual = [fmean(alike[length]) for length in line["lengths"]]
+            for first in range(0, len(usual), size):
+                group = slice(first, first + size)
+                middle = fmean(line["advantages"][group])
+                for advantage, mean, rewards in zip(line["advantages"][group], usual[group], line["rewards"][group], strict=True):
+                    between += (advantage - middle) * mean / size
+                    total += (advantage - middle) * rewards[k] / size
+                prompts += 1
+    return between / max(prompts, 1), (total - between) / max(prompts, 1)
+
+
 # --- words ---
 
 

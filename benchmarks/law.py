@@ -15,7 +15,7 @@ import tyro
 
 from analysis.bench import load_finished
 from analysis.curves import COLOURS, GREY, LABEL, STYLE, write_figure
-from analysis.explain import Agreement, Interval, agreement, intervals
+from analysis.explain import Agreement, Interval, agreement, by_length, intervals
 from analysis.runs import Run
 from common.errors import plain_errors, require
 
@@ -115,6 +115,24 @@ def by_objective(found: Sequence[Setting]) -> str:
     return "\n".join(lines)
 
 
+def first_interval(found: Sequence[Setting]) -> str:
+    """The first objective up to the first evaluation, mean over a setting's runs: its covariance with the score in the parts of
+    analysis.explain.by_length, and the changes."""
+    lines = []
+    for setting in found:
+        name = setting.runs[0].objectives[0]
+        first = [own[0] for run in setting.runs if (own := intervals(run, name))]
+        parts = [by_length(run, name, i.start, i.end) for run, i in zip(setting.runs, first, strict=True)]
+        between, within = (fmean(part) for part in zip(*parts, strict=True))
+        moved = ", ".join(f"{key} {fmean(getattr(i, key) for i in first if i.move is not None):+.2f}" for key in ("move", "measured"))
+        span = f"steps {first[0].start + 1} to {first[0].end}"
+        lines.append(
+            f"{setting.name} lr {setting.lr:g}, {name}, {span}: covariance {between + within:+.3f} = "
+            f"{between:+.3f} between lengths {within:+.3f} within; {moved}"
+        )
+    return "\n".join(lines)
+
+
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
@@ -174,7 +192,7 @@ def main(args: Args) -> None:
     runs, left_out = load_finished(args.runs)
     require(Path(args.out).is_dir(), f"--out {args.out}: there is no such folder; make it first")
     found = settings(runs)
-    print("\n".join([table(found), "", by_objective(found), *(f"left out: {line}" for line in left_out)]))
+    print("\n".join([table(found), "", by_objective(found), "", first_interval(found), *(f"left out: {line}" for line in left_out)]))
     draw(found, Path(args.out) / "law")
     print(f"wrote {Path(args.out) / 'law'}.png and .pdf")
 

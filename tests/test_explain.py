@@ -10,7 +10,7 @@ from conftest import run_script
 from test_scripts import NAMES, train
 
 from analysis.counterfactual import CONTROLLERS, NEEDS_GRADIENTS, counterfactual_weights
-from analysis.explain import Interval, agreement, counterfactual_table, draw, explain, intervals, outvoted, phases, reason
+from analysis.explain import Interval, agreement, by_length, counterfactual_table, draw, explain, intervals, outvoted, phases, reason
 from analysis.runs import load_run, load_statistics
 from common.errors import UserError
 
@@ -34,7 +34,8 @@ def write_run(folder: Path, laws: list[float], evals: list[float], signal: float
             for name, value in zip(names, (cov, 0.0), strict=True):
                 row |= {f"cov/{name}": value, f"cov_active/{name}": value, f"signal/{name}": signal, f"reward/{name}": 0.5}
                 row |= {f"weight/{name}": 0.5, f"weight_share/{name}": 0.5}
-            lines.append({"step": step, "rewards": [[1, 0], [0, 1], [1, 1], [0, 1]]})
+            kept = {"rewards": [[1, 0], [0, 1], [1, 1], [0, 1]], "lengths": [9, 5, 9, 5], "advantages": [1.0, -1.0, 0.5, -0.5]}
+            lines.append({"step": step} | kept)
         rows.append(row)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "statistics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -118,6 +119,18 @@ def test_who_outvoted_an_objective_adds_up_to_the_covariance_of_the_scalar_rewar
     assert sum(parts.values()) == pytest.approx(np.cov(rewards[:, 0], rewards @ [0.5, 0.5], bias=True)[0, 1])
     assert parts["hard"] == pytest.approx(0.5 * rewards[:, 0].var())
     assert parts["easy"] < 0
+
+
+def test_a_covariance_is_divided_into_lengths_and_the_rest(tmp_path):
+    """A policy that chooses between a short wrong mode and a long one, right half of the time: what the choice does is between lengths."""
+    folder = write_run(tmp_path / "run", [0.0] * 2, [0.5, 0.4])
+    rewards, lengths, advantages = [[0, 1], [0, 1], [1, 0], [0, 0]], [16, 16, 32, 32], [1.0, 1.0, 0.0, -2.0]
+    line = {"step": 1, "rewards": rewards, "lengths": lengths, "advantages": advantages}
+    (folder / "statistics.jsonl").write_text(json.dumps(line) + "\n")
+    between, within = by_length(load_run(folder), "hard", 0, 2)
+    assert between == pytest.approx(np.cov(advantages, [0, 0, 0.5, 0.5], bias=True)[0, 1])
+    assert between + within == pytest.approx(np.cov(advantages, [row[0] for row in rewards], bias=True)[0, 1])
+    assert between < 0 < within
 
 
 def test_runs_that_cannot_be_explained_are_refused(tmp_path):

@@ -70,6 +70,7 @@ def test_the_law_is_judged_over_all_runs_of_a_setting(tmp_path):
     assert "| `linear` | 0.0001 | 2 | 0.10 | 2/4 |" in law.table([pooled])
     assert law.noise(pooled.intervals["hard"]) == pytest.approx(2**0.5 * 0.01 / 0.1)
     assert "hard (noise 0.14), by the move: sign 2/4" in law.by_objective([pooled])
+    assert "hard, steps 1 to 2: covariance" in law.first_interval([pooled])
     law.draw([pooled], tmp_path / "law")
     assert all((tmp_path / f"law.{kind}").stat().st_size > 5000 for kind in ("png", "pdf"))
 
