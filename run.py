@@ -259,10 +259,12 @@ def explain(argv: list[str]) -> None:
     if args.out and len(args.runs) > 1:
         raise UserError("--out is one picture, and each run has its own: explain the runs one by one, or drop it")
     from analysis.counterfactual import counterfactual_weights
-    from analysis.explain import counterfactual_table, draw
+    from analysis.explain import counterfactual_table, draw, require_picture
     from analysis.explain import explain as explanation
     from analysis.runs import load_run
 
+    if args.out:
+        require_picture(Path(args.out))
     scripts = {name: importlib.import_module(f"algos.{name}") for name in algorithms()}
     for run in map(load_run, args.runs):
         out = Path(args.out) if args.out else run.path / "explain.png"

@@ -346,15 +346,20 @@ def _limits_of_the_law(run: Run, found: dict[str, list[Interval]]) -> list[str]:
 # --- the picture ---
 
 
+def require_picture(out: Path) -> None:
+    """Raises UserError unless `out` is a .png or .pdf in a folder that is there."""
+    if out.suffix.lower() not in (".png", ".pdf") or not out.parent.is_dir():
+        raise UserError(f"--out {out}: a figure is a .png or a .pdf in a folder that is there; give such a file")
+
+
 def draw(run: Run, out: Path) -> None:
     """A panel per objective: the held-out reward, and from each evaluation an arrow to where each prediction sees the next one; below,
-    predicted against measured. `out` ends in .png or .pdf and is replaced whole. Raises UserError for another ending."""
+    predicted against measured. `out` is replaced whole. Raises UserError as `require_picture` does."""
     import matplotlib
 
     from analysis.curves import COLOURS, GREY, LABEL, STYLE, write_figure
 
-    if out.suffix.lower() not in (".png", ".pdf") or not out.parent.is_dir():
-        raise UserError(f"--out {out}: a figure is a .png or a .pdf in a folder that is there; give such a file")
+    require_picture(out)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -211,6 +211,9 @@ def test_the_command_explains_a_run_and_draws_it(tmp_path):
         assert words in done.stdout
     assert (tmp_path / "run" / "explain.png").stat().st_size > 10_000
     assert run_script("run.py", "explain", str(tmp_path / "none")).stderr.count("\n") <= 2
+    picture = run_script("run.py", "explain", str(tmp_path / "run"), "--out", str(tmp_path / "x.gif"))
+    assert "--out" in picture.stderr
+    assert not picture.stdout  # told before the work is done
     unknown = run_script("run.py", "explain", str(tmp_path / "run"), "--steps", "7")
     assert "--steps 7" in unknown.stderr
     assert "Traceback" not in unknown.stderr
