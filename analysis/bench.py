@@ -30,7 +30,8 @@ from analysis.runs import Run, load_run
 from analysis.statistics import hypervolume, iqm, probability_of_improvement, stratified_bootstrap
 from analysis.verdict import NOISE, verdict
 from common.errors import UserError, require
-from common.track import parse, write_whole
+from common.files import write_whole
+from common.track import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = "linear"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from analysis.sidebyside import CONTEXT, Region, pair_regions, read_script
 from common.errors import UserError
+from common.files import write_whole
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --old: #d333; --new: #2a53; --word-old: #d338; --word-new: #2a58; }
@@ -137,9 +138,7 @@ def _row(left_number: int, old: str | None, right_number: int, new: str | None, 
 def write_page(left: Path, right: Path, docs: Path, out: Path) -> None:
     """Write the page whole: a temporary file, then rename. Raises `UserError` when the folder does not exist or cannot be written."""
     text = page(left, right, docs)
-    temporary = out.with_name(out.name + ".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(out)
+        write_whole(out, text)
     except OSError as error:
         raise UserError(f"diff: --html {out} cannot be written ({error.strerror}); name a file in a folder that exists") from None

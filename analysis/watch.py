@@ -14,6 +14,7 @@ from analysis.curves import COLOURS
 from analysis.runs import Run, load_run
 from analysis.verdict import NOISE, change_of, verdict
 from common.errors import UserError, require
+from common.files import write_whole
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 PER_OBJECTIVE = ("eval/{}", "eval/{}_se", "eval/greedy/{}", "reward/{}", "weight_share/{}", "cov/{}")
@@ -80,10 +81,8 @@ def _begun(folder: Path) -> bool:
 
 def _write(file: Path, text: str) -> None:
     """Whole: a reload sees the old page or the new one."""
-    temporary = file.with_name(file.name + ".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
+        write_whole(file, text)
     except OSError as error:
         raise UserError(f"watch: --out {file} cannot be written ({error.strerror}); name a file in a folder that exists") from None
 

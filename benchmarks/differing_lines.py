@@ -10,6 +10,7 @@ import tyro
 
 from analysis.sidebyside import differing_lines
 from common.errors import UserError, plain_errors
+from common.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "algos" / "README.md"
@@ -39,9 +40,7 @@ def insert(page: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
     if not all(content.count(mark) == 1 for mark in marks):
         raise UserError(f"{page} must have {marks[0]} and {marks[1]} once each, to say where the table goes")
     before, rest = content.split(marks[0])
-    temporary = page.with_name(page.name + ".tmp")
-    temporary.write_text(f"{before}{marks[0]}\n{text}\n{marks[1]}{rest.split(marks[1])[1]}", encoding="utf-8")
-    temporary.replace(page)
+    write_whole(page, f"{before}{marks[0]}\n{text}\n{marks[1]}{rest.split(marks[1])[1]}")
 
 
 def main(args: Args) -> None:

@@ -16,7 +16,7 @@ import tyro
 from analysis import bench
 from benchmarks.differing_lines import insert
 from common.errors import plain_errors
-from common.track import write_whole
+from common.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, DATA = ROOT / "docs" / "results.md", ROOT / "docs" / "results" / "table.json"

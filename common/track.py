@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from common import ranks
 from common.errors import UserError
+from common.files import write_whole
 from common.presets import named_preset
 
 
@@ -73,13 +74,6 @@ def _new_folder(out: str, script: str, seed: int) -> Path:
                 folder = Path("runs") / f"{name}-{number}"
     except OSError as error:
         raise UserError(f"--out {folder} cannot be made: {error.strerror}") from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 class Tracker:

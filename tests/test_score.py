@@ -14,7 +14,7 @@ import rewards
 from analysis.score import describe, look_at, read_completions, statistics
 from common.arithmetic import problems
 from common.errors import UserError
-from common.track import write_whole
+from common.files import write_whole
 
 PAGE = (ROOT / "docs" / "rewards.md").read_text()
 
