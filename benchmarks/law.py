@@ -16,7 +16,7 @@ import tyro
 from analysis.bench import load_finished
 from analysis.curves import COLOURS, GREY, LABEL, STYLE, write_figure
 from analysis.explain import Agreement, Interval, agreement, by_length, intervals
-from analysis.runs import Run
+from analysis.runs import Run, load_statistics
 from common.errors import plain_errors, require
 
 MARKS = "osD^vP*"
@@ -130,7 +130,17 @@ def first_interval(found: Sequence[Setting]) -> str:
             f"{setting.name} lr {setting.lr:g}, {name}, {span}: covariance {between + within:+.3f} = "
             f"{between:+.3f} between lengths {within:+.3f} within; {moved}"
         )
+        pairs = [gram for run, i in zip(setting.runs, first, strict=True) for gram in _grams(run, i.start, i.end)]
+        if pairs:
+            cosine = fmean(gram[0][1] / (gram[0][0] * gram[1][1]) ** 0.5 for gram in pairs)
+            lines.append(f"  cosine of the first two objectives' gradients on one batch {cosine:+.2f}: noise that they share is in it")
     return "\n".join(lines)
+
+
+def _grams(run: Run, start: int, end: int) -> list[list[list[float]]]:
+    """Gram matrices of a run's training steps start + 1 ... end in which the first two objectives have a gradient."""
+    lines = [line for line in load_statistics(run) if start < line["step"] <= end]
+    return [gram for line in lines for gram in line.get("gram", []) if gram[0][0] > 0 and gram[1][1] > 0]
 
 
 def _number(value: float | None) -> str:
