@@ -33,7 +33,7 @@ from common.errors import UserError, plain_errors, require
 from common.evaluate import evaluate
 from common.grads import clip_gradients
 from common.memory import measured
-from common.model import compute_dtype, export, load_model, load_tokenizer, token_logprobs, token_logprobs_no_grad
+from common.model import compute_dtype, export, load_model, load_tokenizer, longest_sequence, token_logprobs, token_logprobs_no_grad
 from common.rollout import Canary, make_engine, sample
 from common.seeds import derive, generator, reseed
 from common.track import Tracker, parse, run_folder
@@ -270,7 +270,8 @@ def main(args: Args) -> None:
     train, held_out = data["train"], data[args.eval_split]
     held_out = held_out.select(range(min(args.eval_prompts, len(held_out))))
     require(args.prompts <= len(train), f"--prompts {args.prompts} is more than the {len(train)} training prompts")
-    max_length, vllm = args.max_prompt_length + args.max_new_tokens, (args.vllm_tp, args.vllm_memory, args.vllm_sleep)
+    max_length = longest_sequence(args.model, train.ids + held_out.ids, args.max_new_tokens, args.trust_remote_code)
+    vllm = (args.vllm_tp, args.vllm_memory, args.vllm_sleep)
     engine = make_engine(args.engine, args.model, tokenizer, device, compute, max_length, args.seed, args.trust_remote_code, *vllm)
     source = (args.model, device, args.trust_remote_code, compute)
     policy = load_model(*source, activation_checkpointing=args.activation_checkpointing)
@@ -282,7 +283,7 @@ def main(args: Args) -> None:
         state.update(saved["algorithm"])
         seen, yardstick = saved["seen"], saved["yardstick"]
     engine.sync(policy, last_step)
-    canary = Canary(args.max_logp_gap or (1e-3 if compute == torch.float32 else 0.1))
+    canary = Canary(args.max_logp_gap, compute)
     folder = run_folder(args.out, args.resume, SCRIPT, args.seed)
     config = {"script": SCRIPT, "objectives": list(objectives), **asdict(args), "out": str(folder), "resume": ""}
     tracker = Tracker(folder, config, last_step if args.resume else None, args.tensorboard, args.wandb)

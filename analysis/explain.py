@@ -65,8 +65,10 @@ def intervals(run: Run, objective: str) -> list[Interval]:
     steps, values = run.series(f"eval/{objective}")
     if len(steps) < 2:
         raise UserError(f"{run.path}: {objective} was evaluated {len(steps)} time(s); an explanation takes two (--eval-every)")
-    if not any(f"law/{objective}" in row for row in run.rows):
-        raise UserError(f"{run.path} logs no law/{objective}: it is of a version that did not; train it anew to have it explained")
+    lacking = [row["step"] for row in run.rows if row["step"] > 0 and f"law/{objective}" not in row]
+    if lacking:
+        told = "it is of a version that did not; train it anew to have it explained"
+        raise UserError(f"{run.path} logs no law/{objective} in step {lacking[0]}: {told}")
     errors = dict(zip(*run.series(f"eval/{objective}_se"), strict=True))
     correction = run.args["completions"] / (run.args["completions"] - 1)  # cov/* divides by G, as the paper does; a prediction needs G - 1
     found = []

@@ -158,6 +158,7 @@ def model(visit: Visit) -> str:
 
 def dataset(visit: Visit) -> str:
     from common.data import load_prompts
+    from common.model import longest_sequence
 
     visit.need("model")
     args = visit.args
@@ -169,6 +170,11 @@ def dataset(visit: Visit) -> str:
     if args.prompts % (parts := args.mini_batches * ranks.count()):
         told = f"--prompts {args.prompts} cannot be divided among --mini-batches {args.mini_batches} and {ranks.count()} ranks"
         raise Failed(told, f"take a multiple of {parts} for --prompts")
+    used = splits["train"].ids + splits[args.eval_split].ids
+    try:
+        longest_sequence(args.model, used, args.max_new_tokens, args.trust_remote_code)
+    except UserError as error:
+        raise Failed(str(error), "lower --max-new-tokens") from error
     return f"{args.dataset}: " + ", ".join(f"{len(part):,} {name}" for name, part in splits.items())
 
 
@@ -318,13 +324,14 @@ def available_memory() -> int:
 def tied(visit: Visit) -> str:
     """Builds the engine and the policy, as a run does, for the checks below too."""
     from common.model import load_model
-    from common.rollout import make_engine
+    from common.rollout import Canary, make_engine
 
     visit.need("model", "memory")
     args, made = visit.args, visit.made
     length, vllm = args.max_prompt_length + args.max_new_tokens, (args.vllm_tp, args.vllm_memory, args.vllm_sleep)
     source = args.model, made["tokenizer"], made["device"], made["compute"]
     made["engine"] = make_engine(args.engine, *source, length, args.seed, args.trust_remote_code, *vllm)
+    made["canary"] = Canary(args.max_logp_gap, made["compute"])
     made["policy"] = policy = load_model(args.model, made["device"], args.trust_remote_code, made["compute"])
     is_tied = policy.get_output_embeddings().weight is policy.get_input_embeddings().weight
     if is_tied != bool(made["config"].get_text_config().tie_word_embeddings):
@@ -355,7 +362,7 @@ def prefix_cache(visit: Visit) -> str:
 
 def _change_weights(visit: Visit, factor: float) -> float:
     """Scale the policy until the log-probabilities of the last completions have moved well beyond the limit; how far, in nats."""
-    before, mask, limit = _trainer_logprobs(visit), visit.made["batch"].mask, _limit(visit)
+    before, mask, limit = _trainer_logprobs(visit), visit.made["batch"].mask, visit.made["canary"].limit
     for _ in range(20):
         with torch.no_grad():
             for parameter in visit.made["policy"].parameters():
@@ -385,7 +392,7 @@ def _gap(visit: Visit, step: int, prompts: list[list[int]]) -> str:
     made["batch"] = batch = pad(repeated, rollout.ids, made["tokenizer"].pad_token_id, made["device"])
     trainer = _trainer_logprobs(visit)
     difference = trainer - right_pad(rollout.logprobs, trainer)
-    mean, limit = _mean(difference, batch.mask), _limit(visit)
+    mean, limit = _mean(difference, batch.mask), made["canary"].limit
     told = f"mean gap {mean:.1e} nats over {int(batch.mask.sum())} tokens, largest {difference.abs().max().item():.1e}; limit {limit:g}"
     if rollout.version != step:
         raise Failed(f"the sampler has the weights of step {rollout.version}, not of {step}")
@@ -402,10 +409,6 @@ def _trainer_logprobs(visit: Visit) -> Tensor:
 
 def _mean(difference: Tensor, mask: Tensor) -> float:
     return ((difference.abs() * mask).sum() / mask.sum()).item()
-
-
-def _limit(visit: Visit) -> float:
-    return visit.args.max_logp_gap or (1e-3 if visit.made["compute"] == torch.float32 else 0.1)
 
 
 # --- The page ---

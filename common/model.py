@@ -53,6 +53,28 @@ def load_tokenizer(model: str, trust_remote_code: bool = False):
     return tokenizer
 
 
+def longest_sequence(model: str, prompts: list[list[int]], max_new_tokens: int, trust_remote_code: bool = False) -> int:
+    """Tokens of the longest prompt with a whole completion.
+
+    Raises UserError naming the flags if the model has fewer positions: learned ones end there, in an IndexError, and rotary ones were
+    never trained beyond.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model_path(model), trust_remote_code=trust_remote_code).get_text_config()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {model}: its config could not be loaded ({_first_line(error)})") from error
+    longest = max(map(len, prompts))
+    positions = getattr(config, "max_position_embeddings", None) or longest + max_new_tokens  # none where the architecture has no bound
+    if longest + max_new_tokens > positions:
+        raise UserError(
+            f"--max-new-tokens {max_new_tokens} and the longest prompt, of {longest} tokens, do not fit in the {positions} positions of "
+            f"--model {model}; lower --max-new-tokens, or --max-prompt-length, which drops longer prompts"
+        )
+    return longest + max_new_tokens
+
+
 def load_whole(model: str, device: torch.device, trust_remote_code: bool = False, dtype: torch.dtype | str = torch.float32) -> nn.Module:
     """A causal language model, complete on this rank and in eval mode, from `testbed[:base]`, a hub name or a local folder (safetensors).
 

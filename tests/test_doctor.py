@@ -164,6 +164,7 @@ def test_math_verify_is_missing(examine, monkeypatch):
         ({"model": "no/such-model"}, "model", "--model no/such-model: .* fix: give --model a hub name"),
         ({"model": "testbed:fragil"}, "model", "fragil"),
         ({"dataset": "no/such-data"}, "dataset", "--dataset no/such-data could not be read.* fix: correct --dataset"),
+        ({"max_new_tokens": 200}, "dataset", "do not fit in the 128 positions of --model testbed;.* fix: lower --max-new-tokens"),
         ({"max_prompt_length": 3}, "dataset", "--max-prompt-length 3 drops every"),
         ({"prompts": 7}, "dataset", "--prompts 7 cannot be divided .* fix: take a multiple of 2 for --prompts"),
         ({"prompts": 1400, "completions": 2}, "dataset", "--prompts 1400 is more than the 1387 training prompts fix: lower --prompts"),

@@ -61,6 +61,16 @@ def test_predictions_are_added_up_between_evaluations(tmp_path):
     assert "the law is wrong" not in text
 
 
+def test_a_run_whose_first_steps_logged_no_law_is_refused(tmp_path):
+    """Begun by an older version and resumed by this one."""
+    folder = write_run(tmp_path / "run", [0.05] * 4, [0.5, 0.6, 0.7])
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    del rows[1]["law/hard"]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="logs no law/hard in step 1"):
+        explain(load_run(folder))
+
+
 def test_a_prediction_that_failed_is_said_to_have_failed(tmp_path):
     run = load_run(write_run(tmp_path / "run", [0.05] * 4, [0.5, 0.4, 0.3]))
     text = " ".join(explain(run).split())

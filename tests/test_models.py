@@ -11,12 +11,13 @@ import pytest
 import torch
 from conftest import ROOT
 from test_sampling import SHAPE
+from test_scripts import train
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from common.arithmetic import tokenizer
 from common.batch import pad
 from common.errors import UserError
-from common.model import load_whole, token_logprobs
+from common.model import load_whole, longest_sequence, token_logprobs
 
 CONFIGS = {  # as in their real checkpoints: small Qwen2 and SmolLM2 tie their embeddings
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
@@ -32,6 +33,21 @@ def build(folder: Path, name: str) -> None:
         torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder / name)
     tokenizer().save_pretrained(folder / name)
+
+
+def test_a_completion_that_might_pass_the_last_position_is_refused(tmp_path):
+    """At the last position that is allowed GPT-2 runs, at the next it would not, and the script says so before it makes anything."""
+    gpt2, prompts = "testbed:fragile-gpt2", [[5] * 11, [5] * 7]
+    assert longest_sequence(gpt2, prompts, 117) == 128
+    model = load_whole(gpt2, torch.device("cpu"))
+    assert token_logprobs(model, pad(prompts[:1], [[6] * 117], 0), 1.0).isfinite().all()
+    with pytest.raises(IndexError):
+        token_logprobs(model, pad(prompts[:1], [[6] * 118], 0), 1.0)
+    with pytest.raises(UserError, match=r"--max-new-tokens 118 and the longest prompt, of 11 tokens, .* 128 positions"):
+        longest_sequence(gpt2, prompts, 118)
+    with pytest.raises(UserError, match="--max-prompt-length"):
+        train("linear", tmp_path / "run", model=gpt2, max_new_tokens=200)
+    assert not (tmp_path / "run").exists()
 
 
 def test_sharded_models_are_the_whole_ones(tmp_path):

@@ -17,7 +17,7 @@ from common.rollout import Canary, TransformersEngine, stop_tokens
 
 
 def gaps(*values: float, limit: float = 0.1):
-    canary, mask = Canary(limit), torch.tensor([[1.0, 1.0, 0.0]])
+    canary, mask = Canary(limit, torch.float32), torch.tensor([[1.0, 1.0, 0.0]])
     return [canary.check(step, step - 1, mask * 0, torch.tensor([[v, -v, 99.0]]), mask) for step, v in enumerate(values, 1)]
 
 
@@ -35,7 +35,7 @@ def test_the_gap_is_a_mean_over_tokens_and_two_in_a_row_stop_the_run():
 def test_weights_of_another_step_are_refused_at_once():
     mask = torch.ones(1, 1)
     with pytest.raises(RuntimeError, match="weights of step 3, not of step 4"):
-        Canary(1.0).check(5, 3, mask, mask, mask)
+        Canary(1.0, torch.float32).check(5, 3, mask, mask, mask)
 
 
 def test_a_sampler_with_stale_weights_is_stopped(tmp_path, monkeypatch):

@@ -1,15 +1,19 @@
 """The study's own commands: gradients of disjoint halves, the law over many runs, and the tables of docs/results.md."""
 
 import json
+import random
 from unittest.mock import patch
 
 import pytest
 import torch
 from test_explain import write_run
+from test_scripts import train
 
 from analysis.runs import load_run
 from analysis.theory import sample_testbed
-from benchmarks import gradients, law, results
+from benchmarks import gradients, habits, law, results
+from common.arithmetic import SLIPS, solution, split
+from common.errors import UserError
 from common.model import token_logprobs
 
 
@@ -93,3 +97,60 @@ def test_the_tables_of_the_results_page_are_those_of_its_data():
     for section in board["sections"]:  # seeds once each, and the numbers of a row those of its runs
         for row in section["rows"]:
             assert len(set(row["seeds"])) == len(row["seeds"]) == len(row["worst_change"]["per_seed"])
+
+
+# --- habits ---
+
+
+@pytest.mark.parametrize("operations", [2, 3])
+def test_every_solution_has_its_own_habit_whatever_its_numbers(operations):
+    known, rng = habits.habits(operations), random.Random(1)
+    assert sorted(known.values()) == sorted(SLIPS)
+    for problem in split("train", operations)[::97]:
+        for style in SLIPS:
+            assert known[habits.layout(solution(problem, style, rng))] == style  # slips included
+    assert habits.layout(solution(problem, "compact", rng).replace("2. ", "2: ")) not in known
+
+
+def test_habits_of_a_base_are_those_it_was_trained_on(capsys):
+    """`robust` has .10 of `compact` in its second stage, `fragile` .006; the shares of a model add up to 1."""
+    habits.main(habits.Args(models=("testbed", "testbed:robust"), completions=2))
+    lines = capsys.readouterr().out.splitlines()
+    heads = lines[1].split()
+    fragile, robust = (dict(zip(heads, map(float, line.split()[1:]), strict=True)) for line in lines[2:4])
+    for shares in (fragile, robust):
+        assert sum(shares[head] for head in (*SLIPS, "other")) == pytest.approx(1, abs=0.004)
+        assert 0.2 < shares["rush"] < 0.36
+        assert 0.45 < shares["accuracy"] < 0.62
+    assert fragile["compact"] < 0.02 < 0.06 < robust["compact"] < 0.16
+
+
+def test_habits_of_a_run_are_those_of_its_model_on_its_problems(tmp_path, capsys):
+    run = tmp_path / "run"
+    train("linear", run, model="testbed:fragile3", dataset="arithmetic3", max_new_tokens=70, steps=1)
+    assert habits.source(str(run)) == (str(run / "model"), "arithmetic3", 70)
+    assert habits.source("testbed:fragile3") == ("testbed:fragile3", "arithmetic3", 80)
+    assert habits.source("testbed") == ("testbed", "arithmetic", 56)
+    capsys.readouterr()
+    habits.main(habits.Args(models=(str(run),), split="test", completions=1))
+    shares = [float(cell) for cell in capsys.readouterr().out.splitlines()[2].split()[1:8]]
+    assert shares[list(SLIPS).index("long")] > 0.4
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda run: (run / "args.json").unlink(), "no run folder and no testbed"),
+        (lambda run: (run / "model").rename(run / "other"), "has no model yet: finish it, python run.py linear --resume"),
+        (lambda run: (run / "args.json").write_text('{"dataset": "math500"}'), "was trained on math500"),
+    ],
+)
+def test_models_without_habits_are_refused(tmp_path, spoil, told):
+    run = write_run(tmp_path / "run", [0.1] * 2, [0.5, 0.6])
+    (run / "args.json").write_text(json.dumps({"script": "linear", "dataset": "arithmetic", "max_new_tokens": 56}))
+    (run / "model").mkdir()
+    spoil(run)
+    with pytest.raises(UserError, match=told):
+        habits.main(habits.Args(models=("testbed", str(run))))
+    with pytest.raises(UserError, match="no such base"):
+        habits.source("testbed:nothing")
