@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from importlib import import_module
 from pathlib import Path
 
 import tyro
@@ -88,24 +89,26 @@ class Tracker:
         ranks.on_first(lambda: self._open(config, last_step, tensorboard, wandb))
 
     def _open(self, config: dict, last_step: int | None, tensorboard: bool, wandb: bool) -> None:
+        board = self._package("torch.utils.tensorboard", "tensorboard", last_step) if tensorboard else None
+        cloud = self._package("wandb", "wandb", last_step) if wandb else None
         with _writing(self.folder / "args.json") as path:
             write_whole(path, json.dumps(config, indent=2) + "\n")
         if last_step is not None:
             for name in ("metrics.jsonl", "completions.jsonl", "statistics.jsonl"):
                 with _writing(self.folder / name) as path:
                     self._cut(path, last_step)
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise UserError("--tensorboard needs the package: pip install tensorboard") from None
-            self.board = SummaryWriter(str(self.folder), purge_step=None if last_step is None else last_step + 1)
-        if wandb:
-            try:
-                import wandb as wandb_module
-            except ImportError:
-                raise UserError("--wandb needs the package: pip install wandb") from None
-            self.wandb = wandb_module.init(project="cleanmoa", name=self.folder.name, config=config, dir=str(self.folder))
+        if board:
+            self.board = board.SummaryWriter(str(self.folder), purge_step=None if last_step is None else last_step + 1)
+        if cloud:
+            self.wandb = cloud.init(project="cleanmoa", name=self.folder.name, config=config, dir=str(self.folder))
+
+    def _package(self, module: str, name: str, last_step: int | None):
+        try:
+            return import_module(module)
+        except ImportError:
+            if last_step is None:
+                self.folder.rmdir()  # made a moment ago and empty: in the way when the same command is given again
+            raise UserError(f"--{name} needs the package: pip install {name}") from None
 
     @staticmethod
     def _cut(path: Path, last_step: int) -> None:

@@ -314,6 +314,7 @@ def test_a_tracker_that_is_not_installed_is_named(flag, module, tmp_path, monkey
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=f"--{flag} needs the package: pip install {flag}"):
         train("linear", tmp_path / "run", **{flag: True})
+    assert not (tmp_path / "run").exists()  # or the same command would be refused once the package is there
 
 
 def test_wandb_gets_every_step_once(tmp_path, monkeypatch):
