@@ -1,9 +1,9 @@
 """How well does the covariance law predict? Every interval between two evaluations of every run, predicted against measured.
 
-python -m benchmarks.law [--runs results/study ...] [--out docs/figures]
+python -m benchmarks.law [--runs results/study ...] [--out docs/figures] [--write]
 
-Prints a table and draws law.png and law.pdf: by the score, by the move, and the error over the size of a step. Give it runs of several
---lr to see where first order ends (docs/interference.md has the commands).
+Prints tables and draws law.png and law.pdf: by the score, by the move, and the error over the size of a step. Give it runs of several
+--lr to see where first order ends (docs/interference.md has the commands); what is not a table by --lr is of the runs of the lowest.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,13 @@ import tyro
 
 from analysis.bench import load_finished
 from analysis.curves import COLOURS, GREY, LABEL, STYLE, write_figure
-from analysis.explain import Agreement, Interval, agreement, by_length, intervals
+from analysis.explain import Interval, agreement, by_length, intervals
 from analysis.runs import Run, load_statistics
+from benchmarks.differing_lines import insert
 from common.errors import plain_errors, require
 
 MARKS = "osD^vP*"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "interference.md"
 
 
 @dataclass
@@ -28,6 +30,8 @@ class Args:
     """run folders, or results folders of bench"""
     out: str = "docs/figures"
     """folder of the picture"""
+    write: bool = False
+    """put the tables into docs/interference.md"""
 
 
 @dataclass(frozen=True)
@@ -78,63 +82,50 @@ def _over_changes(squares: float, found: Sequence[Interval]) -> float:
     return (squares / changes) ** 0.5 if changes else float("inf" if squares else 0)
 
 
+JUDGED = ["by the move: sign", "corr", "slope", "error", "by the score: sign", "corr", "error"]
+
+
+def _judged(found: Sequence[Interval]) -> list[str]:
+    """The cells under JUDGED: signs, correlation, slope and error of the two predictions of some intervals."""
+    move, score = agreement(found, "move"), agreement(found, "score")
+    cells = [f"{move.right}/{move.judged}", _number(move.correlation), _number(move.slope), f"{unexplained(found, 'move'):.2f}"]
+    return [*cells, f"{score.right}/{score.judged}", _number(score.correlation), f"{unexplained(found, 'score'):.2f}"]
+
+
+def _markdown(heads: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
+
+
 def table(found: Sequence[Setting]) -> str:
-    """A row per setting: signs, correlation and slope of either prediction over all objectives, and the accuracy objective's own signs."""
-    heads = ["algorithm", "lr", "runs", "nats a step", "by the move: sign", "corr", "slope", "error", "by the score: sign", "corr", "error"]
-    rows = [heads, ["---"] * len(heads)]
-    for setting in found:
-        move, score = (agreement(setting.pooled, key) for key in ("move", "score"))
-        rows.append(
-            [
-                f"`{setting.name}`",
-                f"{setting.lr:g}",
-                str(len(setting.runs)),
-                f"{setting.nats:.2f}",
-                f"{move.right}/{move.judged}",
-                _number(move.correlation),
-                _number(move.slope),
-                f"{unexplained(setting.pooled, 'move'):.2f}",
-                f"{score.right}/{score.judged}",
-                _number(score.correlation),
-                f"{unexplained(setting.pooled, 'score'):.2f}",
-            ]
-        )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    """A row per setting, over all objectives."""
+    rows = [[f"`{s.name}`", f"{s.lr:g}", str(len(s.runs)), f"{s.nats:.2f}", *_judged(s.pooled)] for s in found]
+    return _markdown(["algorithm", "lr", "runs", "nats a step", *JUDGED], rows)
 
 
 def by_objective(found: Sequence[Setting]) -> str:
-    """The same two predictions for each objective over all settings."""
-    lines = []
+    """A row per objective, over all settings."""
+    rows = []
     for name in found[0].intervals:
         own = [i for setting in found for i in setting.intervals.get(name, []) if i.move is not None]
-        for key in ("move", "score"):
-            a: Agreement = agreement(own, key)
-            error = unexplained(own, key)
-            words = f"sign {a.right}/{a.judged}, correlation {_number(a.correlation)}, error {error:.2f}"
-            lines.append(f"{name} (noise {noise(own):.2f}), by the {key}: {words}")
-    return "\n".join(lines)
+        rows.append([name, f"{noise(own):.2f}", *_judged(own)])
+    return _markdown(["objective", "noise", *JUDGED], rows)
 
 
 def first_interval(found: Sequence[Setting]) -> str:
     """The first objective up to the first evaluation, mean over a setting's runs: its covariance with the score in the parts of
-    analysis.explain.by_length, and the changes."""
-    lines = []
+    analysis.explain.by_length, the changes, and the cosine of its gradient with the second objective's where runs took these apart."""
+    rows = []
     for setting in found:
         name = setting.runs[0].objectives[0]
-        first = [own[0] for run in setting.runs if (own := intervals(run, name))]
+        first = [intervals(run, name)[0] for run in setting.runs]
         parts = [by_length(run, name, i.start, i.end) for run, i in zip(setting.runs, first, strict=True)]
         between, within = (fmean(part) for part in zip(*parts, strict=True))
-        moved = ", ".join(f"{key} {fmean(getattr(i, key) for i in first if i.move is not None):+.2f}" for key in ("move", "measured"))
-        span = f"steps {first[0].start + 1} to {first[0].end}"
-        lines.append(
-            f"{setting.name} lr {setting.lr:g}, {name}, {span}: covariance {between + within:+.3f} = "
-            f"{between:+.3f} between lengths {within:+.3f} within; {moved}"
-        )
+        moved = fmean(i.move for i in first if i.move is not None), fmean(i.measured for i in first)
         pairs = [gram for run, i in zip(setting.runs, first, strict=True) for gram in _grams(run, i.start, i.end)]
-        if pairs:
-            cosine = fmean(gram[0][1] / (gram[0][0] * gram[1][1]) ** 0.5 for gram in pairs)
-            lines.append(f"  cosine of the first two objectives' gradients on one batch {cosine:+.2f}: noise that they share is in it")
-    return "\n".join(lines)
+        cosine = fmean(gram[0][1] / (gram[0][0] * gram[1][1]) ** 0.5 for gram in pairs) if pairs else None
+        numbers = [f"{value:+.2f}" for value in (between + within, between, within, *moved)]
+        rows.append([f"`{setting.name}`", *numbers, "" if cosine is None else f"{cosine:+.2f}"])
+    return _markdown(["algorithm", "covariance", "between", "within", "by the move", "measured", "cosine on one batch"], rows)
 
 
 def _grams(run: Run, start: int, end: int) -> list[list[list[float]]]:
@@ -199,12 +190,18 @@ def draw(found: Sequence[Setting], out: Path) -> None:
 
 
 def main(args: Args) -> None:
+    """Print the tables, draw the picture. Raises UserError for a missing folder."""
     runs, left_out = load_finished(args.runs)
     require(Path(args.out).is_dir(), f"--out {args.out}: there is no such folder; make it first")
     found = settings(runs)
-    print("\n".join([table(found), "", by_objective(found), "", first_interval(found), *(f"left out: {line}" for line in left_out)]))
+    usual = [setting for setting in found if setting.lr == min(s.lr for s in found)]
+    tables = {"law": table(found), "objectives": by_objective(usual), "lengths": first_interval(usual)}
+    print("\n\n".join([*tables.values(), *(f"left out: {line}" for line in left_out)]))
+    if args.write:
+        for name, text in tables.items():
+            insert(PAGE, text, (f"<!-- {name}: begin -->", f"<!-- {name}: end -->"))
     draw(found, Path(args.out) / "law")
-    print(f"wrote {Path(args.out) / 'law'}.png and .pdf")
+    print(f"wrote {Path(args.out) / 'law'}.png and .pdf{f', {PAGE.name}' if args.write else ''}")
 
 
 if __name__ == "__main__":
