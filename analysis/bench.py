@@ -126,7 +126,7 @@ def _section(runs: list[Run], differing: list[str]) -> dict:
 
 
 def _flags_apart(left: dict, right: dict) -> int:
-    return sum(left.get(key) != right.get(key) for key in left.keys() | right.keys() - BOOKKEEPING)
+    return sum(left.get(key) != right.get(key) for key in (left.keys() | right.keys()) - BOOKKEEPING)
 
 
 def _row(label: str, runs: list[Run]) -> dict:

@@ -153,7 +153,7 @@ def _famo(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chose
     """The gaps after a step are those of the next batch: the run has no log-probabilities after its update."""
     K = steps[0].rewards.size(1)
     top = torch.tensor(args.reward_max or [1.0] * K)
-    logits, m, v, t = torch.zeros(K, dtype=torch.float64), torch.zeros(K), torch.zeros(K), 0
+    logits, m, v, t = *torch.zeros(3, K, dtype=torch.float64), 0
     for step in steps:
         gaps = (top - step.rewards).double().mean(0) + script.FLOOR
         yield script.famo_weights(logits, gaps)

@@ -88,6 +88,15 @@ def test_a_tie_is_a_tie_in_whatever_order_evaluations_came(tmp_path):
     assert rows["ctwa"]["better_than_linear"] == {"value": 0.5, "interval": None}  # one seed each
 
 
+def test_a_row_is_compared_with_the_linear_of_the_nearest_flags(tmp_path):
+    """What is a run's own, its seed, its folder or its micro-batches, takes no part in that."""
+    own = foreign(tmp_path / "ctwa", "ctwa", 1, (0.6, 0.7, 0.7), kl_coef=0.001, micro_batch_tokens=4096)
+    near = foreign(tmp_path / "near", "linear", 2, (0.7, 0.7, 0.7), kl_coef=0.001, micro_batch_tokens=512, checkpoint_every=5)
+    far = foreign(tmp_path / "far", "linear", 1, (0.2, 0.7, 0.7), kl_coef=0.0, micro_batch_tokens=4096)
+    rows = {row["algorithm"]: row for row in board_of([own, near, far])["sections"][0]["rows"]}
+    assert rows["ctwa"]["better_than_linear"]["value"] == 0.0  # 1.0 beside the other
+
+
 def test_the_end_is_the_mean_of_the_last_three_and_never_the_start(tmp_path):
     ended = with_mean_end(load_run(write_run(tmp_path / "a", {"accuracy": [0.1, 0.9, 0.2, 0.4, 0.6]})))
     assert [row["eval/accuracy"] for row in ended.rows] == [0.1, pytest.approx(0.4)]
