@@ -125,7 +125,7 @@ class Args:
     lr: float = 1e-4
     """AdamW learning rate (paper: 1e-6 for 1.5B parameters)"""
     lr_schedule: Literal["constant", "linear"] = "constant"
-    """linear decays to 0 at the last step"""
+    """linear falls in equal parts from --lr at the first step to --lr / --steps at the last"""
     weight_decay: float = 0.01
     """AdamW weight decay"""
     max_grad_norm: float = 1.0
@@ -189,7 +189,7 @@ def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estima
 
 
 def active_tokens(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """Where the surrogate has a gradient: 1 unless the clip acts (eq. 6). advantages [B], ratio [B,T] -> bool [B,T]."""
+    """Where the surrogate has a gradient: 1 unless the clip acts (eq. 6), dual clip apart. advantages [B], ratio [B,T] -> bool [B,T]."""
     return torch.where(advantages[:, None] >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
 
 
@@ -249,7 +249,10 @@ def main(args: Args) -> None:
     require(args.eval_prompts >= 2, f"--eval-prompts {args.eval_prompts} must be at least 2: the verdict needs a standard error")
     require(args.completions >= 2, "--completions must be at least 2: advantages and covariances compare a prompt's completions")
     require(args.temperature > 0, f"--temperature {args.temperature} must be positive: at 0 a prompt's completions are all the same")
-    require(args.tis_cap >= 0, f"--tis-cap {args.tis_cap} must not be negative")
+    require(args.max_grad_norm > 0, f"--max-grad-norm {args.max_grad_norm} must be positive; inf does not clip")
+    require(not 0 < args.dual_clip <= 1, f"--dual-clip {args.dual_clip} must be more than 1, the ratio before any update; 0 is off")
+    for flag in ("seed", "lr", "weight_decay", "kl_coef", "tis_cap", "dual_clip"):
+        require(0 <= getattr(args, flag) < torch.inf, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be finite and not negative")
     objectives = reward_functions.load(args.rewards)
     K, G = len(objectives), args.completions
     compute = compute_dtype(args.compute_dtype, device)
@@ -300,7 +303,7 @@ def main(args: Args) -> None:
     for step in progress:
         # --- SHARED: sample, generate, score ---
         clock = [time.perf_counter()]
-        reseed(args.seed, step, ranks.rank())
+        reseed(args.seed, step, args.prompts + args.epochs + ranks.rank())  # what is before has seeded prompts and mini-batches
         for group in optimizer.param_groups:
             group["lr"] = args.lr * (1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1)
         # each rank samples and scores whole prompts; from here on every rank has all B = P * G completions
@@ -333,8 +336,8 @@ def main(args: Args) -> None:
         # --- ALGO: advantages ---
         objective_advantages = torch.stack([estimate_advantages(r, batch.lengths, G, args.estimator) for r in rewards.T], 1)  # [B, K]
         weights, norms, missing = torch.zeros(3, K)  # means over this step's mini-batches
-        above = [name for name, mean, top in zip(objectives, rewards.mean(0).tolist(), reward_max.tolist(), strict=True) if mean > top]
-        require(not above, f"--reward-max is below the mean reward of {', '.join(above)}: give the best value each objective can have")
+        above = [name for name, reached in zip(objectives, (rewards.cpu() > reward_max).any(0).tolist(), strict=True) if reached]
+        require(not above, f"--reward-max is below a reward of {', '.join(above)}: give the best value each objective can have")
         mean = rewards.mean(0).cpu()
         state["ema"] = mean if state["ema"] is None else (1 - args.ema_tau) * state["ema"] + args.ema_tau * mean
 
@@ -429,6 +432,7 @@ def main(args: Args) -> None:
         truncated = sum(len(i) == args.max_new_tokens and i[-1] not in engine.stop_ids for i in ids) / len(ids)
         row |= {"length/mean": batch.lengths.mean().item(), "length/threshold": mean_length, "length/truncated": truncated}
         row |= sums | sampler | measured(device) | {"grad/skipped": skipped, "lr": optimizer.param_groups[0]["lr"]}
+        row |= {} if reference else {"loss/kl": torch.nan}  # what was summed up is from the step's beginning, not from the run's
         row |= {"law/rate": rate.item(), "law/nats": nats.item()}
         row |= {f"time/{key}": b - a for key, a, b in zip(("rollout", "reward", "update", "weights"), clock, clock[1:], strict=False)}
         samples = []

@@ -25,7 +25,7 @@ from statistics import fmean, median
 
 import numpy as np
 
-from analysis.curves import BOOKKEEPING, COLOURS, GREY, LABEL, STYLE, group_settings, short_fact, write_figure
+from analysis.curves import BOOKKEEPING, COLOURS, GREY, LABEL, STYLE, group_settings, plain, short_fact, write_figure
 from analysis.runs import Run, load_run
 from analysis.statistics import hypervolume, iqm, probability_of_improvement, stratified_bootstrap
 from analysis.verdict import NOISE, verdict
@@ -50,15 +50,22 @@ FREE = {"out", "resume", "tensorboard", "wandb"}  # flags of a run that may diff
 def load_finished(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     """The finished runs among run folders, and a line about each of the others. A folder of `bench` stands for all runs in it.
 
-    Raises UserError for a folder that is no run or cannot be read, and where no run is finished.
+    Raises UserError for a folder given by itself that is no run or cannot be read, and where no run is finished.
     """
-    folders = []
+    folders, among_others = [], set()
     for path in map(Path, paths):
         inside = sorted(file.parent for file in path.glob("runs/*/args.json"))
         folders += [path] if (path / "args.json").exists() or not inside else inside
+        among_others |= {folder.resolve() for folder in inside}
     runs, left_out = [], []
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
-        run = load_run(os.path.relpath(folder))
+        try:
+            run = load_run(os.path.relpath(folder))
+        except UserError as error:  # of a bench at work: a run that has just begun, or that failed at once
+            if folder not in among_others:
+                raise
+            left_out.append(str(error).removeprefix("RUN: "))
+            continue
         at, steps = run.rows[-1]["step"], run.args.get("steps", run.rows[-1]["step"])
         if at < steps:
             left_out.append(f"{run.path}: at step {at} of {steps}, not finished")
@@ -106,7 +113,10 @@ def leaderboard(runs: Sequence[Run]) -> dict:
         groups.setdefault(json.dumps(facts), []).append(run)
     differing = [k for k in MEASURE if len({json.dumps(run.args.get(k)) for run in runs}) > 1]
     sections = [_section(group, differing) for group in groups.values()]
-    return {"sections": sections, "overall": _overall(sections)}
+    # over all sections a setting is what is left of the flags without those that tell sections apart
+    anywhere = [replace(run, args={k: v for k, v in run.args.items() if k not in (*SETTING, *MEASURE)}) for run in runs]
+    labels = {str(run.path): label for label, group in group_settings(anywhere) for run in group}
+    return {"sections": sections, "overall": _overall(sections, labels)}
 
 
 def _section(runs: list[Run], differing: list[str]) -> dict:
@@ -178,13 +188,16 @@ def _compare(row: dict, base: dict) -> None:
         row["better_than_linear"] = {"value": float(probability_of_improvement(*pair)), "interval": interval}
 
 
-def _overall(sections: list[dict]) -> list[dict]:
-    """Algorithms over all sections: seeds are resampled within their section. Empty unless several sections measure the same objectives."""
+def _overall(sections: list[dict], labels: dict[str, str]) -> list[dict]:
+    """Algorithms over all sections: seeds are resampled within their section. Empty unless several sections measure the same objectives.
+
+    labels: the name of each run's setting, by the run's path.
+    """
     if len(sections) < 2 or len({json.dumps([s["objectives"], *(s["args"][key] for key in MEASURE)]) for s in sections}) > 1:
         return []
     rows = []
-    for name in dict.fromkeys(row["algorithm"] for section in sections for row in section["rows"]):
-        own = [row for section in sections for row in section["rows"] if row["algorithm"] == name]
+    for name in dict.fromkeys(labels[row["runs"][0]] for section in sections for row in section["rows"]):
+        own = [row for section in sections for row in section["rows"] if labels[row["runs"][0]] == name]
         strata = [row["worst_change"]["per_seed"] for row in own]
         better = [row["better_than_linear"]["value"] for row in own if row["better_than_linear"]]
         interval = stratified_bootstrap(strata, lambda *s: iqm(np.concatenate(s, axis=-1))) if max(map(len, strata)) > 1 else None
@@ -432,7 +445,7 @@ def _state(job: Job) -> str:
         return "broken"
     differing = sorted(key for key, value in kept.items() if value != job.args[key])
     if differing:
-        told = ", ".join(f"--{key.replace('_', '-')} was {_plain(saved[key])}, now {_plain(job.args[key])}" for key in differing)
+        told = ", ".join(f"--{key.replace('_', '-')} was {plain(saved[key])}, now {plain(job.args[key])}" for key in differing)
         where = job.folder.parents[1]
         raise UserError(f"--out {where} holds {job.name} with other settings ({told}); give another --out, or those settings")
     checkpoints = any(path.name[5:].isdigit() for path in (job.folder / "checkpoints").glob("step_*"))
@@ -444,10 +457,6 @@ def _state(job: Job) -> str:
     if complete and ((job.folder / "model").is_dir() or not checkpoints):
         return "done"
     return "resume" if checkpoints else "broken"
-
-
-def _plain(value) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def train_missing(jobs: Sequence[Job], out: Path, at_once: int, command: str) -> dict[str, str]:

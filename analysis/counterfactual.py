@@ -37,7 +37,6 @@ class Step:
 
 Chosen = Iterator[Tensor | None]  # weights [K] of each step, on their own scale; None where the controller needs what was not kept
 Controller = Callable[[list[Step], ModuleType, SimpleNamespace], Chosen]
-NEEDS_GRADIENTS = ("dynamic_weighting", "gradnorm")  # whose steps depend on the gradients' length, which covariances do not tell
 
 
 def counterfactual_weights(run: Run, scripts: dict[str, ModuleType]) -> tuple[list[int], dict[str, list[Tensor | None]], bool]:
@@ -55,19 +54,20 @@ def counterfactual_weights(run: Run, scripts: dict[str, ModuleType]) -> tuple[li
         flags = vars(script.Args()) | (dict(getattr(script.Args, "PRESET", ())) if run.args.get("preset") else {})
         flags |= {key: value for key, value in run.args.items() if key in flags} if run.args.get("script") == name else {}
         flags["objectives"] = run.objectives
-        unknown = steps[0].estimated and name in NEEDS_GRADIENTS
-        found = [None] * len(steps) if unknown else list(CONTROLLERS[name](steps, script, SimpleNamespace(**flags)))
+        found = CONTROLLERS[name](steps, script, SimpleNamespace(**flags))
         chosen[name] = [None if weights is None else (weights / weights.sum()).float() for weights in found]
-    return numbers, chosen, steps[0].estimated
+    return numbers, chosen, _estimated(steps)
 
 
 def _read(run: Run) -> tuple[list[Step], list[int]]:
     lines = load_statistics(run)
     rates = dict(zip(*run.series("lr"), strict=True))
     rewards = [torch.tensor(line["rewards"], dtype=torch.float32) for line in lines]
+    updates = run.args.get("mini_batches", 1) * run.args.get("epochs", 1)
     steps = []
     for i, line in enumerate(lines):
         grams = [torch.tensor(gram, dtype=torch.float64) for gram in line.get("gram", [])]
+        grams *= updates if len(grams) == 1 else 1  # of the whole batch, as dynamic weighting takes it: for every update the same
         groups = rewards[i].double().view(-1, run.args["completions"], rewards[i].size(1))
         centred = (groups - groups.mean(1, keepdim=True)).flatten(0, 1)
         steps.append(
@@ -94,6 +94,15 @@ def _of_whitened(centred: Tensor) -> Tensor:
     return scale[:, None] * covariance * scale
 
 
+def _estimated(steps: list[Step]) -> bool:
+    """Whether the run took no gradients apart; a single step of one that did may lack them, where they were not finite."""
+    return all(step.estimated for step in steps)
+
+
+def _unknown(steps: list[Step]) -> Chosen:
+    yield from (None for _ in steps)
+
+
 # --- the ten, each as its script's loop has it ---
 
 
@@ -105,21 +114,30 @@ def _linear(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Cho
 def _ctwa(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
     """W is taken before the update, where the ratio is 1 and it equals the advantage: the run has no log-probabilities of ours."""
     K = steps[0].rewards.size(1)
-    targets = torch.tensor(args.cov_targets or [0.15] + [0.08] * (K - 1))
+    targets, caps = torch.tensor(args.cov_targets or [0.15] + [0.08] * (K - 1)), torch.tensor(args.obj_caps or [torch.inf] * K)
     log_weights, ema = _start(args.weights, steps).log(), None
     for step in steps:
-        yield log_weights.exp()
-        advantages = script.estimate_advantages(step.rewards @ log_weights.exp(), step.lengths, step.group_size, step.estimator)
+        weights = log_weights.softmax(0)  # without e^log_weights, which a long run can drive out of float32
+        yield weights
+        advantages = script.estimate_advantages(step.rewards @ weights, step.lengths, step.group_size, step.estimator)
+        if args.outlier_factor > 0:
+            advantages = script.drop_outliers(advantages, step.group_size, args.outlier_factor)
         covariance = script.within_prompt_covariance(advantages, step.rewards, step.group_size)
-        log_weights, ema = script.update_log_weights(log_weights, ema, covariance, targets, args.weight_lr, args.ema_tau)
+        raised, ema = script.update_log_weights(log_weights, ema, covariance, targets, args.weight_lr, args.ema_tau)
+        log_weights = torch.where(step.rewards.mean(0) >= caps, log_weights, raised)
 
 
 def _dynamic_weighting(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    """Its steps depend on the gradients' length, which covariances do not tell. The hypervolume variant keeps its weights."""
     weights = _start(args.weights, steps)
+    if _estimated(steps) and args.variant == "gradient":
+        yield from _unknown(steps)
+        return
     for step in steps:
-        influence = torch.stack(step.grams).mean(0).sum(1).float()
-        weights = script.update_weights(weights, influence, step.lr, args.mu).clamp(min=args.weight_floor)
-        weights = weights / weights.sum()
+        if args.variant == "gradient" and not step.estimated:
+            influence = torch.stack(step.grams).mean(0).sum(1).float()
+            weights = script.update_weights(weights, influence, step.lr, args.mu).clamp(min=args.weight_floor)
+            weights = weights / weights.sum()
         yield weights
 
 
@@ -134,25 +152,37 @@ def _lagrangian(steps: list[Step], script: ModuleType, args: SimpleNamespace) ->
 
 
 def _tchebycheff(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
-    """Mirror descent, the default; the classical variant scores completions and has no weights to compare."""
+    """The classical variant scores completions; its weights are the preference."""
     preference = _start(args.preference, steps)
-    log_weights, ideal = preference.log(), torch.full_like(preference, -torch.inf)
+    log_weights, ideal, ema = preference.log(), torch.full_like(preference, -torch.inf), None
     for step in steps:
-        yield log_weights.softmax(0)
-        ideal = torch.maximum(ideal, step.rewards.amax(0))
-        log_weights = script.mirror_descent_step(log_weights, preference, step.rewards.mean(0), ideal, args.weight_lr).log_softmax(0)
+        mean, ideal = step.rewards.mean(0), torch.maximum(ideal, step.rewards.amax(0))
+        ema = mean if ema is None else (1 - args.ema_tau) * ema + args.ema_tau * mean
+        yield {
+            "mirror-descent": log_weights.softmax(0),
+            "smooth": script.smooth_weights(ema, preference, ideal, args.smoothing),
+            "classical": preference,
+        }[args.variant]
+        log_weights = script.mirror_descent_step(log_weights, preference, mean, ideal, args.weight_lr).log_softmax(0)
         log_weights = log_weights.clamp(min=log_weights.max() - math.log(args.max_ratio))
 
 
 def _pama(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
-    """No weights: the share of the credited completions in which an objective decides."""
+    """No weights: the share of the credited completions in which an objective decides. A scalar per batch takes log-probabilities."""
+    if args.scalar == "batch":
+        yield from _unknown(steps)
+        return
     yield from (script.binding_shares(step.each_advantage(script).clamp(min=0)) for step in steps)
 
 
 def _famo(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
-    """The gaps after a step are those of the next batch: the run has no log-probabilities after its update."""
+    """The gaps after a step are those of the next batch: the run has no log-probabilities after its update. Surrogate losses need these
+    from the start, and a gap a reward_max that no reward exceeds."""
+    top = _top(args, steps)
+    if args.losses == "surrogate" or top is None:
+        yield from _unknown(steps)
+        return
     K = steps[0].rewards.size(1)
-    top = torch.tensor(args.reward_max or [1.0] * K)
     logits, m, v, t = *torch.zeros(3, K, dtype=torch.float64), 0
     for step in steps:
         gaps = (top - step.rewards).double().mean(0) + script.FLOOR
@@ -181,8 +211,12 @@ def _nash_mtl(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> C
 
 
 def _gradnorm(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
-    K = steps[0].rewards.size(1)
-    top, weights, ema, first = torch.tensor(args.reward_max or [1.0] * K), torch.ones(K), None, []
+    """Its steps depend on the gradients' length, which covariances do not tell; losses as with FAMO."""
+    top = _top(args, steps)
+    if _estimated(steps) or args.losses == "surrogate" or top is None:
+        yield from _unknown(steps)
+        return
+    weights, ema, first = torch.ones(steps[0].rewards.size(1)), None, []
     for step in steps:
         mean, used = step.rewards.mean(0), []
         ema = mean if ema is None else (1 - args.ema_tau) * ema + args.ema_tau * mean
@@ -190,7 +224,7 @@ def _gradnorm(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> C
         for gram in step.grams:
             used.append(weights)
             present = has_gradient(gram)
-            if not present.any():
+            if step.estimated or not present.any():
                 continue
             first = [*first, current][: script.FIRST]
             own, initial = weights[present].mean(), torch.stack(first).mean(0)
@@ -212,6 +246,12 @@ CONTROLLERS: dict[str, Controller] = {
     "gradnorm": _gradnorm,
     "nash_mtl": _nash_mtl,
 }
+
+
+def _top(args: SimpleNamespace, steps: list[Step]) -> Tensor | None:
+    """The best reward of each objective, [K], as its flag says; None where the run has a higher one."""
+    top = torch.tensor(args.reward_max or [1.0] * steps[0].rewards.size(1))
+    return None if any(bool((step.rewards > top).any()) for step in steps) else top
 
 
 def _start(given: list[float], steps: list[Step]) -> Tensor:

@@ -76,12 +76,16 @@ def draw(runs: list[Run], out: str | Path) -> None:
 
 
 def write_figure(figure, out: Path) -> None:
-    """Save a matplotlib figure whole, .png or .pdf: a temporary file, then a rename. Raises OSError as the disk does."""
+    """Save a matplotlib figure whole, .png or .pdf: a temporary file, then a rename. Raises UserError if it cannot be written."""
     kind = out.suffix.lower()[1:]
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         figure.savefig(temporary, format=kind, dpi=150, metadata={"CreationDate": None} if kind == "pdf" else None)
         os.replace(temporary, out)
+    except OSError as error:
+        raise UserError(
+            f"the picture {out} cannot be written ({error.strerror or error}); make room there, or give another --out"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -326,10 +330,16 @@ def group_settings(runs: list[Run]) -> list[tuple[str, list[Run]]]:
         flags = sorted({flag for group in alike for flag in group[0].args} - BOOKKEEPING - set(FACTS))
         differ = [flag for flag in flags if len({json.dumps(group[0].args.get(flag)) for group in alike}) > 1]
         for group in alike:
-            label = " ".join([name, *(f"{flag} {group[0].args.get(flag)}" for flag in differ)])
+            label = " ".join([name, *(f"{flag} {plain(group[0].args.get(flag))}" for flag in differ)])
             # Many flags make no name: the folder of the first run says more.
             settings.append((label if len(label) <= 32 else group[0].name, group))
-    return settings
+    labels = [label for label, _ in settings]
+    return [(label if labels.count(label) == 1 else str(group[0].path), group) for label, group in settings]
+
+
+def plain(value) -> str:
+    """A flag's value as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _heading(runs: list[Run]) -> str:

@@ -18,6 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
+
 from analysis.runs import Run, load_statistics
 from analysis.verdict import NOISE, change_of
 from common.errors import UserError
@@ -202,6 +204,21 @@ def _with_step(gram: list[list[float]], weights: list[float], k: int) -> float |
     return along / math.sqrt(gram[k][k] * length) if gram[k][k] > 0 and length > 0 else None
 
 
+def scalarised(run: Run, start: int, end: int) -> bool:
+    """Whether the advantages of training steps start + 1 ... end are the weighted sum of the rewards, shifted and scaled within each
+    prompt, as with methods that weigh rewards: their correlation is 1. Raises UserError if the run kept no statistics."""
+    shares = {row["step"]: [row.get(f"weight_share/{name}") or 0.0 for name in run.objectives] for row in run.rows}
+    for line in load_statistics(run):
+        if start < line["step"] <= end:
+            score = np.array(line["rewards"], dtype=float) @ shares[line["step"]]
+            groups = np.stack([score, np.array(line["advantages"], dtype=float)]).reshape(2, -1, run.args["completions"])
+            centred = groups - groups.mean(-1, keepdims=True)
+            products, squares = (centred[0] * centred[1]).sum(-1), (centred**2).sum(-1)
+            if (products < 0.999 * np.sqrt(squares[0] * squares[1]) - 1e-9).any() or ((squares[0] < 1e-9) & (squares[1] > 1e-6)).any():
+                return False
+    return True
+
+
 def outvoted(run: Run, objective: str, start: int, end: int) -> list[tuple[str, float]]:
     """Whose weight the covariance of the scalar reward with an objective comes from, over training steps start + 1 ... end: for every
     objective j the mean of w_j Cov(r_objective, r_j) within prompts, w_j its share. They add up to the covariance with sum_j w_j r_j."""
@@ -310,7 +327,7 @@ def _why(run: Run, name: str, found: list[Interval]) -> str:
 def _votes(run: Run, name: str, phase: Phase) -> str:
     """Whose weight made the covariance negative, where the scalar reward tells: it does not for scores that are not linear in rewards."""
     try:
-        parts = outvoted(run, name, phase.start, phase.end)
+        parts = outvoted(run, name, phase.start, phase.end) if scalarised(run, phase.start, phase.end) else []
     except UserError:
         return ""
     if sum(value for _, value in parts) >= 0:
@@ -359,7 +376,7 @@ def draw(run: Run, out: Path) -> None:
     predicted against measured. `out` is replaced whole. Raises UserError as `require_picture` does."""
     import matplotlib
 
-    from analysis.curves import COLOURS, GREY, LABEL, STYLE, write_figure
+    from analysis.curves import COLOURS, GREY, LABEL, STYLE, limits, write_figure
 
     require_picture(out)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -389,7 +406,9 @@ def draw(run: Run, out: Path) -> None:
                         below.errorbar(predicted, i.measured, i.se, fmt=marker, color=colour, markersize=3.5, elinewidth=0.6)
                         everything += [predicted, i.measured - i.se, i.measured + i.se]
             above.set_title(name, pad=5)
-            above.set(ylim=(-0.05, 1.05), xlim=(0, steps[-1]))
+            lowest, highest = limits([values], include=(0, 1))
+            margin = 0.05 * (highest - lowest)
+            above.set(ylim=(lowest - margin, highest + margin), xlim=(0, steps[-1]))
             above.set_xlabel("step", labelpad=2)
         low, high = min(everything) - 0.02, max(everything) + 0.02
         for panel in panels[1]:
@@ -425,7 +444,9 @@ def counterfactual_table(run: Run, steps: list[int], chosen: dict, estimated: bo
         "moves its own weights on the batches that the run sampled; ← is the run's own, computed anew.",
     ]
     if estimated:
-        words.append("~ from the rewards' covariance within prompts; – needs gradients, which this run did not take apart.")
+        words.append("~ from the rewards' covariance within prompts, since this run took no gradients apart.")
+    if any(weights is None for own in chosen.values() for weights in own):
+        words.append("– needs what the run did not keep: gradients, log-probabilities, or a best reward (--reward-max) for these rewards.")
     return "\n".join([*words, "", *("  " + "  ".join(row).rstrip() for row in zip(*columns, strict=True))])
 
 

@@ -57,14 +57,19 @@ def load_run(path: str | Path) -> Run:
 
 def load_statistics(run: Run) -> list[dict]:
     """The lines of a run's `statistics.jsonl`, one per training step in ascending order: `rewards` [B][K], `advantages`, `lengths`, `drift`
-    and `age` [B], and `gram` [mini-batches][K][K] where the algorithm takes the objectives' gradients apart (common/track.py: keep).
+    and `age` [B], and `gram` [mini-batches][K][K] where the algorithm takes the objectives' gradients apart (common/track.py: keep),
+    without those of gradients that were not finite, for which the file has null.
 
     Raises `UserError` when the file is not there (a run of an older version) or a line is broken.
     """
     file = run.path / "statistics.jsonl"
     if not file.is_file():
         raise UserError(f"{run.path} has no statistics.jsonl: it is of a version that kept none; train it anew to look into its steps")
-    return read_rows(file)
+    rows = read_rows(file)
+    for row in rows:
+        if "gram" in row:
+            row["gram"] = [gram for gram in row["gram"] if not any(value is None for line in gram for value in line)]
+    return rows
 
 
 def read_rows(file: Path) -> list[dict]:

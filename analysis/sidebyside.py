@@ -56,11 +56,13 @@ def side_by_side(left: Path, right: Path, colour: bool = False) -> str:
 
 def read_script(path: Path) -> tuple[str, list[Region]]:
     """The module docstring, and the lines after it by region. Raises `UserError` when the file is not Python."""
-    source = path.read_text(encoding="utf-8")
     try:
+        source = path.read_text(encoding="utf-8")
         module = ast.parse(source)
     except SyntaxError as error:
         raise UserError(f"{path} line {error.lineno}: not Python ({error.msg}); diff compares scripts such as those in algos/") from None
+    except ValueError as error:  # no text, or one with null bytes
+        raise UserError(f"{path}: not Python ({error}); diff compares scripts such as those in algos/") from None
     docstring = ast.get_docstring(module)
     start = module.body[0].end_lineno if docstring is not None else 0
     regions = [Region("", start + 1, [])]

@@ -131,7 +131,7 @@ def first_interval(found: Sequence[Setting]) -> str:
 def _grams(run: Run, start: int, end: int) -> list[list[list[float]]]:
     """Gram matrices of a run's training steps start + 1 ... end in which the first two objectives have a gradient."""
     lines = [line for line in load_statistics(run) if start < line["step"] <= end]
-    return [gram for line in lines for gram in line.get("gram", []) if gram[0][0] > 0 and gram[1][1] > 0]
+    return [gram for line in lines for gram in line.get("gram", []) if len(gram) > 1 and gram[0][0] > 0 and gram[1][1] > 0]
 
 
 def _number(value: float | None) -> str:
@@ -160,7 +160,9 @@ def draw(found: Sequence[Setting], out: Path) -> None:
                 panel.plot(x, y, MARKS[k % len(MARKS)], color=COLOURS[k % len(COLOURS)], markersize=2.2, markeredgewidth=0, alpha=0.6)
                 a = agreement(own, key)
                 words = f"{name}: sign {a.right}/{a.judged}, r {_number(a.correlation)}"
-                panel.text(0.03, 0.97 - 0.07 * k, words, color=COLOURS[k], transform=panel.transAxes, va="top", fontsize=LABEL)
+                panel.text(
+                    0.03, 0.97 - 0.07 * k, words, color=COLOURS[k % len(COLOURS)], transform=panel.transAxes, va="top", fontsize=LABEL
+                )
             panel.plot([-1, 1], [-1, 1], color=GREY, linewidth=0.5)
             panel.axhline(0, color=GREY, linewidth=0.5)
             panel.axvline(0, color=GREY, linewidth=0.5)
@@ -192,8 +194,11 @@ def draw(found: Sequence[Setting], out: Path) -> None:
 def main(args: Args) -> None:
     """Print the tables, draw the picture. Raises UserError for a missing folder."""
     runs, left_out = load_finished(args.runs)
+    moving = [run for run in runs if run.series("law/nats")[1]]
+    left_out += [f"{run.path}: a step of it is one mini-batch, which tells no move" for run in runs if run not in moving]
+    require(bool(moving), f"--runs: in none of them is a step's move known ({left_out[0] if left_out else 'none given'})")
     require(Path(args.out).is_dir(), f"--out {args.out}: there is no such folder; make it first")
-    found = settings(runs)
+    found = settings(moving)
     usual = [setting for setting in found if setting.lr == min(s.lr for s in found)]
     tables = {"law": table(found), "objectives": by_objective(usual), "lengths": first_interval(usual)}
     print("\n\n".join([*tables.values(), *(f"left out: {line}" for line in left_out)]))

@@ -28,7 +28,10 @@ SIZES = {  # of Qwen2.5's released models; "tiny" is for a look at this script o
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2},
 }
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}  # dense bfloat16 FLOP/s, from the makers' data sheets
-WEIGHED = ("mgda", "gradnorm", "nash_mtl")  # K gradients in each update, and one of the KL term
+# Floating-point operations of the update per token and parameter, of which a forward pass takes 2 and a backward pass 4, with K = 3: of
+# plain algorithms; with a gradient of each objective and the KL term in every update; with one of each objective before the updates
+PLAIN, WEIGHED, BEFORE = 2 + 4, 2 + 4 * (3 + 1), (2 + 4 * 3) + (2 + 4)
+WORK = {"mgda": WEIGHED, "gradnorm": WEIGHED, "nash_mtl": WEIGHED, "dynamic_weighting": BEFORE}
 
 
 @dataclass
@@ -97,13 +100,12 @@ def main(args: Args) -> None:
             rows = measure(name, Path(folder) / "model", args, Path(folder) / name)
             times = {part: median(row[f"time/{part}"] for row in rows) for part in ("rollout", "reward", "update", "weights")}
             tokens = median(row["length/mean"] for row in rows) * args.prompts * 16
-            backward = 4 if name in WEIGHED else 1  # K = 3 and the KL term
-            # forward 2 N per token, backward 4 N; old and reference log-probabilities are one forward each. Recomputation is no useful work
-            useful = (2 + 2 + 2 + 4 * backward) * shape.parameters * tokens
+            # old and reference log-probabilities are one forward pass each; what is computed again is no useful work
+            useful = (2 + 2 + WORK.get(name, PLAIN)) * shape.parameters * tokens
             share = f"{useful / times['update'] / (peak * args.ranks):9.1%}" if peak else f"{'-':>9}"
             setup = memory.Setup(
                 ranks=args.ranks, local_ranks=args.ranks, sharded=bool(gpu) or args.ranks > 1, compute_bytes=2 if gpu else 4,
-                device_bytes=torch.cuda.get_device_properties(0).total_memory if gpu else 0, gradients=3 if name in WEIGHED else 1,
+                device_bytes=torch.cuda.get_device_properties(0).total_memory if gpu else 0, gradients=3 if name in WORK else 1,
                 prompts=args.prompts, max_prompt_length=16, max_new_tokens=args.max_new_tokens, micro_batch_tokens=args.micro_batch_tokens,
                 activation_checkpointing=args.activation_checkpointing, engine=args.engine,
             )  # fmt: skip

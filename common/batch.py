@@ -53,13 +53,14 @@ def right_pad(rows: list[list[float]], like: Tensor) -> Tensor:
 def micro_batches(batch: Batch, rows: Tensor, max_tokens: int) -> list[Tensor]:
     """This rank's share of the rows, cut into micro-batches of at most max_tokens padded tokens each (one row may exceed it alone).
 
-    Rows are sorted by length first, so that little of a micro-batch is padding. A rank's share is contiguous, so that whole prompts stay
-    on one rank where their number divides by that of ranks; every rank gets equally many micro-batches, as a sharded model needs.
+    A micro-batch is as wide as its longest prompt and its longest completion together (`Batch.select`). Rows are sorted by length first,
+    so that little of it is padding. A rank's share is contiguous, so that whole prompts stay on one rank where their number divides by
+    that of ranks; every rank gets equally many micro-batches, as a sharded model needs.
     rows: [b] indices, the same on all ranks; returns index tensors. Raises ValueError if some ranks would have no row.
     """
-    lengths = (batch.prompt_mask.sum(1) + batch.lengths).cpu()
+    sizes = torch.stack([batch.prompt_mask.sum(1), batch.lengths.long()], 1).cpu()  # [B, 2] of prompt and completion
     count = ranks.count()
-    plans = [_cut(rows[ranks.share(len(rows), rank, count)], lengths, max_tokens) for rank in range(count)]
+    plans = [_cut(rows[ranks.share(len(rows), rank, count)], sizes, max_tokens) for rank in range(count)]
     most = max(map(len, plans))
     if len(rows) // count < most:
         raise ValueError(f"{len(rows)} rows cannot be divided into {most} micro-batches on each of {count} ranks")
@@ -71,15 +72,15 @@ def micro_batches(batch: Batch, rows: Tensor, max_tokens: int) -> list[Tensor]:
     return own
 
 
-def _cut(rows: Tensor, lengths: Tensor, max_tokens: int) -> list[Tensor]:
-    rows = rows[lengths[rows].argsort(stable=True)]
-    chunks, start, sizes = [], 0, lengths[rows].tolist()
-    for end in range(1, len(sizes) + 1):
-        # sorted, so the newest row is the longest: it sets the padded width of the micro-batch
-        if end == len(sizes) or (end + 1 - start) * sizes[end] > max_tokens:
+def _cut(rows: Tensor, sizes: Tensor, max_tokens: int) -> list[Tensor]:
+    rows = rows[sizes[rows].sum(1).argsort(stable=True)]
+    chunks, start, prompt, completion = [], 0, 0, 0
+    for end, (next_prompt, next_completion) in enumerate(sizes[rows].tolist()):
+        prompt, completion = max(prompt, next_prompt), max(completion, next_completion)
+        if end > start and (end + 1 - start) * (prompt + completion) > max_tokens:
             chunks.append(rows[start:end])
-            start = end
-    return chunks
+            start, prompt, completion = end, next_prompt, next_completion
+    return [*chunks, rows[start:]]
 
 
 def mini_batches(prompts: int, group_size: int, count: int, generator: torch.Generator) -> list[Tensor]:

@@ -69,8 +69,10 @@ def load_prompts(
             raise UserError(f"--dataset {dataset}: its {split} split is empty")
         columns = {name: list(table[name]) for name in table.column_names}
         texts = _column(columns, prompt_column, "--prompt-column")
-        answers = [_reference(str(answer)) for answer in _column(columns, answer_column, "--answer-column")]
-        prompts = [_text(text, prompt_suffix, tokenizer) for text in texts]
+        prompts = [_text(text, prompt_suffix, tokenizer, f"--prompt-column {prompt_column}: in {split}, a prompt") for text in texts]
+        of = f"--answer-column {answer_column}: in {split}, the answer to"
+        found = zip(_column(columns, answer_column, "--answer-column"), texts, strict=True)
+        answers = [_reference(answer, f"{of} {str(text)[:60]!r}") for answer, text in found]
         splits[split] = _tokenize(
             {**columns, "prompt": prompts, "answer": answers}, tokenizer, max_prompt_length, bool(tokenizer.chat_template), split
         )
@@ -131,17 +133,20 @@ def _column(columns: dict[str, list], name: str, flag: str) -> list:
         raise UserError(f"{flag} {name}: no such column; the dataset has {', '.join(sorted(columns))}")
     values = columns[head]
     for field in fields:
-        if not isinstance(values[0], dict) or field not in values[0]:
-            raise UserError(f"{flag} {name}: column {head} has no field {field}")
+        for row, value in enumerate(values):
+            if not isinstance(value, dict) or field not in value:
+                raise UserError(f"{flag} {name}: column {head} has no field {field} in row {row}")
         values = [value[field] for value in values]
     return values
 
 
-def _reference(answer: str) -> str:
-    """The answer itself, or what a worked solution, as in MATH, boxes at its end."""
+def _reference(answer: object, where: str) -> str:
+    """The answer itself, or what a worked solution, as in MATH, boxes at its end. where: what it is, for the error."""
     from rewards.accuracy import last_boxed
 
-    return last_boxed(answer) or answer
+    if not isinstance(answer, str | int | float) or answer != answer or answer == "":  # None, a list or NaN would be compared as a word
+        raise UserError(f"{where} is {answer!r}: no completion could be right; drop the row, or name a column of texts or numbers")
+    return last_boxed(str(answer)) or str(answer)
 
 
 def _find(candidates: tuple[str, ...], table, flag: str) -> str:
@@ -151,8 +156,14 @@ def _find(candidates: tuple[str, ...], table, flag: str) -> str:
     raise UserError(f"{flag} is needed: none of {', '.join(candidates)} is a column; the dataset has {', '.join(table.column_names)}")
 
 
-def _text(prompt: str | list[dict], suffix: str, tokenizer) -> str:
-    """What the model reads: through the chat template where the tokenizer has one, else the messages' text."""
+def _text(prompt: object, suffix: str, tokenizer, where: str) -> str:
+    """What the model reads: through the chat template where the tokenizer has one, else the messages' text. where: what it is, for the
+    error about what is neither a text nor a list of chat messages."""
+    messages = isinstance(prompt, list) and prompt and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in prompt)
+    if not isinstance(prompt, str) and not messages:
+        raise UserError(
+            f"{where} is {str(prompt)[:60]!r}: it must be a text or a list of chat messages; drop the row, or name another column"
+        )
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
     messages[-1]["content"] += suffix
     if tokenizer.chat_template:

@@ -128,7 +128,7 @@ def processes(visit: Visit) -> str:
     args = visit.args
     visit.made["device"] = device = ranks.start(single=args.engine == "vllm" or args.compute_dtype == "bfloat16")
     count = ranks.count()
-    for where in {device, torch.device("cpu")}:
+    for where in dict.fromkeys((device, torch.device("cpu"))):  # not a set: all ranks must go in one order
         total = ranks.all_sum(torch.ones(3, device=where))
         if not torch.equal(total.cpu(), torch.full((3,), float(count))):
             raise Failed(f"the sum of ones over {count} ranks, on {where.type}, is {total[0]:g}")
@@ -305,16 +305,20 @@ def _local_ranks() -> int:
 
 
 def available_memory() -> int:
-    """Bytes of host memory that a new process could take: of the machine, or of the container if its limit is nearer."""
+    """Bytes of host memory that a new process could take: of the machine, or of the container if its limit is nearer. What the kernel
+    keeps there of files it gives back. Raises Skipped where the system does not tell."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # not Linux: all there is
+        if not hasattr(os, "sysconf"):
+            raise Skipped("this system does not tell its memory") from None
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
-        return min(free, int(limit) - int(used)) if limit != "max" else free
-    except (OSError, ValueError):
+        limit, used, parts = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current", "stat"))
+        files = int(dict(line.split() for line in parts.splitlines())["inactive_file"])
+        return free if limit.strip() == "max" else min(free, int(limit) - int(used) + files)
+    except (OSError, ValueError, KeyError):
         return free
 
 
@@ -376,7 +380,8 @@ def _change_weights(visit: Visit, factor: float) -> float:
 def _prompts(visit: Visit, start: int) -> list[list[int]]:
     """Training prompts from row `start` on, two per rank; the last is a long one, of which a prefix cache keeps whole blocks."""
     ids, args = visit.made["prompts"].ids, visit.args
-    longest = min(256, args.max_prompt_length, visit.made["config"].get_text_config().max_position_embeddings - NEW_TOKENS)
+    positions = getattr(visit.made["config"].get_text_config(), "max_position_embeddings", None) or 256 + NEW_TOKENS
+    longest = min(256, args.max_prompt_length, positions - NEW_TOKENS)
     rows = [ids[(start + i) % len(ids)] for i in range(longest)]
     return [*rows[: 2 * ranks.count() - 1], [token for row in rows for token in row][:longest]]
 

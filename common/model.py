@@ -22,7 +22,8 @@ from common.errors import UserError
 TESTBED = "testbed"
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32, of which a pass holds a few copies; 220 tokens of a 150k vocabulary
 RECOMPUTE = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is random in a forward pass without dropout
-POSTPROCESSING = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # of configs whose logits are more than lm_head(hidden)
+# of configs whose logits are more than lm_head(hidden)
+POSTPROCESSING = ("final_logit_softcapping", "logits_soft_cap", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
 
 def model_path(model: str) -> str:
@@ -94,7 +95,7 @@ def load_whole(model: str, device: torch.device, trust_remote_code: bool = False
         known = "a hub name, a folder with config.json and *.safetensors, or testbed[:base]"
         raise UserError(f"--model {model} could not be loaded: {_first_line(error)} (expected {known})") from error
     for name in POSTPROCESSING:
-        if getattr(loaded.config, name, None) not in (None, 1, 1.0):
+        if any(getattr(config, name, None) not in (None, 1, 1.0) for config in (loaded.config, loaded.config.get_text_config())):
             raise UserError(f"--model {model}: its config sets {name}, which log-probabilities by chunks of lm_head would leave out")
     return loaded.to(device).eval()
 

@@ -31,7 +31,8 @@ def start(single: bool) -> torch.device:
         if local >= torch.cuda.device_count():
             raise UserError(f"--nproc_per_node is more than the {torch.cuda.device_count()} GPUs of this node: start one rank per GPU")
         torch.cuda.set_device(local)
-    launched = "MASTER_ADDR" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1
+    # MASTER_ADDR alone may be set by a cluster's job script
+    launched = {"RANK", "MASTER_ADDR"} <= os.environ.keys() or int(os.environ.get("WORLD_SIZE", 1)) > 1
     if not dist.is_initialized() and (launched or single or cuda):
         alone = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # in this process, without a port
         if not launched:

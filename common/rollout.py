@@ -133,7 +133,9 @@ class TransformersEngine:
         uniforms = torch.cat([torch.rand(completions, max_new_tokens, generator=torch.Generator().manual_seed(s)) for s in seeds])
         uniforms, stop_ids = uniforms.to(device), torch.tensor(sorted(self.stop_ids), device=device)
 
-        output = self.model(ids, attention_mask=attention, position_ids=(attention.cumsum(1) - 1).clamp(min=0), logits_to_keep=1)
+        # asked for, because a config that was saved for training may say not to
+        cached = {"use_cache": True, "logits_to_keep": 1}
+        output = self.model(ids, attention_mask=attention, position_ids=(attention.cumsum(1) - 1).clamp(min=0), **cached)
         cache = output.past_key_values
         cache.batch_repeat_interleave(completions)
         logits = output.logits[:, -1].repeat_interleave(completions, 0)  # [B, V]
@@ -161,6 +163,7 @@ class TransformersEngine:
                 attention_mask=attention if padded else None,  # without padding the attention kernel is faster unmasked
                 position_ids=position[:, None],
                 past_key_values=cache,
+                use_cache=True,
             )
             logits, position = output.logits[:, -1], position + 1
         lengths = lengths.tolist()

@@ -59,7 +59,8 @@ class VLLMEngine:
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).get_text_config()
-        self.max_length = min(max_length, getattr(config, "max_position_embeddings", max_length))  # vLLM refuses to start with more
+        positions = getattr(config, "max_position_embeddings", None) or max_length  # none where the architecture has no bound
+        self.max_length = min(max_length, positions)  # vLLM refuses to start with more
         try:
             self.llm = LLM(
                 model,

@@ -20,6 +20,7 @@ import torch
 from common import ranks
 from common.errors import UserError
 
+TAKEN = ("length", "rate", "nats", "step", "prompt", "completion")  # stand beside the objectives in metrics.jsonl or completions.jsonl
 OBJECTIVES = ("accuracy", "conciseness", "clarity")  # the paper's three, in the order of the columns of `rewards [B, K]`
 
 
@@ -35,7 +36,7 @@ def load(paths: Sequence[str]) -> dict[str, Callable]:
 
     Raises:
         UserError: no paths, a malformed path, a module or function that does not exist, a module that fails when imported, something
-            that cannot be called with any keyword, or two objectives of one name.
+            that cannot be called with any keyword, two objectives of one name, or one whose name is TAKEN or ends in `_se`.
     """
     if not paths:
         raise UserError(f"--rewards is empty: name at least one function, for example {_builtin(OBJECTIVES[0])}")
@@ -56,6 +57,8 @@ def load(paths: Sequence[str]) -> dict[str, Callable]:
             raise UserError(f"--rewards {path!r}: {name} is of type {type(function).__name__}, not a function")
         if not _takes_every_keyword(function):
             raise UserError(f"--rewards {path!r}: {name} must accept every keyword: end its parameters with **kwargs")
+        if name in TAKEN or name.endswith("_se"):
+            raise UserError(f"--rewards {path!r}: a run logs {name!r}, or what ends in _se, as something else: rename the function")
         if name in functions:
             raise UserError(f"--rewards has two objectives named {name!r}: rename one of the functions")
         functions[name] = function

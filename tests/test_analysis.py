@@ -91,6 +91,14 @@ def test_a_whole_last_line_counts_without_its_line_break(tmp_path):
     assert load_run(folder).rows == rows
 
 
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path):
+    run = load_run(write_run(tmp_path / "a", {"accuracy": [0.5, 0.6]}))
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match=r"the picture .*folder\.png cannot be written \(.*give another --out"):
+        draw([run], tmp_path / "folder.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "folder.png"]
+
+
 @pytest.mark.parametrize("broken", ['{"step": 3, "cov', "", "[3]", '{"loss/kl": 1.0}', '{"step": 1}', "\udcff"])
 def test_a_broken_line_is_refused_with_its_number(tmp_path, broken):
     folder = write_run(tmp_path / "run", {"accuracy": [0.1, 0.2]})
@@ -279,7 +287,7 @@ def test_a_failed_drawing_leaves_the_old_picture(tmp_path, monkeypatch):
     (folder / "curves.png").write_text("old")
     before = sorted(path.name for path in folder.iterdir())
     monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="curves.png cannot be written .disk full"):
         draw([load_run(folder)], folder / "curves.png")
     assert (folder / "curves.png").read_text() == "old"
     assert sorted(path.name for path in folder.iterdir()) == before

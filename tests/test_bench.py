@@ -118,6 +118,49 @@ def test_an_unfinished_run_is_left_out_and_named(folders, tmp_path):
         load_finished([tmp_path / "nowhere"])
 
 
+def test_a_run_of_a_results_folder_that_has_no_step_yet_is_left_out(folders, tmp_path):
+    results = tmp_path / "results" / "runs"
+    results.mkdir(parents=True)
+    for folder in folders[:2]:
+        folder.rename(results / folder.name)
+    (results / "mgda-1").mkdir()
+    (results / "mgda-1" / "args.json").write_text("{}")
+    runs, left_out = load_finished([tmp_path / "results"])
+    assert [run.name for run in runs] == ["linear-1", "linear-2"]
+    assert len(left_out) == 1
+    assert "mgda-1" in left_out[0]
+    with pytest.raises(UserError, match="mgda-1"):
+        load_finished([results / "mgda-1"])
+
+
+def test_settings_are_pooled_by_their_flags_and_not_by_their_names(tmp_path):
+    """`ctwa` is one thing on each model here, and another where a section has two of it."""
+    made = [
+        ("testbed", "ctwa", {"weight_lr": 1.0}, 0.6),
+        ("testbed", "ctwa", {"weight_lr": 0.05}, 0.2),
+        ("testbed:robust", "ctwa", {"weight_lr": 1.0}, 0.7),
+        ("testbed:wavering", "ctwa", {"weight_lr": 0.05}, 0.1),
+    ]
+    board = board_of([foreign(tmp_path / f"{n}", s, 1, (end, 0.7, 0.7), model=m, **f) for n, (m, s, f, end) in enumerate(made)])
+    assert [[row["algorithm"] for row in s["rows"]] for s in board["sections"]] == [
+        ["ctwa weight_lr 1.0", "ctwa weight_lr 0.05"],
+        ["ctwa"],
+        ["ctwa"],
+    ]
+    pooled = {row["algorithm"]: row["worst_change"]["value"] for row in board["overall"]}
+    assert pooled == pytest.approx({"ctwa weight_lr 1.0": (0.1 + 0.2) / 2, "ctwa weight_lr 0.05": (-0.3 - 0.4) / 2})
+
+
+def test_settings_in_folders_of_one_name_have_names_of_their_own(tmp_path):
+    targets = {"half": [0.0125, 0.0625, 0.03125], "double": [0.0375, 0.1875, 0.09375]}  # too long for a name
+    for name, values in targets.items():
+        foreign(tmp_path / name / "runs" / "ctwa-s1", "ctwa", 1, (0.6, 0.7, 0.7), cov_targets=values)
+    folders = [tmp_path / name / "runs" / "ctwa-s1" for name in targets]
+    labels = [row["algorithm"] for row in board_of(folders)["sections"][0]["rows"]]
+    assert len(set(labels)) == 2
+    assert all(any(name in label for label in labels) for name in targets)
+
+
 def test_the_same_seed_twice_is_refused(folders, tmp_path):
     again = foreign(tmp_path / "again", "linear", 2, (0.2, 0.8, 0.8))
     with pytest.raises(UserError, match="linear-2 and .*again are the same setting with the same seed; give one of them"):

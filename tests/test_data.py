@@ -128,6 +128,35 @@ def test_errors_name_the_flag(tmp_path, call, message):
 
 
 @pytest.mark.skipif(not MATH500.is_dir(), reason="MATH-500 is not beside the repository")
+@pytest.mark.parametrize("answer", [None, float("nan"), "", ["5"], {"value": 5}])
+def test_a_missing_answer_is_told_and_not_taken_for_a_word(answer, tmp_path):
+    """Against the gold answer "None" no completion would ever be right."""
+    good = [{"problem": f"Q{i}", "answer": answer if answer.__class__ in (list, dict) else float(i)} for i in range(9)]
+    file = write(tmp_path / "mine.jsonl", [*good, {"problem": "Q9", "answer": answer}])
+    with pytest.raises(UserError, match="--answer-column answer: in .*, the answer to 'Q.' is .*: no completion could be right"):
+        load(file)
+
+
+def test_an_empty_cell_of_a_csv_is_told(tmp_path):
+    (tmp_path / "mine.csv").write_text("problem,answer\n" + "".join(f"Q{i},{i or ''}\n" for i in range(9)))
+    with pytest.raises(UserError, match="the answer to 'Q0' is .*: no completion could be right"):
+        load(tmp_path / "mine.csv")
+
+
+@pytest.mark.parametrize("prompt", [None, [], [{"role": "user", "content": None}]])
+def test_a_prompt_that_is_no_text_is_told(prompt, tmp_path):
+    other = [{"role": "user", "content": "Q"}] if isinstance(prompt, list) else "Q"
+    file = write(tmp_path / "mine.jsonl", [*({"prompt": other, "answer": i} for i in range(9)), {"prompt": prompt, "answer": 9}])
+    with pytest.raises(UserError, match="--prompt-column prompt: in .*, a prompt is .*: it must be a text or a list of chat messages"):
+        load(file)
+
+
+def test_a_field_that_a_row_lacks_is_told(tmp_path):
+    rows = [{"prompt": "Q", "reward_model": {"ground_truth": "5"} if i else None} for i in range(10)]
+    with pytest.raises(UserError, match="--answer-column reward_model.ground_truth: column reward_model has no field ground_truth in row"):
+        load(write(tmp_path / "mine.jsonl", rows))
+
+
 def test_math500_from_files_has_the_papers_split_and_suffix():
     data = load(MATH500, max_length=10**6)
     assert {split: len(prompts) for split, prompts in data.items()} == {"train": 300, "tune": 100, "test": 100}

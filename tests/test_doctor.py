@@ -1,6 +1,7 @@
 """The doctor: well on a healthy machine, and for each thing that is broken on purpose, a FAIL with its fix."""
 
 import json
+import os
 import re
 import sys
 from dataclasses import asdict
@@ -194,6 +195,27 @@ def test_the_requirements_files_are_read():
     assert pins["torch"] == "==2.13.0"
     assert pins["transformers"] == ">=5.16.1,<5.20"
     assert dict(doctor.requirements(ROOT / "requirements-vllm.txt"))["vllm"].startswith("==")
+
+
+def test_memory_that_the_kernel_gives_back_is_free(tmp_path, monkeypatch):
+    """In a container that has just downloaded a model, most of `memory.current` is pages of its files."""
+    files = {
+        "proc/meminfo": "MemTotal: 900 kB\nMemAvailable:   800 kB\n",
+        "sys/fs/cgroup/memory.max": "600000\n",
+        "sys/fs/cgroup/memory.current": "590000\n",
+        "sys/fs/cgroup/memory.stat": "anon 90000\nfile 500000\ninactive_file 450000\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(doctor, "Path", lambda path: tmp_path / path.lstrip("/"))
+    assert doctor.available_memory() == 600000 - 590000 + 450000
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+    assert doctor.available_memory() == 800 * 1024
+    (tmp_path / "proc/meminfo").unlink()
+    monkeypatch.delattr(os, "sysconf")  # as on Windows
+    with pytest.raises(doctor.Skipped):
+        doctor.available_memory()
 
 
 def test_ranks_that_do_not_add_up(examine, monkeypatch):

@@ -1,6 +1,7 @@
 """Dynamic weighting: the weight step against vectors and mirror ascent, hypervolume against a second method, both variants trained."""
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -80,6 +81,9 @@ def test_the_step_is_longer_only_where_the_front_grows():
     factor, longer = step_factor(front, tensor([0.6, 0.4]), reference)
     assert factor == pytest.approx(0.5 + 1.5 * math.tanh(0.1 * 0.4))
     assert len(longer) == 2
+    factor, shorter = step_factor(longer, tensor([0.7, 0.5]), reference)  # which is better than both in everything
+    assert factor == pytest.approx(0.5 + 1.5 * math.tanh(0.7 * 0.5 - hypervolume(longer, reference)))
+    assert shorter.tolist() == [[0.7, 0.5]]
 
 
 def test_influence_is_the_row_sum_of_the_inner_products_of_the_first_update(tmp_path):
@@ -123,6 +127,21 @@ def test_an_objective_without_a_gradient_has_no_influence(tmp_path):
     row = train("dynamic_weighting", tmp_path / "run", rewards=rewards, steps=1, prompts=8)[1]
     assert row["dynamic_weighting/influence/flat"] == pytest.approx(0, abs=1e-9)
     assert row["dynamic_weighting/influence/accuracy"] != 0
+
+
+def test_weights_outlive_gradients_that_are_not_finite(tmp_path, monkeypatch):
+    script, made = import_module("algos.dynamic_weighting"), []
+
+    def gram_matrix(gradients):
+        made.append(original(gradients))
+        return made[-1] * torch.inf if len(made) == 2 else made[-1]
+
+    original = script.gram_matrix
+    monkeypatch.setattr(script, "gram_matrix", gram_matrix)
+    rows = train("dynamic_weighting", tmp_path / "run", mu=1e-5, prompts=8)
+    weights = [[row[f"weight/{name}"] for name in ("accuracy", "conciseness", "clarity")] for row in rows[1:]]
+    assert weights[0] == weights[1] != weights[2]
+    assert all(sum(own) == pytest.approx(1) for own in weights)
 
 
 def test_hypervolume_variant_acts_on_the_step_and_keeps_the_weights(tmp_path):

@@ -1,16 +1,31 @@
 """Explanations of runs: sums and reasons on runs written by hand, and controllers that must choose again what they chose in training."""
 
 import json
+import re
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from conftest import run_script
 from test_scripts import NAMES, train
 
-from analysis.counterfactual import CONTROLLERS, NEEDS_GRADIENTS, counterfactual_weights
-from analysis.explain import Interval, agreement, by_length, counterfactual_table, draw, explain, intervals, outvoted, phases, reason
+from analysis.counterfactual import CONTROLLERS, counterfactual_weights
+from analysis.explain import (
+    Interval,
+    agreement,
+    by_length,
+    counterfactual_table,
+    draw,
+    explain,
+    intervals,
+    outvoted,
+    phases,
+    reason,
+    scalarised,
+)
 from analysis.runs import load_run, load_statistics
 from common.errors import UserError
 
@@ -131,6 +146,23 @@ def test_who_outvoted_an_objective_adds_up_to_the_covariance_of_the_scalar_rewar
     assert parts["easy"] < 0
 
 
+def test_votes_are_told_of_scores_that_are_a_sum_of_rewards_alone(tmp_path):
+    folder = write_run(tmp_path / "run", [-0.05] * 2, [0.5, 0.4], cov=-0.1)
+    line = {"step": 1, "rewards": [[1, 0], [0, 1], [0, 1], [0, 1]], "lengths": [9, 5, 9, 5]}
+    summed = {"advantages": [-1.5, 0.5, 0.5, 0.5]}  # of weights .2 and .8: 3 * (s - mean), as scaled within a prompt
+    other = {"advantages": [-1.5, 0.5, 0.5, -0.5]}
+    rows = [
+        json.loads(row) | {"weight_share/hard": 0.2, "weight_share/easy": 0.8}
+        for row in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for advantages, told in ((summed, True), (other, False)):
+        (folder / "statistics.jsonl").write_text("".join(json.dumps(line | advantages | {"step": step}) + "\n" for step in (1, 2)))
+        run = load_run(folder)
+        assert scalarised(run, 0, 2) == told
+        assert ("outvoted" in explain(run)) == told
+
+
 def test_a_covariance_is_divided_into_lengths_and_the_rest(tmp_path):
     """A policy that chooses between a short wrong mode and a long one, right half of the time: what the choice does is between lengths."""
     folder = write_run(tmp_path / "run", [0.0] * 2, [0.5, 0.4])
@@ -175,7 +207,7 @@ def test_a_controller_chooses_again_what_it_chose_in_training(name, tmp_path):
     for row, weights in list(zip(rows[1:], chosen[name], strict=True))[: 1 if name == "famo" else None]:
         assert weights.tolist() == pytest.approx([row[f"weight_share/{o}"] for o in run.objectives], abs=2e-4)
     for other, found in chosen.items():
-        if estimated and other in NEEDS_GRADIENTS:
+        if estimated and other in ("dynamic_weighting", "gradnorm"):
             assert found == [None] * 4
         else:
             assert all(float(weights.sum()) == pytest.approx(1, abs=1e-5) and bool((weights >= 0).all()) for weights in found)
@@ -184,6 +216,76 @@ def test_a_controller_chooses_again_what_it_chose_in_training(name, tmp_path):
     assert table.count("←") == 2  # the explanation and the run's own row
     with pytest.raises(UserError, match="--steps 9"):
         counterfactual_table(run, steps, chosen, estimated, [9])
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("tchebycheff", {"variant": "smooth"}),
+        ("tchebycheff", {"variant": "classical", "preference": (3.0, 2.0, 1.0)}),
+        ("ctwa", {"cov_targets": (10.0, 10.0, 10.0), "obj_caps": (0.0, 2.0, 2.0)}),
+        ("ctwa", {"cov_targets": (0.5, 0.5, 0.5), "outlier_factor": 1.0}),
+        ("dynamic_weighting", {"variant": "hypervolume", "weights": (3.0, 2.0, 1.0)}),
+    ],
+)
+def test_so_does_each_of_its_variants(name, flags, tmp_path):
+    rows = train(name, tmp_path / "run", steps=3, eval_every=3, lr=1e-6, **flags)
+    run = load_run(tmp_path / "run")
+    for row, weights in zip(rows[1:], counterfactual_weights(run, SCRIPTS)[1][name], strict=True):
+        assert weights.tolist() == pytest.approx([row[f"weight_share/{o}"] for o in run.objectives], abs=2e-4)
+
+
+@pytest.mark.parametrize(("name", "flags"), [("famo", {"losses": "surrogate"}), ("pama", {"scalar": "batch"})])
+def test_a_variant_that_needs_log_probabilities_is_left_open(name, flags, tmp_path):
+    train(name, tmp_path / "run", steps=2, eval_every=2, **flags)
+    run = load_run(tmp_path / "run")
+    found = counterfactual_weights(run, SCRIPTS)
+    assert found[1][name] == [None, None]
+    assert "– needs what the run did not keep" in counterfactual_table(run, *found)
+
+
+def test_rewards_beyond_the_best_ones_leave_gaps_open(tmp_path):
+    """FAMO's gap to a best reward of 1 would be negative, its logarithm no number."""
+    (tmp_path / "ten.py").write_text("def ten(completions, **columns):\n    return [10.0 * (len(c) % 2) for c in completions]\n")
+    train("linear", tmp_path / "run", steps=2, eval_every=2, rewards=("rewards.accuracy:accuracy", f"{tmp_path / 'ten.py'}:ten"))
+    run = load_run(tmp_path / "run")
+    found = counterfactual_weights(run, SCRIPTS)
+    assert found[1]["famo"] == [None, None]
+    assert re.search("famo +– +–\n", counterfactual_table(run, *found))
+    with patch("analysis.curves.write_figure") as written:
+        draw(run, tmp_path / "explain.png")
+    (figure, _), _ = written.call_args
+    above = figure.axes[:2]
+    assert above[0].get_ylim() == pytest.approx((-0.05, 1.05))
+    assert above[1].get_ylim()[1] > max(run.series("eval/ten")[1]) > 1
+
+
+def test_a_gradient_that_was_not_finite_is_passed_over(tmp_path):
+    train("mgda", tmp_path / "run", steps=3, eval_every=3)
+    file = tmp_path / "run" / "statistics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[0]["gram"][1][0][2] = None
+    lines[1]["gram"] = [[[None] * 3] * 3] * 2
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = load_run(tmp_path / "run")
+    assert [len(line["gram"]) for line in load_statistics(run)] == [1, 0, 2]
+    explain(run)
+    _, chosen, estimated = counterfactual_weights(run, SCRIPTS)
+    assert not estimated
+    for name in ("gradnorm", "dynamic_weighting", "mgda"):
+        assert all(bool(weights.isfinite().all()) for weights in chosen[name])
+    assert torch.equal(chosen["dynamic_weighting"][0], chosen["dynamic_weighting"][1])  # nothing was learned in step 2
+
+
+def test_gradients_of_a_whole_batch_count_for_each_of_its_updates(tmp_path):
+    """GradNorm moves its weights in every mini-batch; a run of dynamic weighting has one Gram matrix a step."""
+    train("dynamic_weighting", tmp_path / "run", steps=2, eval_every=2, prompts=8, mini_batches=4)
+    run = load_run(tmp_path / "run")
+    file, chosen = tmp_path / "run" / "statistics.jsonl", counterfactual_weights(run, SCRIPTS)[1]["gradnorm"]
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line | {"gram": line["gram"] * 4}) + "\n" for line in lines))
+    again = counterfactual_weights(run, SCRIPTS)[1]["gradnorm"]
+    assert all(torch.equal(a, b) for a, b in zip(chosen, again, strict=True))
 
 
 def test_without_gradients_mgda_gets_the_covariance_of_the_rewards(tmp_path):

@@ -107,6 +107,15 @@ def test_an_objective_without_a_gradient_keeps_its_weight(tmp_path):
     assert rows[3]["grad/norm"] > 0.01
 
 
+def test_a_reward_may_be_at_its_best_everywhere(tmp_path):
+    """Whose mean in float32 is above .1 by rounding."""
+    (tmp_path / "low.py").write_text("def low(completions, **columns):\n    return [0.1] * len(completions)\n")
+    rewards = ("rewards.accuracy:accuracy", f"{tmp_path / 'low.py'}:low")
+    rows = train("gradnorm", tmp_path / "run", rewards=rewards, reward_max=(1.0, 0.1), steps=1, prompts=8, completions=8)
+    assert torch.full((64,), 0.1).mean().item() > torch.tensor(0.1).item()
+    assert rows[1]["reward/low"] == pytest.approx(0.1)
+
+
 def test_the_official_losses_change_sign_and_say_so(tmp_path):
     with pytest.raises(UserError, match="use --losses gap"):
         train("gradnorm", tmp_path / "run", losses="surrogate", prompts=8, steps=20)
@@ -116,7 +125,7 @@ def test_the_official_losses_change_sign_and_say_so(tmp_path):
     ("flags", "message"),
     [
         ({"reward_max": (1.0, 1.0)}, "--reward-max has 2 numbers for 3 objectives"),
-        ({"reward_max": (1.0, 1.0, 0.01)}, "--reward-max is below the mean reward of clarity"),
+        ({"reward_max": (1.0, 1.0, 0.01)}, "--reward-max is below a reward of clarity"),
         ({"alpha": -1.0}, "--alpha -1.0"),
         ({"weight_lr": -1.0}, "--weight-lr -1.0"),
         ({"ema_tau": 0.0}, "--ema-tau 0.0"),

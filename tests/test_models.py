@@ -1,5 +1,6 @@
 """Qwen2, Qwen3 and Llama of random weights: sharded over two ranks against whole, sampled, trained, exported and reloaded; peak memory."""
 
+import copy
 import json
 import os
 import resource
@@ -150,4 +151,18 @@ def test_a_model_that_changes_its_logits_is_refused(tmp_path):
     config = json.loads((tmp_path / "qwen2/config.json").read_text())
     (tmp_path / "qwen2/config.json").write_text(json.dumps(config | {"final_logit_softcapping": 30.0}))
     with pytest.raises(UserError, match="--model .*final_logit_softcapping"):
+        load_whole(str(tmp_path / "qwen2"), torch.device("cpu"))
+
+
+def test_so_is_one_whose_text_config_says_so(tmp_path, monkeypatch):
+    """Models of texts and pictures have the language model's values in a config of their own."""
+    build(tmp_path, "qwen2")
+
+    def of_text(config, **_):
+        inner = copy.copy(config)
+        inner.logits_soft_cap = 30.0
+        return inner
+
+    monkeypatch.setattr(Qwen2Config, "get_text_config", of_text)
+    with pytest.raises(UserError, match="--model .*logits_soft_cap"):
         load_whole(str(tmp_path / "qwen2"), torch.device("cpu"))

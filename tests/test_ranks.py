@@ -106,6 +106,14 @@ def test_one_rank_has_a_group_of_its_own_also_inside_another():
     assert done.returncode == 0, done.stderr
 
 
+def test_an_address_alone_is_no_torchrun():
+    """A job script may export it for other programs; torchrun gives each process a rank as well."""
+    code = "import sys, torch; sys.path.insert(0, '.'); from common import ranks; ranks.start(single=False); assert ranks.count() == 1"
+    alone = {key: value for key, value in environment().items() if key not in ("RANK", "WORLD_SIZE")} | {"MASTER_ADDR": "node1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # --- started by torchrun, as a user does ---
 
 FLAGS = ["--steps=2", "--prompts=8", "--completions=4", "--eval-prompts=6", "--eval-every=2"]

@@ -169,6 +169,9 @@ def test_diff_of_what_is_not_python(scripts):
     scripts[1].write_text("def f(:\n")
     with pytest.raises(UserError, match=r"right\.py line 1: not Python"):
         side_by_side(*scripts)
+    scripts[1].write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(UserError, match=r"right\.py: not Python"):
+        side_by_side(*scripts)
 
 
 def test_colour_only_where_asked(scripts):

@@ -285,6 +285,28 @@ def test_one_two_and_five_objectives(name, tmp_path):
     assert refused == "" or refused.startswith("--rewards has one objective")
 
 
+def test_weights_of_linear_are_scaled_to_sum_1(tmp_path):
+    """Small ones would vanish in the epsilon of the whitening."""
+    usual, small = (train("linear", tmp_path / f"{w}", steps=2, weights=(w, w, w)) for w in (1 / 3, 1e-6))
+    assert small[1]["grad/norm"] == pytest.approx(usual[1]["grad/norm"], rel=1e-4)
+    assert small[1]["weight/accuracy"] == pytest.approx(1 / 3)
+
+
+def test_without_a_reference_no_kl_is_told(tmp_path):
+    rows = train("linear", tmp_path / "run", kl_coef=0.0, steps=2, lr=1e-3, picture=True)
+    assert [row["loss/kl"] for row in rows[1:]] == [None, None]
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+
+
+def test_what_a_reward_draws_is_not_what_chose_the_tokens(tmp_path, monkeypatch):
+    script, seeded = import_module("algos.linear"), []
+    monkeypatch.setattr(script, "reseed", lambda *path: seeded.append(derive(*path)))
+    train("linear", tmp_path / "run", steps=2, epochs=2)
+    used = {derive(1, step, i) for step in (1, 2) for i in range(SMALL["prompts"] + 2)}  # of each prompt and of each epoch
+    assert len(set(seeded)) == 2
+    assert not used & set(seeded)
+
+
 def test_lower_learning_rate_at_the_end_of_a_linear_schedule(tmp_path):
     rows = train("linear", tmp_path / "run", lr_schedule="linear", steps=4)
     assert [row["lr"] for row in rows[1:]] == pytest.approx([1e-4, 0.75e-4, 0.5e-4, 0.25e-4])
@@ -350,6 +372,16 @@ def test_ctwa_raises_the_weights_in_deficit_and_its_state_is_logged(tmp_path):
     assert rows[1]["ctwa/ema/accuracy"] == pytest.approx(0.9 * rows[0]["ctwa/cov/accuracy"] + 0.1 * rows[1]["ctwa/cov/accuracy"], abs=1e-6)
 
 
+def test_ctwa_goes_on_where_its_weights_leave_float32(tmp_path):
+    """e^97 is none, and a weight of inf or a 0 * inf would end the run; only ratios matter."""
+    rows = train("ctwa", tmp_path / "run", weights=(1e38, 1e36, 1e36), cov_targets=(10.0, 0.0, 0.0))[1:]
+    assert [row["grad/skipped"] for row in rows] == [0, 0, 0]
+    assert all(row["grad/norm"] > 0 for row in rows)
+    shares = [row["weight_share/accuracy"] for row in rows]
+    assert shares[0] == pytest.approx(1 / 1.02)
+    assert shares[0] < shares[1] <= shares[2] <= 1
+
+
 def test_ctwa_without_deficit_is_linear(tmp_path):
     ctwa, linear = train("ctwa", tmp_path / "c", cov_targets=(-9.0, -9.0, -9.0)), train("linear", tmp_path / "l")
     for one, other in zip(ctwa, linear, strict=True):  # but for the rounding of exp(log(weight))
@@ -383,9 +415,18 @@ def test_the_official_gate_and_outlier_drop(tmp_path):
         ("linear", {"eval_prompts": 1}, "--eval-prompts 1 must be at least 2"),
         ("linear", {"completions": 1}, "--completions must be at least 2"),
         ("linear", {"temperature": 0.0}, "--temperature 0.0 must be positive"),
+        ("linear", {"max_grad_norm": 0.0}, "--max-grad-norm 0.0 must be positive"),
+        ("linear", {"dual_clip": 0.5}, "--dual-clip 0.5 must be more than 1"),
+        ("linear", {"dual_clip": -1.0}, "--dual-clip -1.0 must be finite and not negative"),
+        ("linear", {"seed": -1}, "--seed -1 must be finite and not negative"),
+        ("linear", {"lr": -1e-4}, "--lr -0.0001 must be finite and not negative"),
+        ("linear", {"weight_decay": -0.1}, "--weight-decay -0.1 must be finite and not negative"),
+        ("linear", {"kl_coef": -0.1}, "--kl-coef -0.1 must be finite and not negative"),
+        ("linear", {"tis_cap": -2.0}, "--tis-cap -2.0 must be finite and not negative"),
         ("linear", {"weights": (0.5, 0.5)}, "--weights has 2 numbers for 3 objectives"),
-        ("linear", {"weights": (1.0, -0.1, 0.1)}, "--weights .* must not be negative"),
+        ("linear", {"weights": (1.0, -0.1, 0.1)}, "--weights .* must be finite and not negative"),
         ("linear", {"weights": (0.0, 0.0, 0.0)}, "--weights .* nor all zero"),
+        ("linear", {"weights": (torch.inf, 1.0, 1.0)}, "--weights .* must be finite"),
         ("linear", {"steps": 0}, "--steps 0 must be at least 1"),
         ("linear", {"model": "no/such-model"}, "--model no/such-model"),
         ("linear", {"model": "testbed:fragil"}, "--model testbed:fragil"),
@@ -395,6 +436,10 @@ def test_the_official_gate_and_outlier_drop(tmp_path):
         ("linear", {"resume": "/no/such/run"}, "--resume /no/such/run"),
         ("ctwa", {"weights": (1.0, 1.0)}, "--weights has 2 numbers for 3"),
         ("ctwa", {"weights": (1.0, 1.0, 0.0)}, "--weights .* must be positive"),
+        ("ctwa", {"weights": (1.0, 1.0, torch.inf)}, "--weights .* must be positive and finite"),
+        ("ctwa", {"weight_lr": -1.0}, "--weight-lr -1.0 must not be negative"),
+        ("dynamic_weighting", {"weights": (1.0, 1.0, torch.inf)}, "--weights .* must be positive and finite"),
+        ("tchebycheff", {"preference": (1.0, 1.0, torch.inf)}, "--preference .* must be positive and finite"),
         ("ctwa", {"cov_targets": (0.1,)}, "--cov-targets has 1 numbers for 3"),
         ("ctwa", {"obj_caps": (0.1,)}, "--obj-caps has 1 numbers for 3"),
         ("ctwa", {"ema_tau": 0.0}, "--ema-tau 0.0 must be in"),
