@@ -259,17 +259,17 @@ def first_order_change(
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
     device = ranks.start(single=args.engine == "vllm" or args.compute_dtype == "bfloat16")
-    for flag in ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs"):
+    for flag in ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs", "micro_batch_tokens"):
         require(getattr(args, flag) >= 1, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1")
     parts, among = args.mini_batches * ranks.count(), f" times the {ranks.count()} ranks" if ranks.count() > 1 else ""
     require(args.prompts % parts == 0, f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}{among}")
     require(args.eval_prompts >= 2, f"--eval-prompts {args.eval_prompts} must be at least 2: the verdict needs a standard error")
     require(args.completions >= 2, "--completions must be at least 2: advantages and covariances compare a prompt's completions")
-    require(args.temperature > 0, f"--temperature {args.temperature} must be positive: at 0 a prompt's completions are all the same")
+    require(0 < args.temperature < torch.inf, f"--temperature {args.temperature} must be positive: at 0 all completions are alike")
     require(args.max_grad_norm > 0, f"--max-grad-norm {args.max_grad_norm} must be positive; inf does not clip")
     require(not 0 < args.dual_clip <= 1, f"--dual-clip {args.dual_clip} must be more than 1, the ratio before any update; 0 is off")
-    for flag in ("seed", "lr", "weight_decay", "kl_coef", "tis_cap", "dual_clip"):
-        require(0 <= getattr(args, flag) < torch.inf, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be finite and not negative")
+    for flag in ("seed", "lr", "weight_decay", "kl_coef", "tis_cap", "dual_clip", "clip_low", "clip_high", "max_logp_gap"):
+        require(getattr(args, flag) >= 0, f"--{flag.replace('_', '-')} {getattr(args, flag)} must not be negative")
     objectives = reward_functions.load(args.rewards)
     K, G = len(objectives), args.completions
     compute = compute_dtype(args.compute_dtype, device)

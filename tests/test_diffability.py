@@ -181,8 +181,10 @@ def test_every_algorithms_page_has_an_update_table():
         assert "## The update\n\n|" in text, script.stem
         for heading in ("The idea", "What it needs and costs", "Hyperparameters", "In the logs", "How it fails"):
             assert f"## {heading}\n" in text, (script.stem, heading)
-        for flag in re.findall(r"^\| `--([a-z-]+)`", text, re.M):
-            assert f"    {flag.replace('-', '_')}: " in script.read_text(), (script.stem, flag)
+        source, told = script.read_text(), {flag.replace("-", "_") for flag in re.findall(r"^\| `--([a-z-]+)`", text, re.M)}
+        own = set(re.findall(r"^    (\w+): ", source.split("# --- ALGO: args ---")[1].split("# --- ALGO: mathematics ---")[0], re.M))
+        assert own <= told, script.stem
+        assert all(f"    {flag}: " in source for flag in told), script.stem
         assert f"[{script.stem}.md]" in PAGE.read_text() or f"]({script.stem}.md)" in PAGE.read_text()
 
 

@@ -63,7 +63,7 @@ def test_primal_and_dual_step_speak_of_one_lagrangian(K, primary):
 
 
 def test_weights_stand_in_the_order_of_the_rewards():
-    close(lagrangian_weights(tensor([1.0, 2.0]), 1), [0.25, 0.25, 0.5], 1e-12)
+    close(lagrangian_weights(tensor([3.0, 2.0]), 1), [0.5, 1 / 6, 1 / 3], 1e-12)
     close(with_primary(tensor([1.0, 2.0]), 2, 9.0), [1.0, 2.0, 9.0], 0)
 
 

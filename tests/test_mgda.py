@@ -61,7 +61,9 @@ def test_the_residual_sees_a_wrong_answer():
 
 
 def test_vectors(vectors):
-    for name, entry in vectors.items():
+    used = {name: entry for name, entry in vectors.items() if name.startswith(("mgda", "simplex_projection"))}
+    assert len(used) >= 5
+    for name, entry in used.items():
         inputs, expected = entry["inputs"], entry["expected"]
         if name.startswith("simplex_projection"):  # the point of the simplex nearest v is the shortest combination of the e_k - v
             rows = torch.eye(3, dtype=torch.float64) - tensor(inputs["v"])
@@ -69,7 +71,7 @@ def test_vectors(vectors):
         elif name == "mgda_two_objective_closed_form":
             G = torch.stack([tensor(inputs["g1"]), tensor(inputs["g2"])])
             assert float(min_norm_weights(G @ G.T)[0]) == pytest.approx(expected["w1"], abs=entry["tol"])
-        elif name.startswith("mgda"):
+        else:
             weights = min_norm_weights(tensor(inputs["gram"]))
             close(weights, expected["w"], entry["tol"])
             close(weights @ tensor(inputs["G"]), expected["direction"], entry["tol"])
