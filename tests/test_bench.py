@@ -88,6 +88,31 @@ def test_a_tie_is_a_tie_in_whatever_order_evaluations_came(tmp_path):
     assert rows["ctwa"]["better_than_linear"] == {"value": 0.5, "interval": None}  # one seed each
 
 
+@pytest.mark.parametrize("flag", [*bench.SETTING, *bench.MEASURE])
+def test_runs_that_differ_in_what_is_measured_are_not_compared(flag, tmp_path):
+    values = {
+        "steps": [50, 40],
+        "rewards": [["a"], ["b"]],
+        "eval_prompts": [64, 128],
+        "temperature": [1.0, 0.7],
+        "max_new_tokens": [56, 80],
+    }
+    one, other = values.get(flag, ["this", "that"])
+    runs = [foreign(tmp_path / f"{n}", "linear", 1, (0.6, 0.7, 0.7), **{flag: value}) for n, value in enumerate((one, other))]
+    assert len(board_of(runs)["sections"]) == 2
+    same = [foreign(tmp_path / f"same{n}", script, 1, (0.6, 0.7, 0.7), **{flag: one}) for n, script in enumerate(("linear", "ctwa"))]
+    assert len(board_of(same)["sections"]) == 1
+
+
+def test_seconds_are_the_median_and_the_length_starts_where_it_starts(tmp_path):
+    run = load_run(foreign(tmp_path / "run", "linear", 1, (0.6, 0.7, 0.7)))
+    for row in run.rows[1:4]:  # a machine that was busy for three steps
+        row["time/update"] = 100.0
+    assert bench.seconds_per_step(run) == 1.0
+    run.rows[0]["eval/length"] = 41.0
+    assert leaderboard([run])["sections"][0]["rows"][0]["length"]["start"] == 41.0
+
+
 def test_a_row_is_compared_with_the_linear_of_the_nearest_flags(tmp_path):
     """What is a run's own, its seed, its folder or its micro-batches, takes no part in that."""
     own = foreign(tmp_path / "ctwa", "ctwa", 1, (0.6, 0.7, 0.7), kl_coef=0.001, micro_batch_tokens=4096)
@@ -101,6 +126,10 @@ def test_the_end_is_the_mean_of_the_last_three_and_never_the_start(tmp_path):
     ended = with_mean_end(load_run(write_run(tmp_path / "a", {"accuracy": [0.1, 0.9, 0.2, 0.4, 0.6]})))
     assert [row["eval/accuracy"] for row in ended.rows] == [0.1, pytest.approx(0.4)]
     assert ended.rows[1]["eval/accuracy_se"] == pytest.approx(0.02)
+    run = load_run(tmp_path / "a")
+    for row, se in zip([row for row in run.rows if "eval/accuracy" in row], (0.5, 0.4, 0.01, 0.02, 0.06), strict=True):
+        row["eval/accuracy_se"] = se
+    assert with_mean_end(run).rows[1]["eval/accuracy_se"] == pytest.approx(0.03)  # of the same three
     ended = with_mean_end(load_run(write_run(tmp_path / "b", {"accuracy": [0.1, 0.3, 0.5]})))
     assert ended.rows[1]["eval/accuracy"] == pytest.approx(0.4)
 

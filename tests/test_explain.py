@@ -62,6 +62,7 @@ def test_predictions_are_added_up_between_evaluations(tmp_path):
     found = intervals(run, "hard")
     assert [(i.start, i.end) for i in found] == [(0, 2), (2, 4), (4, 6)]
     assert [i.move for i in found] == pytest.approx([0.08, -0.06, 0.01])
+    assert [i.move_se for i in found] == pytest.approx([2**0.5 * np.std(m, ddof=1) for m in ([0.05, 0.03], [-0.02, -0.04], [0.0, 0.01])])
     assert [i.score for i in found] == pytest.approx([2 * 0.5 * 0.1 * 4 / 3] * 3)  # cov/* divides by 4 completions, a prediction by 3
     assert [i.measured for i in found] == pytest.approx([0.08, -0.08, 0.01])
     assert [i.beyond_noise for i in found] == [True, True, False]
@@ -112,6 +113,8 @@ def interval(**changed) -> Interval:
         ({"cov": -0.1, "cov_active": -0.1}, None, "carried along against the score", "+0.100"),
         ({}, None, "positive covariance with the score", "+0.100"),
         ({"move": 0.01, "measured": 0.0}, None, "no push beyond noise", "+0.010 ± 0.020"),
+        ({"move": 0.01, "measured": -0.1}, None, "no push beyond noise", "+0.010 ± 0.020"),
+        ({"move": 0.01, "measured": 0.1}, None, "positive covariance with the score", "+0.100"),  # what was measured confirms it
         ({"move": None, "move_se": None, "score": None, "cov": -0.1}, None, "negative covariance with the score", "-0.100"),
     ],
 )
@@ -135,6 +138,29 @@ def test_intervals_of_one_reason_are_one_phase(tmp_path):
         (4, 8, "positive covariance with the score"),
     ]
     assert [p.measured for p in found] == pytest.approx([-0.2, 0.2])
+
+
+def test_a_phase_has_the_number_of_its_strongest_interval(tmp_path):
+    run = load_run(write_run(tmp_path / "run", [-0.02, -0.02, -0.1, -0.1, -0.03, -0.03], [0.6, 0.55, 0.35, 0.3]))
+    (phase,) = phases(run, "hard", intervals(run, "hard"))
+    assert "the steps moved it by -0.200" in phase.number
+
+
+@pytest.mark.parametrize(
+    ("gram", "expected", "cosine"),
+    [  # of `hard`, the first, with the sum of both: (1 - 3) / (1 * 2), and (9 - 3) / (3 * 2)
+        ([[1.0, -3.0], [-3.0, 9.0]], "conflicting gradients", "-1.00"),
+        ([[9.0, -3.0], [-3.0, 1.0]], "moved against its own gradient", "+1.00"),
+    ],
+)
+def test_a_gradient_in_conflict_with_the_step_is_told_from_one_that_is_not(gram, expected, cosine, tmp_path):
+    folder = write_run(tmp_path / "run", [-0.05] * 2, [0.5, 0.4])
+    lines = [json.loads(line) for line in (folder / "statistics.jsonl").read_text().splitlines()]
+    (folder / "statistics.jsonl").write_text("".join(json.dumps(line | {"gram": [gram]}) + "\n" for line in lines))
+    run = load_run(folder)
+    (phase,) = phases(run, "hard", intervals(run, "hard"))
+    assert phase.reason == expected
+    assert cosine in phase.number
 
 
 def test_who_outvoted_an_objective_adds_up_to_the_covariance_of_the_scalar_reward(tmp_path):
@@ -173,6 +199,11 @@ def test_a_covariance_is_divided_into_lengths_and_the_rest(tmp_path):
     assert between == pytest.approx(np.cov(advantages, [0, 0, 0.5, 0.5], bias=True)[0, 1])
     assert between + within == pytest.approx(np.cov(advantages, [row[0] for row in rewards], bias=True)[0, 1])
     assert between < 0 < within
+    # a second prompt, of which every advantage is high: only differences within a prompt count, and the mean over the prompts
+    raised = [value + 5 for value in advantages]
+    line |= {"rewards": rewards * 2, "lengths": lengths * 2, "advantages": [*advantages, *raised]}
+    (folder / "statistics.jsonl").write_text(json.dumps(line) + "\n")
+    assert by_length(load_run(folder), "hard", 0, 2) == pytest.approx((between, within))
 
 
 def test_runs_that_cannot_be_explained_are_refused(tmp_path):
