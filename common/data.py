@@ -56,6 +56,10 @@ def load_prompts(
     if dataset in ARITHMETIC:
         from common.arithmetic import problems
 
+        given = {"--prompt-column": prompt_column, "--answer-column": answer_column, "--prompt-suffix": prompt_suffix}
+        for flag, value in given.items():
+            if value:
+                raise UserError(f"{flag} {value!r} has no use with --dataset {dataset}, which writes its own prompts and answers; drop it")
         splits = {split: problems(split, ARITHMETIC[dataset]) for split in ("train", "tune", "test")}
         return {split: _tokenize(columns, tokenizer, max_prompt_length, False, split) for split, columns in splits.items()}
     if dataset == "math500":

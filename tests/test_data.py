@@ -114,6 +114,8 @@ def test_longer_prompts_are_dropped_and_counted(tmp_path, capsys):
         (lambda d: load(d / "odd.jsonl"), "--prompt-column is needed: none of prompt, problem, question"),
         (lambda d: load(d / "fine.jsonl", max_length=2), "--max-prompt-length 2 drops every train prompt"),
         (lambda d: load(d), "--dataset .*needs a train file"),
+        (lambda d: load("arithmetic", suffix="Think."), "--prompt-suffix 'Think.' has no use with --dataset arithmetic"),
+        (lambda d: load("arithmetic3", prompt_column="q"), "--prompt-column 'q' has no use with --dataset arithmetic3"),
     ],
 )  # fmt: skip
 def test_errors_name_the_flag(tmp_path, call, message):
