@@ -18,7 +18,7 @@ from benchmarks.targets import SETTINGS
 from common.errors import UserError, plain_errors, require
 
 STUDY, TARGETS, GRADIENTS = "results/study", "results/targets", "results/gradients"
-BENCH = "python run.py bench --algos all --seeds 3 --models"
+BENCH = "python run.py bench --algos all --seeds 5 --models"
 THREE_MODELS = ("testbed:fragile", "testbed:wavering", "testbed:robust")
 TESTBED = f"{BENCH} testbed testbed:wavering testbed:robust --out {STUDY}"
 PAPER_TARGETS = (None, SETTINGS["default"])  # None: not CTWA

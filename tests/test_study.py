@@ -1,7 +1,10 @@
 """The study's own commands: gradients of disjoint halves, the law over many runs, and the tables of docs/results.md."""
 
+import csv
 import json
 import random
+import re
+from statistics import fmean
 from unittest.mock import patch
 
 import pytest
@@ -83,6 +86,29 @@ def test_the_law_is_judged_over_all_runs_of_a_setting(tmp_path):
     assert all((tmp_path / f"law.{kind}").stat().st_size > 5000 for kind in ("png", "pdf"))
 
 
+def test_the_law_takes_any_number_of_objectives_and_steps_that_tell_a_move(tmp_path):
+    one = write_run(tmp_path / "one", [0.05, 0.05], [0.5, 0.6])
+    lines = [json.loads(line) for line in (one / "statistics.jsonl").read_text().splitlines()]
+    (one / "statistics.jsonl").write_text("".join(json.dumps(line | {"gram": [[[4.0]]]}) + "\n" for line in lines))
+    run = _with_rate(one)
+    run.args["objectives"] = ["hard"]
+    assert law.first_interval(law.settings([run])).endswith("|  |")  # a single gradient has no cosine
+    many = _with_rate(write_run(tmp_path / "many", [0.05, 0.05], [0.5, 0.6]))
+    names = [f"hard{n}" for n in range(9)]
+    for row in many.rows:
+        row |= {key.replace("hard", name): value for key, value in row.items() if "hard" in key for name in names}
+    many.args["objectives"] = names
+    law.draw(law.settings([many]), tmp_path / "law")
+    assert (tmp_path / "law.png").stat().st_size > 5000
+    single = write_run(tmp_path / "single", [0.05, 0.05], [0.5, 0.6])
+    text = (single / "metrics.jsonl").read_text()
+    for key in ("law/hard", "law/easy", "law/rate", "law/nats"):
+        text = re.sub(rf'"{key}": [^,}}]+', f'"{key}": null', text)
+    (single / "metrics.jsonl").write_text(text)
+    with pytest.raises(UserError, match="--runs: in none of them is a step's move known .*single: a step of it is one mini-batch"):
+        law.main(law.Args(runs=(str(single),), out=str(tmp_path)))
+
+
 def _with_rate(folder):
     run = load_run(folder)
     run.args["lr"] = 1e-4
@@ -96,6 +122,42 @@ def test_the_tables_of_the_results_page_are_those_of_its_data():
     for section in board["sections"]:  # seeds once each, and the numbers of a row those of its runs
         for row in section["rows"]:
             assert len(set(row["seeds"])) == len(row["seeds"]) == len(row["worst_change"]["per_seed"])
+
+
+def test_the_curves_of_the_study_are_of_the_runs_of_its_tables():
+    """Start and end of every run in table.json, from curves.csv."""
+    evaluations = {}
+    with results.CURVES.open(newline="") as file:
+        for row in csv.DictReader(file):
+            run = tuple(row[key] for key in ("model", "dataset", "estimator", "script", "seed"))
+            evaluations.setdefault(run, {})[int(row["step"])] = row
+    for section in json.loads(results.DATA.read_text())["sections"]:
+        for row in section["rows"]:
+            for i, seed in enumerate(row["seeds"]):
+                run = *(section["args"][key] for key in ("model", "dataset", "estimator")), row["script"], str(seed)
+                own = evaluations.pop(run)
+                assert sorted(own) == list(own)
+                for name, values in row["objectives"].items():
+                    reached = [float(own[step][name]) for step in own]
+                    assert reached[0] == pytest.approx(values["start"], abs=1e-4)
+                    assert fmean(reached[-3:]) == pytest.approx(values["per_seed"][i], abs=1e-4)
+    assert not evaluations
+
+
+def test_a_run_without_an_objective_leaves_its_cell_empty(tmp_path):
+    runs = [load_run(write_run(tmp_path / name, [0.05, 0.05], [0.5, 0.61234567])) for name in ("both", "other")]
+    for seed, run in enumerate(runs, 1):
+        run.args.update(model="testbed", dataset="arithmetic", seed=seed)
+    runs[1].args["objectives"] = ["hard"]
+    for row in runs[1].rows:
+        row.pop("eval/easy", None)
+    assert results.curves(runs[::-1]).splitlines() == [
+        "model,dataset,estimator,script,seed,step,hard,easy,length",
+        "testbed,arithmetic,grpo,linear,1,0,0.5,0.5,20",
+        "testbed,arithmetic,grpo,linear,1,2,0.61235,0.5,20",
+        "testbed,arithmetic,grpo,linear,2,0,0.5,,20",
+        "testbed,arithmetic,grpo,linear,2,2,0.61235,,20",
+    ]
 
 
 # --- habits ---
