@@ -1,6 +1,7 @@
 """Prompts: the built-in arithmetic, MATH-500, any dataset of the hub, or local parquet, json, jsonl and csv files."""
 
 from dataclasses import dataclass
+from numbers import Number
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +149,7 @@ def _reference(answer: object, where: str) -> str:
     """The answer itself, or what a worked solution, as in MATH, boxes at its end. where: what it is, for the error."""
     from rewards.accuracy import last_boxed
 
-    if not isinstance(answer, str | int | float) or answer != answer or answer == "":  # None, a list or NaN would be compared as a word
+    if not isinstance(answer, str | Number) or answer != answer or answer == "":  # None, a list or NaN would be compared as a word
         raise UserError(f"{where} is {answer!r}: no completion could be right; drop the row, or name a column of texts or numbers")
     return last_boxed(str(answer)) or str(answer)
 
