@@ -129,7 +129,6 @@ def test_errors_name_the_flag(tmp_path, call, message):
         call(tmp_path)
 
 
-@pytest.mark.skipif(not MATH500.is_dir(), reason="MATH-500 is not beside the repository")
 @pytest.mark.parametrize("answer", [None, float("nan"), "", ["5"], {"value": 5}])
 def test_a_missing_answer_is_told_and_not_taken_for_a_word(answer, tmp_path):
     """Against the gold answer "None" no completion would ever be right."""
@@ -159,6 +158,7 @@ def test_a_field_that_a_row_lacks_is_told(tmp_path):
         load(write(tmp_path / "mine.jsonl", rows))
 
 
+@pytest.mark.skipif(not MATH500.is_dir(), reason="MATH-500 is not beside the repository")
 def test_math500_from_files_has_the_papers_split_and_suffix():
     data = load(MATH500, max_length=10**6)
     assert {split: len(prompts) for split, prompts in data.items()} == {"train": 300, "tune": 100, "test": 100}

@@ -257,7 +257,7 @@ def test_the_command_of_a_figure_makes_its_runs(tmp_path, number):
         write_run(job.folder, **job.args | {"objectives": list(NAMES)})
     figure, _ = command.FIGURES[number][0](find_runs([tmp_path]))
     assert len(figure.axes) == {"1": 3, "2": 12, "3": 3, "6": 1, "7": 1, "8": 3}[number]
-    assert "3 seeds" in heading(figure)
+    assert f"{flags.seeds} seeds" in heading(figure)
 
 
 def test_the_settings_of_figure_4_are_planned_as_they_are_looked_for(tmp_path):

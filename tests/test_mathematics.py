@@ -52,7 +52,7 @@ def test_grpo_advantages_match_the_vectors(vectors):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.integers(0, 10**6), st.floats(0.01, 100), st.floats(-5, 5))
+@given(st.integers(0, 10**6), st.floats(0.5, 100), st.floats(-5, 5))
 def test_advantages_are_centred_scaled_and_invariant_to_units(seed, scale, shift):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(24, generator=generator, dtype=torch.float64)
