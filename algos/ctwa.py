@@ -144,7 +144,7 @@ class Args:
     cov_targets: tuple[float, ...] = ()
     """covariance wanted for each objective, in the order of --rewards; default: 0.15 for the first, 0.08 for the rest (as the paper)"""
     weight_lr: float = 1.0
-    """step of the log-weights; steps * weight_lr of 30 to 100 works (paper: 0.05 for 810 steps, too slow for 100)"""
+    """step of the log-weights; what counts is steps * weight_lr (paper: 0.05 for 810 steps, too slow for 100)"""
     ema_tau: float = 0.1
     """share of the newest covariance in its moving average (paper: 0.1)"""
     obj_caps: tuple[float, ...] = ()
