@@ -5,8 +5,8 @@ Paper: arXiv 2602.06869, section 3 (Navon et al., 2022). Per mini-batch the dire
 
 From the paper: every objective's rewards are normalised by themselves; their gradients come from one forward and K backward passes.
 ||alpha' g|| is always sqrt(K), so the step is rescaled to the mean norm of the gradients: its length then says something, and KL counts.
-Against the official code: Newton's method on the strictly convex form, exact at any scale (there: 100 Adam steps on a penalty, which
-depend on it); H over all parameters and shared (there: per rank); KL is no objective; a ridge for opposed gradients.
+Against the official code: Newton's method on the strictly convex form, exact at any scale (there: 100 Adam steps on a penalty, far
+off for short gradients); H over all parameters and shared (there: per rank); KL is no objective; a ridge for opposed gradients.
 Against linear.py: K gradients per mini-batch instead of one, and the weights that follow from them; there is no state.
 
 Run: python run.py nash_mtl
