@@ -1,13 +1,18 @@
-"""FAMO: weights that make all losses fall at the same relative rate, learned from how far each fell in the last step.
+"""FAMO: weights that make all losses fall at the same relative rate, learned from how far each fell
+in the last step.
 
-Paper: arXiv 2602.06869, section 3 (Liu et al., 2023). Minimise sum_k z_k log D_k, z = softmax(logits), so objective k's gradient counts
-z_k / D_k; after the step the logits descend z * (delta - <z, delta>), delta_k = log D_k before - log D_k after: who fell least gains.
+Paper: arXiv 2602.06869, section 3 (Liu et al., 2023). Minimise sum_k z_k log D_k, z =
+softmax(logits), so objective k's gradient counts z_k / D_k; after the step the logits descend z *
+(delta - <z, delta>), delta_k = log D_k before - log D_k after: who fell least gains.
 
 From the paper: one gradient per step, no gradient per objective; Adam and a decay for the logits.
-Against the official code: D_k is a reward gap, reward_max - mean reward + 0.02, which is positive by itself (there: the policy-gradient
-surrogate, which is about 0, above its minimum so far less a margin of 1, so that D_k is about 1 and z_k / D_k about z_k; this is here
-as --losses surrogate); before and after on the whole batch; one set of weights, checkpointed (there: one per rank, restarted on resume).
-Against linear.py: one more forward pass without gradients per step, and the weights that follow from it.
+Against the official code: D_k is a reward gap, reward_max - mean reward + 0.02, which is positive
+by itself (there: the policy-gradient surrogate, which is about 0, above its minimum so far less a
+margin of 1, so that D_k is about 1 and z_k / D_k about z_k; this is here as --losses surrogate);
+before and after on the whole batch; one set of weights, checkpointed (there: one per rank,
+restarted on resume).
+Against linear.py: one more forward pass without gradients per step, and the weights that follow
+from it.
 
 Run: python run.py famo          Official form: python run.py famo --losses surrogate
 """
@@ -33,7 +38,15 @@ from common.errors import UserError, plain_errors, require
 from common.evaluate import evaluate
 from common.grads import clip_gradients
 from common.memory import measured
-from common.model import compute_dtype, export, load_model, load_tokenizer, longest_sequence, token_logprobs, token_logprobs_no_grad
+from common.model import (
+    compute_dtype,
+    export,
+    load_model,
+    load_tokenizer,
+    longest_sequence,
+    token_logprobs,
+    token_logprobs_no_grad,
+)
 from common.rollout import Canary, make_engine, sample
 from common.seeds import derive, generator, reseed
 from common.track import Tracker, parse, run_folder
@@ -42,17 +55,177 @@ SCRIPT = Path(__file__).stem
 MAX_FAILURES = 5  # updates in a row with a gradient that is not finite, before the run stops
 
 
+# --- ALGO: mathematics ---
+FLOOR = 0.02  # added to a reward gap: an objective that is nearly done would take all the weight
+# official code: how far a surrogate's minimum is put under it, and what counts as reaching it
+MARGIN, EPSILON = 1.0, 1e-8
+
+
+def famo_weights(logits: Tensor, gaps: Tensor) -> Tensor:
+    """Weights of the objectives' gradients: those of sum_k z_k log D_k, scaled to sum 1. logits
+    [K], gaps D > 0 [K] -> [K]."""
+    weights = logits.softmax(0) / gaps
+    return weights / weights.sum()
+
+
+def famo_direction(logits: Tensor, gaps_before: Tensor, gaps_after: Tensor) -> Tensor:
+    """Gradient of sum_k z_k (log D_k before - log D_k after) in the logits: to be descended. All
+    [K] -> [K]."""
+    z, delta = logits.softmax(0), gaps_before.log() - gaps_after.log()
+    return z * (delta - z @ delta)
+
+
+def adam_step(
+    logits: Tensor, gradient: Tensor, m: Tensor, v: Tensor, t: int, lr: float
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """One step of Adam (torch's defaults) on the logits: (logits, m, v, t) after it. Written out so
+    that its state is plain tensors."""
+    t, m, v = t + 1, 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+    return logits - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8), m, v, t
+
+
+def reweighted_rewards(rewards: Tensor, log_ratio: Tensor, group_size: int) -> Tensor:
+    """Mean rewards of an updated policy, from completions of the old one: those of a prompt weigh
+    as their probability has grown.
+
+    log_ratio [B] is log pi_new(y) - log pi_old(y); rewards [B,K] -> [K]. The weights of a prompt
+    are scaled to sum 1, so the result lies between the lowest and highest reward of the batch,
+    however far the policy moved; a plain mean of ratio * reward does not.
+    """
+    share = log_ratio.view(-1, group_size, 1).softmax(1)
+    return (share * rewards.view(-1, group_size, rewards.size(1))).sum(1).mean(0)
+
+
+def surrogate_losses(
+    advantages: Tensor,
+    ratio: Tensor,
+    mask: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float,
+) -> Tensor:
+    """Official code's losses: the policy loss of each objective's own advantages [B,K], token mean.
+    ratio and mask [B,T] -> [K]."""
+    return torch.stack(
+        [
+            (policy_loss(ratio, a, clip_low, clip_high, dual_clip) * mask).sum() / mask.sum()
+            for a in advantages.T
+        ]
+    )
+
+
+def lower_minimum(minimum: Tensor, losses: Tensor) -> Tensor:
+    """Official code: where a loss has come down to its supposed minimum, that is put MARGIN under
+    the loss. All [K] -> [K]."""
+    return torch.where(losses - minimum > EPSILON, minimum, losses - MARGIN)
+
+
+# --- SHARED: advantages and loss ---
+def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
+    """One advantage per completion, shared by all its tokens. scores, lengths in tokens [B] -> [B].
+
+    reinforce: REINFORCE++ (Hu et al., 2025), whitened over the batch with every token counted once,
+    so that long completions weigh more. grpo (Shao et al., 2024): centred and scaled within a
+    prompt. In float64: where all scores are alike, the division would blow up float32's rounding
+    error.
+    """
+    lengths, exact = lengths.double(), scores.double()
+    if estimator == "reinforce":
+        n = lengths.sum()
+        centred = exact - (lengths * exact).sum() / n
+        return (centred * torch.rsqrt((lengths * centred**2).sum() / (n - 1) + 1e-8)).to(scores)
+    groups = exact.view(-1, group_size)
+    return (
+        ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6))
+        .flatten()
+        .to(scores)
+    )
+
+
+def active_tokens(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """Where the surrogate has a gradient: 1 unless the clip acts (eq. 6), dual clip apart.
+
+    advantages [B], ratio [B,T] -> bool [B,T].
+    """
+    return torch.where(advantages[:, None] >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
+
+
+def policy_loss(
+    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float
+) -> Tensor:
+    """PPO's clipped surrogate per token, to be minimised; infinite clips give REINFORCE.
+
+    ratio [B,T], advantages [B] -> [B,T]. dual_clip > 0 bounds the loss of negative advantages at
+    dual_clip * |advantage| (Ye et al., 2020); 0 is off.
+    """
+    advantages = advantages[:, None]
+    loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    if dual_clip > 0:
+        loss = torch.where(advantages < 0, torch.min(loss, -advantages * dual_clip), loss)
+    return loss
+
+
+def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """k3 estimate of KL(policy || reference) per token, e^d - d - 1 with d = ref_logp - logp
+    (Schulman, 2020). [B,T] -> [B,T].
+
+    The clamps are the official code's: they act only where the models differ by e^10 and more.
+    """
+    d = (ref_logp - logp).clamp(-20, 20)
+    return (d.exp() - d - 1).clamp(-10, 10)
+
+
+def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_size: int) -> Tensor:
+    """Covariance law (eq. 3): mean over prompts of the covariance, over a prompt's completions, of
+    what the update weighs a completion with and of each reward; biased (1/G) as in the paper.
+
+    completion_weight [B], rewards [B,K] -> [K].
+    """
+    weight = completion_weight.view(-1, group_size, 1)
+    reward = rewards.view(-1, group_size, rewards.size(1))
+    return ((weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))).mean(
+        (0, 1)
+    )
+
+
+def first_order_change(
+    drift: Tensor, age: Tensor, advantages: Tensor, rewards: Tensor, group_size: int, updates: int
+) -> tuple[Tensor, ...]:
+    """Covariance law (eq. 3) with what the step really did to log pi as its score: change of each
+    mean reward [K]; nats per unit of advantage; size of the step, the sd in nats within prompts.
+
+    drift [B]: log pi(y) of a completion when its mini-batch was reached, less that when it was
+    sampled; age [B]: updates that had been made in between, of `updates` in the step. At age 0
+    nothing had moved. The others had not been trained on either, so they tell how the policy moves
+    on fresh completions, at no cost. advantages [B], rewards [B,K]. All NaN where a step is a
+    single mini-batch.
+    """
+    columns = torch.cat([(drift * updates / age)[:, None], advantages[:, None], rewards], 1)[
+        age > 0
+    ]
+    groups = columns.view(-1, group_size, columns.size(1))
+    centred = groups - groups.mean(1, keepdim=True)
+    covariance = (centred.mT @ centred).mean(0) / (group_size - 1)
+    return (
+        covariance[0, 2:],
+        covariance[0, 1] / covariance[1, 1].clamp(min=1e-12),
+        covariance[0, 0].sqrt(),
+    )
+
+
 # --- SHARED: args ---
 @dataclass
 class Args:
     preset: str = ""
-    """named values of flags, such as qwen2.5-1.5b-math500 (`python run.py presets` lists them); a flag given beside it wins"""
+    """named values of flags, such as qwen2.5-1.5b-math500 (`python run.py presets` lists them);
+    a flag given beside it wins"""
     out: str = ""
     """run folder; default runs/<script>-s<seed>, numbered when taken"""
     resume: str = ""
     """folder of a stopped run to continue, with the flags it had"""
     seed: int = 1
-    """decides prompts, completions and mini-batches; the model's start and the evaluation do not depend on it"""
+    """decides prompts, completions and mini-batches;
+    the model's start and the evaluation do not depend on it"""
     steps: int = 100
     """training steps, each on fresh completions (paper: 810)"""
     eval_every: int = 10
@@ -73,7 +246,8 @@ class Args:
     trust_remote_code: bool = False
     """let a hub model run its own Python code; only for a source you trust"""
     dataset: str = "arithmetic"
-    """arithmetic, arithmetic3 (three steps), math500, a hub name, or a local parquet, json, jsonl or csv file"""
+    """arithmetic, arithmetic3 (three steps), math500, a hub name,
+    or a local parquet, json, jsonl or csv file"""
     prompt_column: str = ""
     """column with the prompt, text or chat messages; default: prompt, problem or question"""
     answer_column: str = ""
@@ -92,9 +266,11 @@ class Args:
     vllm_sleep: bool = False
     """vllm: give that memory back while the policy is updated"""
     max_logp_gap: float = 0.0
-    """stop when sampler and trainer differ by more nats per token, twice in a row; 0 is 0.001 in float32 and 0.1 in bfloat16"""
+    """stop when sampler and trainer differ by more nats per token, twice in a row;
+    0 is 0.001 in float32 and 0.1 in bfloat16"""
     tis_cap: float = 0.0
-    """truncated importance sampling: weigh a token with min(trainer's / sampler's probability, tis_cap); 0 is off, 2 is usual"""
+    """truncated importance sampling: weigh a token with min(trainer's / sampler's probability,
+    tis_cap); 0 is off, 2 is usual"""
     prompts: int = 16
     """prompts per step, P (paper: 32)"""
     completions: int = 16
@@ -103,19 +279,27 @@ class Args:
     """longest completion, in tokens (paper: 1024)"""
     temperature: float = 1.0
     """sampling temperature of training and of the sampled evaluation"""
-    rewards: tuple[str, ...] = ("rewards.accuracy:accuracy", "rewards.conciseness:conciseness", "rewards.clarity:clarity")
-    """objectives as module:function or file.py:function, any number; the function's name is the objective's"""
+    rewards: tuple[str, ...] = (
+        "rewards.accuracy:accuracy",
+        "rewards.conciseness:conciseness",
+        "rewards.clarity:clarity",
+    )
+    """objectives as module:function or file.py:function, any number;
+    the function's name is the objective's"""
     answer_check: Literal["auto", "exact", "math-verify", "boxed"] = "auto"
-    """how accuracy compares: auto is exact for arithmetic, else math-verify; boxed is the paper's string comparison"""
+    """how accuracy compares: auto is exact for arithmetic, else math-verify;
+    boxed is the paper's string comparison"""
 
     estimator: Literal["reinforce", "grpo"] = "reinforce"
-    """advantages: REINFORCE++ (whitened over the batch, no clipping) or GRPO (normalised per prompt, clipped)"""
+    """advantages: REINFORCE++ (whitened over the batch, no clipping)
+    or GRPO (normalised per prompt, clipped)"""
     clip_low: float = 0.2
     """grpo: lower clip of the probability ratio, 1 - clip_low"""
     clip_high: float = 0.2
     """grpo: upper clip of the probability ratio, 1 + clip_high"""
     dual_clip: float = 0.0
-    """grpo: bound the loss of negative advantages at dual_clip * |advantage|; 0 is off (official code: 3)"""
+    """grpo: bound the loss of negative advantages at dual_clip * |advantage|;
+    0 is off (official code: 3)"""
     kl_coef: float = 1e-3
     """weight of the k3 KL divergence to the start model in the loss; 0 loads no reference model"""
     lr: float = 1e-4
@@ -133,175 +317,154 @@ class Args:
     micro_batch_tokens: int = 4096
     """padded tokens in one forward pass of a rank; changes memory and speed, not the result"""
     activation_checkpointing: bool = False
-    """keep one activation per layer and recompute the others in the backward pass; changes memory and speed, not the result"""
+    """keep one activation per layer and recompute the others in the backward pass;
+    changes memory and speed, not the result"""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """of activations; auto is bfloat16 on GPUs and float32 on CPUs. Weights, optimizer and sums of gradients are float32"""
+    """of activations; auto is bfloat16 on GPUs and float32 on CPUs.
+    Weights, optimizer and sums of gradients are float32"""
 
     # --- ALGO: args ---
     losses: Literal["gap", "surrogate"] = "gap"
-    """an objective's loss: gap is reward_max - mean reward; surrogate is the official code's policy loss"""
+    """an objective's loss: gap is reward_max - mean reward;
+    surrogate is the official code's policy loss"""
     reward_max: tuple[float, ...] = ()
     """gap: the best reward each objective can have, in the order of --rewards; default: 1 each"""
     weight_lr: float = 0.025
     """Adam's learning rate for the logits of the weights (paper: 0.025)"""
     gamma: float = 1e-5
-    """decay of the logits towards equal weights (official code: 1e-5; FAMO's own experiments: 1e-5 to 1e-2)"""
-
-
-# --- ALGO: mathematics ---
-FLOOR = 0.02  # added to a reward gap: an objective that is nearly done would take all the weight
-MARGIN, EPSILON = 1.0, 1e-8  # official code: how far a surrogate's minimum is put under it, and what counts as having reached it
-
-
-def famo_weights(logits: Tensor, gaps: Tensor) -> Tensor:
-    """Weights of the objectives' gradients: those of sum_k z_k log D_k, scaled to sum 1. logits [K], gaps D > 0 [K] -> [K]."""
-    weights = logits.softmax(0) / gaps
-    return weights / weights.sum()
-
-
-def famo_direction(logits: Tensor, gaps_before: Tensor, gaps_after: Tensor) -> Tensor:
-    """Gradient of sum_k z_k (log D_k before - log D_k after) in the logits: to be descended. All [K] -> [K]."""
-    z, delta = logits.softmax(0), gaps_before.log() - gaps_after.log()
-    return z * (delta - z @ delta)
-
-
-def adam_step(logits: Tensor, gradient: Tensor, m: Tensor, v: Tensor, t: int, lr: float) -> tuple[Tensor, Tensor, Tensor, int]:
-    """One step of Adam (torch's defaults) on the logits: (logits, m, v, t) after it. Written out so that its state is plain tensors."""
-    t, m, v = t + 1, 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-    return logits - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8), m, v, t
-
-
-def reweighted_rewards(rewards: Tensor, log_ratio: Tensor, group_size: int) -> Tensor:
-    """Mean rewards of an updated policy, from completions of the old one: those of a prompt weigh as their probability has grown.
-
-    log_ratio [B] is log pi_new(y) - log pi_old(y); rewards [B,K] -> [K]. The weights of a prompt are scaled to sum 1, so the result lies
-    between the lowest and highest reward of the batch, however far the policy moved; a plain mean of ratio * reward does not.
-    """
-    share = log_ratio.view(-1, group_size, 1).softmax(1)
-    return (share * rewards.view(-1, group_size, rewards.size(1))).sum(1).mean(0)
-
-
-def surrogate_losses(advantages: Tensor, ratio: Tensor, mask: Tensor, clip_low: float, clip_high: float, dual_clip: float) -> Tensor:
-    """Official code's losses: the policy loss of each objective's own advantages [B,K], token mean. ratio and mask [B,T] -> [K]."""
-    return torch.stack([(policy_loss(ratio, a, clip_low, clip_high, dual_clip) * mask).sum() / mask.sum() for a in advantages.T])
-
-
-def lower_minimum(minimum: Tensor, losses: Tensor) -> Tensor:
-    """Official code: where a loss has come down to its supposed minimum, that is put MARGIN under the loss. All [K] -> [K]."""
-    return torch.where(losses - minimum > EPSILON, minimum, losses - MARGIN)
-
-
-# --- SHARED: advantages and loss ---
-def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
-    """One advantage per completion, shared by all its tokens. scores [B], lengths [B] in tokens -> [B].
-
-    reinforce: REINFORCE++ (Hu et al., 2025): whitened over the batch with every token counted once, so long completions weigh more.
-    grpo: (Shao et al., 2024): centred and scaled within the prompt.
-    In float64: where all scores are alike, float32 leaves a rounding error that the division would blow up to a few per cent.
-    """
-    lengths, exact = lengths.double(), scores.double()
-    if estimator == "reinforce":
-        n = lengths.sum()
-        centred = exact - (lengths * exact).sum() / n
-        return (centred * torch.rsqrt((lengths * centred**2).sum() / (n - 1) + 1e-8)).to(scores)
-    groups = exact.view(-1, group_size)
-    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)).flatten().to(scores)
-
-
-def active_tokens(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """Where the surrogate has a gradient: 1 unless the clip acts (eq. 6), dual clip apart. advantages [B], ratio [B,T] -> bool [B,T]."""
-    return torch.where(advantages[:, None] >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
-
-
-def policy_loss(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float) -> Tensor:
-    """PPO's clipped surrogate per token, to be minimised; infinite clips give REINFORCE. ratio [B,T], advantages [B] -> [B,T].
-
-    dual_clip > 0 bounds the loss of negative advantages at dual_clip * |advantage| (Ye et al., 2020); 0 is off.
-    """
-    advantages = advantages[:, None]
-    loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
-    if dual_clip > 0:
-        loss = torch.where(advantages < 0, torch.min(loss, -advantages * dual_clip), loss)
-    return loss
-
-
-def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """k3 estimate of KL(policy || reference) per token, e^d - d - 1 with d = ref_logp - logp (Schulman, 2020). [B,T] -> [B,T].
-
-    The clamps are the official code's: they only act where the two models differ by e^10 and would overflow otherwise.
-    """
-    d = (ref_logp - logp).clamp(-20, 20)
-    return (d.exp() - d - 1).clamp(-10, 10)
-
-
-def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_size: int) -> Tensor:
-    """Covariance law (eq. 3): mean over prompts of the covariance, over a prompt's completions, of what the update weighs a completion
-    with and of each reward; biased (1/G) as in the paper. completion_weight [B], rewards [B,K] -> [K]."""
-    weight = completion_weight.view(-1, group_size, 1)
-    reward = rewards.view(-1, group_size, rewards.size(1))
-    return ((weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))).mean((0, 1))
-
-
-def first_order_change(
-    drift: Tensor, age: Tensor, advantages: Tensor, rewards: Tensor, group_size: int, updates: int
-) -> tuple[Tensor, ...]:
-    """Covariance law (eq. 3) with what the step really did to log pi as its score: change of each mean reward [K]; nats per unit of
-    advantage; size of the step, the sd in nats within prompts.
-
-    drift [B]: log pi(y) of a completion when its mini-batch was reached, less that when it was sampled; age [B]: updates that had been
-    made in between, of `updates` in the step. At age 0 nothing had moved. The others had not been trained on either, so they tell how
-    the policy moves on fresh completions, at no cost. advantages [B], rewards [B,K]. All NaN where a step is a single mini-batch.
-    """
-    columns = torch.cat([(drift * updates / age)[:, None], advantages[:, None], rewards], 1)[age > 0]
-    groups = columns.view(-1, group_size, columns.size(1))
-    centred = groups - groups.mean(1, keepdim=True)
-    covariance = (centred.mT @ centred).mean(0) / (group_size - 1)
-    return covariance[0, 2:], covariance[0, 1] / covariance[1, 1].clamp(min=1e-12), covariance[0, 0].sqrt()
+    """decay of the logits towards equal weights
+    (official code: 1e-5; FAMO's own experiments: 1e-5 to 1e-2)"""
 
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
     device = ranks.start(single=args.engine == "vllm" or args.compute_dtype == "bfloat16")
-    for flag in ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs", "micro_batch_tokens"):
-        require(getattr(args, flag) >= 1, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1")
-    parts, among = args.mini_batches * ranks.count(), f" times the {ranks.count()} ranks" if ranks.count() > 1 else ""
-    require(args.prompts % parts == 0, f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}{among}")
-    require(args.eval_prompts >= 2, f"--eval-prompts {args.eval_prompts} must be at least 2: the verdict needs a standard error")
-    require(args.completions >= 2, "--completions must be at least 2: advantages and covariances compare a prompt's completions")
-    require(0 < args.temperature < torch.inf, f"--temperature {args.temperature} must be positive: at 0 all completions are alike")
-    require(args.max_grad_norm > 0, f"--max-grad-norm {args.max_grad_norm} must be positive; inf does not clip")
-    require(not 0 < args.dual_clip <= 1, f"--dual-clip {args.dual_clip} must be more than 1, the ratio before any update; 0 is off")
-    for flag in ("seed", "lr", "weight_decay", "kl_coef", "tis_cap", "dual_clip", "clip_low", "clip_high", "max_logp_gap"):
-        require(getattr(args, flag) >= 0, f"--{flag.replace('_', '-')} {getattr(args, flag)} must not be negative")
+    for flag in (
+        "steps",
+        "eval_every",
+        "checkpoint_every",
+        "prompts",
+        "max_new_tokens",
+        "mini_batches",
+        "epochs",
+        "micro_batch_tokens",
+    ):
+        require(
+            getattr(args, flag) >= 1,
+            f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1",
+        )
+    parts, among = (
+        args.mini_batches * ranks.count(),
+        f" times the {ranks.count()} ranks" if ranks.count() > 1 else "",
+    )
+    require(
+        args.prompts % parts == 0,
+        f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}{among}",
+    )
+    require(
+        args.eval_prompts >= 2,
+        f"--eval-prompts {args.eval_prompts} must be at least 2: the verdict needs a standard "
+        "error",
+    )
+    require(
+        args.completions >= 2,
+        "--completions must be at least 2: advantages and covariances compare a prompt's "
+        "completions",
+    )
+    require(
+        0 < args.temperature < torch.inf,
+        f"--temperature {args.temperature} must be positive: at 0 all completions are alike",
+    )
+    require(
+        args.max_grad_norm > 0,
+        f"--max-grad-norm {args.max_grad_norm} must be positive; inf does not clip",
+    )
+    require(
+        not 0 < args.dual_clip <= 1,
+        f"--dual-clip {args.dual_clip} must be more than 1, the ratio before any update; 0 is off",
+    )
+    for flag in (
+        "seed",
+        "lr",
+        "weight_decay",
+        "kl_coef",
+        "tis_cap",
+        "dual_clip",
+        "clip_low",
+        "clip_high",
+        "max_logp_gap",
+    ):
+        require(
+            getattr(args, flag) >= 0,
+            f"--{flag.replace('_', '-')} {getattr(args, flag)} must not be negative",
+        )
     objectives = reward_functions.load(args.rewards)
     K, G = len(objectives), args.completions
     compute = compute_dtype(args.compute_dtype, device)
-    clip_low, clip_high = (args.clip_low, args.clip_high) if args.estimator == "grpo" else (torch.inf, torch.inf)
+    clip_low, clip_high = (
+        (args.clip_low, args.clip_high) if args.estimator == "grpo" else (torch.inf, torch.inf)
+    )
     dual_clip = args.dual_clip if args.estimator == "grpo" else 0.0
 
     # --- ALGO: state ---
     reward_max = torch.tensor(args.reward_max or [1.0] * K, device=device)
-    require(len(reward_max) == K, f"--reward-max has {len(reward_max)} numbers for {K} objectives ({', '.join(objectives)})")
+    require(
+        len(reward_max) == K,
+        f"--reward-max has {len(reward_max)} numbers for {K} objectives ({', '.join(objectives)})",
+    )
     require(args.weight_lr >= 0, f"--weight-lr {args.weight_lr} must not be negative")
     require(args.gamma >= 0, f"--gamma {args.gamma} must not be negative")
     # in float64: Adam would turn a rounding error of the direction into a full step
     logits, m, v = torch.zeros(3, K, dtype=torch.float64, device=device)
-    state = {"logits": logits, "m": m, "v": v, "t": 0, "minimum": torch.full((K,), torch.inf, dtype=torch.float64, device=device)}
+    state = {
+        "logits": logits,
+        "m": m,
+        "v": v,
+        "t": 0,
+        "minimum": torch.full((K,), torch.inf, dtype=torch.float64, device=device),
+    }
 
     # --- SHARED: models, data and start ---
     tokenizer = load_tokenizer(args.model, args.trust_remote_code)
-    data = load_prompts(args.dataset, tokenizer, args.prompt_column, args.answer_column, args.prompt_suffix, args.max_prompt_length)
+    data = load_prompts(
+        args.dataset,
+        tokenizer,
+        args.prompt_column,
+        args.answer_column,
+        args.prompt_suffix,
+        args.max_prompt_length,
+    )
     train, held_out = data["train"], data[args.eval_split]
     held_out = held_out.select(range(min(args.eval_prompts, len(held_out))))
-    require(args.prompts <= len(train), f"--prompts {args.prompts} is more than the {len(train)} training prompts")
-    max_length = longest_sequence(args.model, train.ids + held_out.ids, args.max_new_tokens, args.trust_remote_code)
+    require(
+        args.prompts <= len(train),
+        f"--prompts {args.prompts} is more than the {len(train)} training prompts",
+    )
+    max_length = longest_sequence(
+        args.model, train.ids + held_out.ids, args.max_new_tokens, args.trust_remote_code
+    )
     vllm = (args.vllm_tp, args.vllm_memory, args.vllm_sleep)
-    engine = make_engine(args.engine, args.model, tokenizer, device, compute, max_length, args.seed, args.trust_remote_code, *vllm)
+    engine = make_engine(
+        args.engine,
+        args.model,
+        tokenizer,
+        device,
+        compute,
+        max_length,
+        args.seed,
+        args.trust_remote_code,
+        *vllm,
+    )
     source = (args.model, device, args.trust_remote_code, compute)
     policy = load_model(*source, activation_checkpointing=args.activation_checkpointing)
     reference = load_model(*source, frozen=True) if args.kl_coef > 0 else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    last_step, seen, yardstick, failures = 0, [0.0, 0], None, 0  # seen: tokens and number of all training completions so far
+    last_step, seen, yardstick, failures = (
+        0,
+        [0.0, 0],
+        None,
+        0,
+    )  # seen: tokens and number of all training completions so far
     if args.resume:
         last_step, saved = load_checkpoint(Path(args.resume), policy, optimizer)
         state.update(saved["algorithm"])
@@ -309,25 +472,57 @@ def main(args: Args) -> None:
     engine.sync(policy, last_step)
     canary = Canary(args.max_logp_gap, compute)
     folder = run_folder(args.out, args.resume, SCRIPT, args.seed)
-    config = {"script": SCRIPT, "objectives": list(objectives), **asdict(args), "out": str(folder), "resume": ""}
-    tracker = Tracker(folder, config, last_step if args.resume else None, args.tensorboard, args.wandb)
+    config = {
+        "script": SCRIPT,
+        "objectives": list(objectives),
+        **asdict(args),
+        "out": str(folder),
+        "resume": "",
+    }
+    tracker = Tracker(
+        folder, config, last_step if args.resume else None, args.tensorboard, args.wandb
+    )
     builtin = args.dataset in ARITHMETIC
-    check = ("exact" if builtin else "math-verify") if args.answer_check == "auto" else args.answer_check
-    evaluation = (tokenizer, held_out, objectives, args.prompts * G, args.max_new_tokens, args.temperature, {"answer_check": check})
+    check = (
+        ("exact" if builtin else "math-verify")
+        if args.answer_check == "auto"
+        else args.answer_check
+    )
+    evaluation = (
+        tokenizer,
+        held_out,
+        objectives,
+        args.prompts * G,
+        args.max_new_tokens,
+        args.temperature,
+        {"answer_check": check},
+    )
     if not args.resume:
         metrics, samples = evaluate(engine, None, *evaluation)
         yardstick = metrics["eval/length"]
         tracker.log(0, metrics, samples)
 
     steps = range(last_step + 1, args.steps + 1)
-    progress = tqdm(steps, initial=last_step, total=args.steps, desc=folder.name, unit="step", disable=ranks.rank() > 0)
+    progress = tqdm(
+        steps,
+        initial=last_step,
+        total=args.steps,
+        desc=folder.name,
+        unit="step",
+        disable=ranks.rank() > 0,
+    )
     for step in progress:
         # --- SHARED: sample, generate, score ---
         clock = [time.perf_counter()]
-        reseed(args.seed, step, args.prompts + args.epochs + ranks.rank())  # what is before has seeded prompts and mini-batches
+        reseed(
+            args.seed, step, args.prompts + args.epochs + ranks.rank()
+        )  # what is before has seeded prompts and mini-batches
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * (1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1)
-        # each rank samples and scores whole prompts; from here on every rank has all B = P * G completions
+            group["lr"] = args.lr * (
+                1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1
+            )
+        # each rank samples and scores whole prompts; from here on every rank has all B = P * G
+        # completions
         prompts = train.batch(step, args.prompts, args.seed)
         seeds = [derive(args.seed, step, i) for i in range(args.prompts)]
         rollout = sample(engine, prompts.ids, G, args.max_new_tokens, args.temperature, seeds)
@@ -347,24 +542,50 @@ def main(args: Args) -> None:
         ).to(device)  # [B, K]
         seen = [seen[0] + batch.lengths.sum().item(), seen[1] + len(ids)]
         clock.append(time.perf_counter())
-        old_logp = sampled_logp = token_logprobs_no_grad(policy, batch, args.temperature, args.micro_batch_tokens)  # [B, T]
-        ref_logp = token_logprobs_no_grad(reference, batch, args.temperature, args.micro_batch_tokens) if reference else old_logp
+        old_logp = sampled_logp = token_logprobs_no_grad(
+            policy, batch, args.temperature, args.micro_batch_tokens
+        )  # [B, T]
+        ref_logp = (
+            token_logprobs_no_grad(reference, batch, args.temperature, args.micro_batch_tokens)
+            if reference
+            else old_logp
+        )
         sampler_logp = right_pad(rollout.logprobs, old_logp)
         sampler = canary.check(step, rollout.version, old_logp, sampler_logp, batch.mask)
-        token_weight = batch.mask * (old_logp - sampler_logp).exp().clamp(max=args.tis_cap) if args.tis_cap else batch.mask  # [B, T]
+        token_weight = (
+            batch.mask * (old_logp - sampler_logp).exp().clamp(max=args.tis_cap)
+            if args.tis_cap
+            else batch.mask
+        )  # [B, T]
         grams = []  # inner products of the objectives' gradients, where the algorithm computes them
 
         # --- ALGO: advantages ---
         if args.losses == "gap":
-            above = [name for name, reached in zip(objectives, (rewards > reward_max).any(0).tolist(), strict=True) if reached]
-            require(not above, f"--reward-max is below a reward of {', '.join(above)}: give the best value each objective can have")
+            above = [
+                name
+                for name, reached in zip(
+                    objectives, (rewards > reward_max).any(0).tolist(), strict=True
+                )
+                if reached
+            ]
+            require(
+                not above,
+                f"--reward-max is below a reward of {', '.join(above)}: give the best value each "
+                "objective can have",
+            )
             gaps = (reward_max - rewards).double().mean(0) + FLOOR  # [K]
             weights = famo_weights(state["logits"], gaps).to(rewards)
-            advantages = estimate_advantages(rewards @ weights, batch.lengths, G, args.estimator)  # [B]
+            advantages = estimate_advantages(
+                rewards @ weights, batch.lengths, G, args.estimator
+            )  # [B]
         else:
-            objective_advantages = torch.stack([estimate_advantages(r, batch.lengths, G, args.estimator) for r in rewards.T], 1)  # [B, K]
+            objective_advantages = torch.stack(
+                [estimate_advantages(r, batch.lengths, G, args.estimator) for r in rewards.T], 1
+            )  # [B, K]
             surrogate = objective_advantages.double(), batch.mask, clip_low, clip_high, dual_clip
-            losses = surrogate_losses(surrogate[0], torch.ones_like(old_logp), *surrogate[1:])  # [K]
+            losses = surrogate_losses(
+                surrogate[0], torch.ones_like(old_logp), *surrogate[1:]
+            )  # [K]
             state["minimum"] = lower_minimum(state["minimum"], losses)
             gaps = losses - state["minimum"]
             weights = famo_weights(state["logits"], gaps).to(rewards)
@@ -372,7 +593,9 @@ def main(args: Args) -> None:
 
         # --- SHARED: update ---
         sums = dict.fromkeys(("loss/policy", "loss/kl", "clip/fraction", "grad/norm"), 0.0)
-        drift, age, unclipped = torch.zeros(3, len(ids), device=device)  # see first_order_change; share of the tokens
+        drift, age, unclipped = torch.zeros(
+            3, len(ids), device=device
+        )  # see first_order_change; share of the tokens
         skipped, updates = 0, args.epochs * args.mini_batches
         for epoch in range(args.epochs):
             order = generator(args.seed, step, args.prompts + epoch)
@@ -386,16 +609,21 @@ def main(args: Args) -> None:
                     width = micro.mask.size(1)
                     logp = token_logprobs(policy, micro, args.temperature)
                     ratio = (logp - old_logp[part, :width]).clamp(-20, 20).exp()
-                    # sums over the mini-batch's tokens: how it is divided into ranks and micro-batches changes nothing
+                    # sums over the mini-batch's tokens: how it is divided into ranks and
+                    # micro-batches changes nothing
                     loss = policy_loss(ratio, advantages[part], clip_low, clip_high, dual_clip)
                     loss = (loss * token_weight[part, :width]).sum() / tokens
                     kl = (kl_penalty(logp, ref_logp[part, :width]) * micro.mask).sum() / tokens
                     (loss + args.kl_coef * kl).backward()
-                    active = active_tokens(advantages[part], ratio, clip_low, clip_high) * micro.mask
+                    active = (
+                        active_tokens(advantages[part], ratio, clip_low, clip_high) * micro.mask
+                    )
                     totals += torch.stack([loss, kl, (micro.mask - active).sum() / tokens]).detach()
                     unclipped[part] += active.sum(1) / micro.mask.sum(1) / args.epochs
                     if epoch == 0:  # later ones train on the same completions again
-                        drift[part] = ((logp.detach() - sampled_logp[part, :width]) * micro.mask).sum(1)
+                        drift[part] = (
+                            (logp.detach() - sampled_logp[part, :width]) * micro.mask
+                        ).sum(1)
                         age[part] = made
                 for key, value in zip(sums, ranks.all_sum(totals).tolist(), strict=False):
                     sums[key] += value / updates
@@ -407,14 +635,23 @@ def main(args: Args) -> None:
                 else:  # the policy keeps its last good weights
                     skipped, failures = skipped + 1, failures + 1
                 sums["grad/norm"] += grad_norm / updates
-        drift, age, unclipped = ranks.all_sum(torch.stack([drift, age, unclipped]))  # a rank fills in its own completions
+        drift, age, unclipped = ranks.all_sum(
+            torch.stack([drift, age, unclipped])
+        )  # a rank fills in its own completions
         engine.sync(policy, step)
         clock.append(time.perf_counter())
 
         # --- ALGO: after the update ---
-        log_ratio = (token_logprobs_no_grad(policy, batch, args.temperature, args.micro_batch_tokens) - old_logp).clamp(-20, 20)
+        log_ratio = (
+            token_logprobs_no_grad(policy, batch, args.temperature, args.micro_batch_tokens)
+            - old_logp
+        ).clamp(-20, 20)
         if args.losses == "gap":
-            after = reward_max - reweighted_rewards(rewards.double(), (log_ratio * batch.mask).double().sum(1), G) + FLOOR
+            after = (
+                reward_max
+                - reweighted_rewards(rewards.double(), (log_ratio * batch.mask).double().sum(1), G)
+                + FLOOR
+            )
         else:
             after = surrogate_losses(surrogate[0], log_ratio.exp(), *surrogate[1:])
             minimum = lower_minimum(state["minimum"], after)
@@ -423,7 +660,9 @@ def main(args: Args) -> None:
         improvement = gaps.log() - after.log()
         z = state["logits"].softmax(0)
         direction = famo_direction(state["logits"], gaps, after) + args.gamma * state["logits"]
-        logits, m, v, t = adam_step(state["logits"], direction, state["m"], state["v"], state["t"], args.weight_lr)
+        logits, m, v, t = adam_step(
+            state["logits"], direction, state["m"], state["v"], state["t"], args.weight_lr
+        )
         state |= {"logits": logits, "m": m, "v": v, "t": t}
         extra = {"famo/gap": gaps, "famo/improvement": improvement, "famo/z": z}
 
@@ -434,34 +673,77 @@ def main(args: Args) -> None:
         observed = {
             "reward": rewards.mean(0),
             "reward_std": rewards.std(0),
-            "signal": (groups != groups[:, :1]).any(1).float().mean(0),  # share of prompts whose completions differ in this reward
+            "signal": (groups != groups[:, :1])
+            .any(1)
+            .float()
+            .mean(0),  # share of prompts whose completions differ in this reward
             "weight": weights,
             "weight_share": weights / weights.sum(),
             "cov": within_prompt_covariance(advantages, rewards, G),
-            "cov_active": within_prompt_covariance(advantages * unclipped, rewards, G),  # with what clipping leaves
+            "cov_active": within_prompt_covariance(
+                advantages * unclipped, rewards, G
+            ),  # with what clipping leaves
             "law": law,
             **extra,
         }
-        row = {f"{key}/{name}": float(v) for key, values in observed.items() for name, v in zip(objectives, values, strict=True)}
-        truncated = sum(len(i) == args.max_new_tokens and i[-1] not in engine.stop_ids for i in ids) / len(ids)
-        row |= {"length/mean": batch.lengths.mean().item(), "length/threshold": mean_length, "length/truncated": truncated}
-        row |= sums | sampler | measured(device) | {"grad/skipped": skipped, "lr": optimizer.param_groups[0]["lr"]}
-        row |= {} if reference else {"loss/kl": torch.nan}  # what was summed up is from the step's beginning, not from the run's
+        row = {
+            f"{key}/{name}": float(v)
+            for key, values in observed.items()
+            for name, v in zip(objectives, values, strict=True)
+        }
+        truncated = sum(
+            len(i) == args.max_new_tokens and i[-1] not in engine.stop_ids for i in ids
+        ) / len(ids)
+        row |= {
+            "length/mean": batch.lengths.mean().item(),
+            "length/threshold": mean_length,
+            "length/truncated": truncated,
+        }
+        row |= (
+            sums
+            | sampler
+            | measured(device)
+            | {"grad/skipped": skipped, "lr": optimizer.param_groups[0]["lr"]}
+        )
+        row |= (
+            {} if reference else {"loss/kl": torch.nan}
+        )  # what was summed up is from the step's beginning, not from the run's
         row |= {"law/rate": rate.item(), "law/nats": nats.item()}
-        row |= {f"time/{key}": b - a for key, a, b in zip(("rollout", "reward", "update", "weights"), clock, clock[1:], strict=False)}
+        row |= {
+            f"time/{key}": b - a
+            for key, a, b in zip(
+                ("rollout", "reward", "update", "weights"), clock, clock[1:], strict=False
+            )
+        }
         samples = []
         if step % args.eval_every == 0 or step == args.steps:
             metrics, samples = evaluate(engine, yardstick, *evaluation)
             row |= metrics
-        statistics = {"rewards": rewards, "advantages": advantages, "lengths": batch.lengths, "drift": drift, "age": age}
+        statistics = {
+            "rewards": rewards,
+            "advantages": advantages,
+            "lengths": batch.lengths,
+            "drift": drift,
+            "age": age,
+        }
         tracker.keep(step, statistics | ({"gram": torch.stack(grams)} if grams else {}))
         tracker.log(step, row, samples)
-        progress.set_postfix({name: f"{row[f'reward/{name}']:.2f}" for name in objectives} | {"length": f"{row['length/mean']:.0f}"})
+        progress.set_postfix(
+            {name: f"{row[f'reward/{name}']:.2f}" for name in objectives}
+            | {"length": f"{row['length/mean']:.0f}"}
+        )
         if step % args.checkpoint_every == 0 or step == args.steps or failures >= MAX_FAILURES:
-            save_checkpoint(folder, step, policy, optimizer, {"algorithm": state, "seen": seen, "yardstick": yardstick})
+            save_checkpoint(
+                folder,
+                step,
+                policy,
+                optimizer,
+                {"algorithm": state, "seen": seen, "yardstick": yardstick},
+            )
         if failures >= MAX_FAILURES:
             raise UserError(
-                f"step {step}: {failures} updates in a row had a loss or gradient that is not finite and were skipped; lower --lr "
+                f"step {step}: {failures} updates in a row had a loss or gradient that is not "
+                "finite and were skipped; lower --lr "
                 f"(now {args.lr}). The last good state is in {folder / 'checkpoints'}"
             )
 

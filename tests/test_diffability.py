@@ -77,9 +77,22 @@ def test_every_marker_is_shared_or_of_the_algorithm():
         assert len(set(names)) == len(names), script
 
 
+def test_scripts_fit_beside_each_other():
+    for script in SCRIPTS:
+        long = [number for number, line in enumerate(script.read_text().splitlines(), 1) if len(line) > 100]
+        assert not long, (script, long)
+
+
+def test_the_idea_comes_first():
+    """Docstring, mathematics, advantages and loss, flags, then the loop."""
+    order = ["SHARED: imports", "ALGO: mathematics", "SHARED: advantages and loss", "SHARED: args", "ALGO: args", "SHARED: set-up"]
+    for script in SCRIPTS:
+        assert [r.name for r in read_script(script)[1] if r.name in order] == order, script
+
+
 def test_scripts_stay_short():
     for script in SCRIPTS:
-        assert differing_lines(ROOT / "algos/linear.py", script).total() <= 120, script
+        assert differing_lines(ROOT / "algos/linear.py", script).total() <= 175, script
 
 
 # --- the table ---
@@ -182,7 +195,7 @@ def test_every_algorithms_page_has_an_update_table():
         for heading in ("The idea", "What it needs and costs", "Hyperparameters", "In the logs", "How it fails"):
             assert f"## {heading}\n" in text, (script.stem, heading)
         source, told = script.read_text(), {flag.replace("-", "_") for flag in re.findall(r"^\| `--([a-z-]+)`", text, re.M)}
-        own = set(re.findall(r"^    (\w+): ", source.split("# --- ALGO: args ---")[1].split("# --- ALGO: mathematics ---")[0], re.M))
+        own = set(re.findall(r"^    (\w+): ", source.split("# --- ALGO: args ---")[1].split("\ndef main(")[0], re.M))
         assert own <= told, script.stem
         assert all(f"    {flag}: " in source for flag in told), script.stem
         assert f"[{script.stem}.md]" in PAGE.read_text() or f"]({script.stem}.md)" in PAGE.read_text()
