@@ -41,6 +41,7 @@ from common.checkpoint import load_checkpoint, save_checkpoint
 from common.data import ARITHMETIC, load_prompts
 from common.errors import UserError, plain_errors, require
 from common.evaluate import evaluate
+from common.flags import RunFlags, check_flags, one_each
 from common.grads import clip_gradients
 from common.memory import measured
 from common.model import (
@@ -180,62 +181,12 @@ def first_order_change(
 
 # --- SHARED: args ---
 @dataclass
-class Args:
-    preset: str = ""
-    """named values of flags, such as qwen2.5-1.5b-math500 (`python run.py presets` lists them);
-    a flag given beside it wins"""
-    out: str = ""
-    """run folder; default runs/<script>-s<seed>, numbered when taken"""
-    resume: str = ""
-    """folder of a stopped run to continue, with the flags it had"""
+class Args(RunFlags):
     seed: int = 1
     """decides prompts, completions and mini-batches;
     the model's start and the evaluation do not depend on it"""
     steps: int = 100
     """training steps, each on fresh completions (paper: 810)"""
-    eval_every: int = 10
-    """evaluate every so many steps; also before the first and after the last"""
-    eval_prompts: int = 256
-    """held-out prompts evaluated, at most; one sampled and one greedy completion each"""
-    eval_split: Literal["test", "tune"] = "test"
-    """held-out prompts to evaluate on: choose hyperparameters on tune, report test"""
-    checkpoint_every: int = 25
-    """write a checkpoint every so many steps; the last two are kept"""
-    tensorboard: bool = False
-    """also write TensorBoard events into the run folder (pip install tensorboard)"""
-    wandb: bool = False
-    """also log to Weights & Biases (pip install wandb)"""
-
-    model: str = "testbed"
-    """testbed[:base], a Hugging Face hub name, or a local folder"""
-    trust_remote_code: bool = False
-    """let a hub model run its own Python code; only for a source you trust"""
-    dataset: str = "arithmetic"
-    """arithmetic, arithmetic3 (three steps), math500, a hub name,
-    or a local parquet, json, jsonl or csv file"""
-    prompt_column: str = ""
-    """column with the prompt, text or chat messages; default: prompt, problem or question"""
-    answer_column: str = ""
-    """column with the reference answer, nested as in reward_model.ground_truth; default: answer"""
-    prompt_suffix: str = ""
-    """appended to every prompt; math500 appends the paper's instruction by itself"""
-    max_prompt_length: int = 1024
-    """drop longer prompts, in tokens"""
-
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """what samples the completions; vllm wants a GPU and requirements-vllm.txt"""
-    vllm_tp: int = 1
-    """vllm: ranks among which one sampler is divided (tensor parallel)"""
-    vllm_memory: float = 0.4
-    """vllm: share of a GPU's memory for the sampler's weights and cache"""
-    vllm_sleep: bool = False
-    """vllm: give that memory back while the policy is updated"""
-    max_logp_gap: float = 0.0
-    """stop when sampler and trainer differ by more nats per token, twice in a row;
-    0 is 0.001 in float32 and 0.1 in bfloat16"""
-    tis_cap: float = 0.0
-    """truncated importance sampling: weigh a token with min(trainer's / sampler's probability,
-    tis_cap); 0 is off, 2 is usual"""
     prompts: int = 16
     """prompts per step, P (paper: 32)"""
     completions: int = 16
@@ -244,16 +195,9 @@ class Args:
     """longest completion, in tokens (paper: 1024)"""
     temperature: float = 1.0
     """sampling temperature of training and of the sampled evaluation"""
-    rewards: tuple[str, ...] = (
-        "rewards.accuracy:accuracy",
-        "rewards.conciseness:conciseness",
-        "rewards.clarity:clarity",
-    )
+    rewards: tuple[str, ...] = reward_functions.DEFAULT
     """objectives as module:function or file.py:function, any number;
     the function's name is the objective's"""
-    answer_check: Literal["auto", "exact", "math-verify", "boxed"] = "auto"
-    """how accuracy compares: auto is exact for arithmetic, else math-verify;
-    boxed is the paper's string comparison"""
 
     estimator: Literal["reinforce", "grpo"] = "reinforce"
     """advantages: REINFORCE++ (whitened over the batch, no clipping)
@@ -265,6 +209,9 @@ class Args:
     dual_clip: float = 0.0
     """grpo: bound the loss of negative advantages at dual_clip * |advantage|;
     0 is off (official code: 3)"""
+    tis_cap: float = 0.0
+    """truncated importance sampling: weigh a token with min(trainer's / sampler's probability,
+    tis_cap); 0 is off, 2 is usual"""
     kl_coef: float = 1e-3
     """weight of the k3 KL divergence to the start model in the loss; 0 loads no reference model"""
     lr: float = 1e-4
@@ -279,14 +226,6 @@ class Args:
     """optimizer steps per pass over the completions"""
     epochs: int = 1
     """passes over the completions"""
-    micro_batch_tokens: int = 4096
-    """padded tokens in one forward pass of a rank; changes memory and speed, not the result"""
-    activation_checkpointing: bool = False
-    """keep one activation per layer and recompute the others in the backward pass;
-    changes memory and speed, not the result"""
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """of activations; auto is bfloat16 on GPUs and float32 on CPUs.
-    Weights, optimizer and sums of gradients are float32"""
 
     # --- ALGO: args ---
     PRESET = (("dual_lr", 0.01),)  # set by --preset as well: the paper's, for its 810 steps
@@ -308,115 +247,39 @@ class Args:
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
     device = ranks.start(single=args.engine == "vllm" or args.compute_dtype == "bfloat16")
-    for flag in (
-        "steps",
-        "eval_every",
-        "checkpoint_every",
-        "prompts",
-        "max_new_tokens",
-        "mini_batches",
-        "epochs",
-        "micro_batch_tokens",
-    ):
-        require(
-            getattr(args, flag) >= 1,
-            f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1",
-        )
-    parts, among = (
-        args.mini_batches * ranks.count(),
-        f" times the {ranks.count()} ranks" if ranks.count() > 1 else "",
-    )
-    require(
-        args.prompts % parts == 0,
-        f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}{among}",
-    )
-    require(
-        args.eval_prompts >= 2,
-        f"--eval-prompts {args.eval_prompts} must be at least 2: the verdict needs a standard "
-        "error",
-    )
-    require(
-        args.completions >= 2,
-        "--completions must be at least 2: advantages and covariances compare a prompt's "
-        "completions",
-    )
-    require(
-        0 < args.temperature < torch.inf,
-        f"--temperature {args.temperature} must be positive: at 0 all completions are alike",
-    )
-    require(
-        args.max_grad_norm > 0,
-        f"--max-grad-norm {args.max_grad_norm} must be positive; inf does not clip",
-    )
-    require(
-        not 0 < args.dual_clip <= 1,
-        f"--dual-clip {args.dual_clip} must be more than 1, the ratio before any update; 0 is off",
-    )
-    for flag in (
-        "seed",
-        "lr",
-        "weight_decay",
-        "kl_coef",
-        "tis_cap",
-        "dual_clip",
-        "clip_low",
-        "clip_high",
-        "max_logp_gap",
-    ):
-        require(
-            getattr(args, flag) >= 0,
-            f"--{flag.replace('_', '-')} {getattr(args, flag)} must not be negative",
-        )
+    check_flags(args, ranks.count())
     objectives = reward_functions.load(args.rewards)
     K, G = len(objectives), args.completions
     compute = compute_dtype(args.compute_dtype, device)
-    clip_low, clip_high = (
-        (args.clip_low, args.clip_high) if args.estimator == "grpo" else (torch.inf, torch.inf)
-    )
-    dual_clip = args.dual_clip if args.estimator == "grpo" else 0.0
+    grpo = args.estimator == "grpo"
+    clip_low, clip_high = (args.clip_low, args.clip_high) if grpo else (torch.inf, torch.inf)
+    dual_clip = args.dual_clip if grpo else 0.0
 
     # --- ALGO: state ---
     names = list(objectives)
     require(
-        K >= 2,
-        f"--rewards has one objective, {names[0]}: nothing is left to constrain; add one, or use "
-        "linear",
+        K >= 2, f"--rewards has one objective, {names[0]}, and nothing to constrain: use linear"
     )
+    known = args.primary in ("", *names)
     require(
-        args.primary in ("", *names),
-        f"--primary {args.primary} is not an objective; choose one of {', '.join(names)}",
+        known, f"--primary {args.primary} is not an objective; choose one of {', '.join(names)}"
     )
     primary = names.index(args.primary) if args.primary else 0
     constraints = [k for k in range(K) if k != primary]
-    targets = torch.tensor(args.targets or [0.9] * (K - 1), device=device)
-    multipliers = torch.tensor(args.multipliers or [0.0] * (K - 1), device=device)
-    for flag, values in (("--targets", targets), ("--multipliers", multipliers)):
-        require(
-            len(values) == K - 1,
-            f"{flag} has {len(values)} numbers for {K - 1} constraints "
-            f"({', '.join(names[k] for k in constraints)})",
-        )
-    in_range = bool(((targets >= 0) & (targets <= 1)).all())
+    of = [names[k] for k in constraints]
+    targets = one_each("--targets", args.targets, 0.9, of, device, "constraints")
+    multipliers = one_each("--multipliers", args.multipliers, 0.0, of, device, "constraints")
+    inside = min(targets) >= 0 and max(targets) <= 1
     require(
-        in_range,
-        f"--targets {args.targets} must be in [0, 1], the range of the rewards; scale a reward "
-        "of your own to [0, 1]",
+        inside, f"--targets {args.targets} must be in [0, 1]: scale a reward of your own to that"
     )
+    bound = args.max_multiplier
+    require(bound > 0, f"--max-multiplier {bound} must be positive: at 0 no constraint would count")
+    inside = min(multipliers) >= 0 and max(multipliers) <= bound
+    require(inside, f"--multipliers {args.multipliers} must be in [0, --max-multiplier {bound}]")
     require(args.dual_lr >= 0, f"--dual-lr {args.dual_lr} must not be negative")
-    require(
-        args.max_multiplier > 0,
-        f"--max-multiplier {args.max_multiplier} must be positive: at 0 no constraint would count",
-    )
-    in_range = bool(((multipliers >= 0) & (multipliers <= args.max_multiplier)).all())
-    require(
-        in_range,
-        f"--multipliers {args.multipliers} must be between 0 and --max-multiplier "
-        f"{args.max_multiplier}",
-    )
-    state = {
-        "multipliers": multipliers,
-        "over_bound": torch.zeros(K - 1, device=device),
-    }  # over_bound: number of steps
+    over_bound = torch.zeros(K - 1, device=device)  # number of steps
+    state = {"multipliers": multipliers, "over_bound": over_bound}
 
     # --- SHARED: models, data and start ---
     tokenizer = load_tokenizer(args.model, args.trust_remote_code)

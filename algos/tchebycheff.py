@@ -39,6 +39,7 @@ from common.checkpoint import load_checkpoint, save_checkpoint
 from common.data import ARITHMETIC, load_prompts
 from common.errors import UserError, plain_errors, require
 from common.evaluate import evaluate
+from common.flags import RunFlags, check_flags, one_each
 from common.grads import clip_gradients
 from common.memory import measured
 from common.model import (
@@ -180,62 +181,12 @@ def first_order_change(
 
 # --- SHARED: args ---
 @dataclass
-class Args:
-    preset: str = ""
-    """named values of flags, such as qwen2.5-1.5b-math500 (`python run.py presets` lists them);
-    a flag given beside it wins"""
-    out: str = ""
-    """run folder; default runs/<script>-s<seed>, numbered when taken"""
-    resume: str = ""
-    """folder of a stopped run to continue, with the flags it had"""
+class Args(RunFlags):
     seed: int = 1
     """decides prompts, completions and mini-batches;
     the model's start and the evaluation do not depend on it"""
     steps: int = 100
     """training steps, each on fresh completions (paper: 810)"""
-    eval_every: int = 10
-    """evaluate every so many steps; also before the first and after the last"""
-    eval_prompts: int = 256
-    """held-out prompts evaluated, at most; one sampled and one greedy completion each"""
-    eval_split: Literal["test", "tune"] = "test"
-    """held-out prompts to evaluate on: choose hyperparameters on tune, report test"""
-    checkpoint_every: int = 25
-    """write a checkpoint every so many steps; the last two are kept"""
-    tensorboard: bool = False
-    """also write TensorBoard events into the run folder (pip install tensorboard)"""
-    wandb: bool = False
-    """also log to Weights & Biases (pip install wandb)"""
-
-    model: str = "testbed"
-    """testbed[:base], a Hugging Face hub name, or a local folder"""
-    trust_remote_code: bool = False
-    """let a hub model run its own Python code; only for a source you trust"""
-    dataset: str = "arithmetic"
-    """arithmetic, arithmetic3 (three steps), math500, a hub name,
-    or a local parquet, json, jsonl or csv file"""
-    prompt_column: str = ""
-    """column with the prompt, text or chat messages; default: prompt, problem or question"""
-    answer_column: str = ""
-    """column with the reference answer, nested as in reward_model.ground_truth; default: answer"""
-    prompt_suffix: str = ""
-    """appended to every prompt; math500 appends the paper's instruction by itself"""
-    max_prompt_length: int = 1024
-    """drop longer prompts, in tokens"""
-
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """what samples the completions; vllm wants a GPU and requirements-vllm.txt"""
-    vllm_tp: int = 1
-    """vllm: ranks among which one sampler is divided (tensor parallel)"""
-    vllm_memory: float = 0.4
-    """vllm: share of a GPU's memory for the sampler's weights and cache"""
-    vllm_sleep: bool = False
-    """vllm: give that memory back while the policy is updated"""
-    max_logp_gap: float = 0.0
-    """stop when sampler and trainer differ by more nats per token, twice in a row;
-    0 is 0.001 in float32 and 0.1 in bfloat16"""
-    tis_cap: float = 0.0
-    """truncated importance sampling: weigh a token with min(trainer's / sampler's probability,
-    tis_cap); 0 is off, 2 is usual"""
     prompts: int = 16
     """prompts per step, P (paper: 32)"""
     completions: int = 16
@@ -244,16 +195,9 @@ class Args:
     """longest completion, in tokens (paper: 1024)"""
     temperature: float = 1.0
     """sampling temperature of training and of the sampled evaluation"""
-    rewards: tuple[str, ...] = (
-        "rewards.accuracy:accuracy",
-        "rewards.conciseness:conciseness",
-        "rewards.clarity:clarity",
-    )
+    rewards: tuple[str, ...] = reward_functions.DEFAULT
     """objectives as module:function or file.py:function, any number;
     the function's name is the objective's"""
-    answer_check: Literal["auto", "exact", "math-verify", "boxed"] = "auto"
-    """how accuracy compares: auto is exact for arithmetic, else math-verify;
-    boxed is the paper's string comparison"""
 
     estimator: Literal["reinforce", "grpo"] = "reinforce"
     """advantages: REINFORCE++ (whitened over the batch, no clipping)
@@ -265,6 +209,9 @@ class Args:
     dual_clip: float = 0.0
     """grpo: bound the loss of negative advantages at dual_clip * |advantage|;
     0 is off (official code: 3)"""
+    tis_cap: float = 0.0
+    """truncated importance sampling: weigh a token with min(trainer's / sampler's probability,
+    tis_cap); 0 is off, 2 is usual"""
     kl_coef: float = 1e-3
     """weight of the k3 KL divergence to the start model in the loss; 0 loads no reference model"""
     lr: float = 1e-4
@@ -279,14 +226,6 @@ class Args:
     """optimizer steps per pass over the completions"""
     epochs: int = 1
     """passes over the completions"""
-    micro_batch_tokens: int = 4096
-    """padded tokens in one forward pass of a rank; changes memory and speed, not the result"""
-    activation_checkpointing: bool = False
-    """keep one activation per layer and recompute the others in the backward pass;
-    changes memory and speed, not the result"""
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """of activations; auto is bfloat16 on GPUs and float32 on CPUs.
-    Weights, optimizer and sums of gradients are float32"""
 
     # --- ALGO: args ---
     PRESET = (("weight_lr", 0.3),)  # set by --preset as well: the paper's, for its 810 steps
@@ -311,98 +250,27 @@ class Args:
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
     device = ranks.start(single=args.engine == "vllm" or args.compute_dtype == "bfloat16")
-    for flag in (
-        "steps",
-        "eval_every",
-        "checkpoint_every",
-        "prompts",
-        "max_new_tokens",
-        "mini_batches",
-        "epochs",
-        "micro_batch_tokens",
-    ):
-        require(
-            getattr(args, flag) >= 1,
-            f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1",
-        )
-    parts, among = (
-        args.mini_batches * ranks.count(),
-        f" times the {ranks.count()} ranks" if ranks.count() > 1 else "",
-    )
-    require(
-        args.prompts % parts == 0,
-        f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}{among}",
-    )
-    require(
-        args.eval_prompts >= 2,
-        f"--eval-prompts {args.eval_prompts} must be at least 2: the verdict needs a standard "
-        "error",
-    )
-    require(
-        args.completions >= 2,
-        "--completions must be at least 2: advantages and covariances compare a prompt's "
-        "completions",
-    )
-    require(
-        0 < args.temperature < torch.inf,
-        f"--temperature {args.temperature} must be positive: at 0 all completions are alike",
-    )
-    require(
-        args.max_grad_norm > 0,
-        f"--max-grad-norm {args.max_grad_norm} must be positive; inf does not clip",
-    )
-    require(
-        not 0 < args.dual_clip <= 1,
-        f"--dual-clip {args.dual_clip} must be more than 1, the ratio before any update; 0 is off",
-    )
-    for flag in (
-        "seed",
-        "lr",
-        "weight_decay",
-        "kl_coef",
-        "tis_cap",
-        "dual_clip",
-        "clip_low",
-        "clip_high",
-        "max_logp_gap",
-    ):
-        require(
-            getattr(args, flag) >= 0,
-            f"--{flag.replace('_', '-')} {getattr(args, flag)} must not be negative",
-        )
+    check_flags(args, ranks.count())
     objectives = reward_functions.load(args.rewards)
     K, G = len(objectives), args.completions
     compute = compute_dtype(args.compute_dtype, device)
-    clip_low, clip_high = (
-        (args.clip_low, args.clip_high) if args.estimator == "grpo" else (torch.inf, torch.inf)
-    )
-    dual_clip = args.dual_clip if args.estimator == "grpo" else 0.0
+    grpo = args.estimator == "grpo"
+    clip_low, clip_high = (args.clip_low, args.clip_high) if grpo else (torch.inf, torch.inf)
+    dual_clip = args.dual_clip if grpo else 0.0
 
     # --- ALGO: state ---
-    preference = torch.tensor(args.preference or [1 / K] * K, device=device)
-    require(
-        len(preference) == K,
-        f"--preference has {len(preference)} numbers for {K} objectives ({', '.join(objectives)})",
-    )
-    positive = bool((preference > 0).all()) and preference.sum() < torch.inf
-    require(
-        positive,
-        f"--preference {args.preference} must be positive and finite: leave an objective of no "
-        "importance out",
-    )
+    preference = one_each("--preference", args.preference, 1 / K, objectives, device)
+    usable = min(preference) > 0 and sum(preference) < torch.inf
+    require(usable, f"--preference {args.preference} must be positive and finite")
     preference = preference / preference.sum()
     require(args.weight_lr >= 0, f"--weight-lr {args.weight_lr} must not be negative")
     require(
-        args.max_ratio >= 1,
-        f"--max-ratio {args.max_ratio} must be at least 1, where all weights are alike",
+        args.max_ratio >= 1, f"--max-ratio {args.max_ratio} must be at least 1, all weights alike"
     )
     require(args.smoothing > 0, f"--smoothing {args.smoothing} must be positive")
     require(0 < args.ema_tau <= 1, f"--ema-tau {args.ema_tau} must be in (0, 1]")
-    state = {
-        "log_weights": preference.log(),
-        "ideal": torch.full((K,), -torch.inf, device=device),
-        "ema": None,
-    }
+    ideal = torch.full((K,), -torch.inf, device=device)
+    state = {"log_weights": preference.log(), "ideal": ideal, "ema": None}
 
     # --- SHARED: models, data and start ---
     tokenizer = load_tokenizer(args.model, args.trust_remote_code)

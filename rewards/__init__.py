@@ -22,6 +22,7 @@ from common.errors import UserError
 
 TAKEN = ("length", "rate", "nats", "step", "prompt", "completion")  # stand beside the objectives in metrics.jsonl or completions.jsonl
 OBJECTIVES = ("accuracy", "conciseness", "clarity")  # the paper's three, in the order of the columns of `rewards [B, K]`
+DEFAULT = tuple(f"rewards.{objective}:{objective}" for objective in OBJECTIVES)  # of --rewards
 
 
 def load(paths: Sequence[str]) -> dict[str, Callable]:
@@ -39,7 +40,7 @@ def load(paths: Sequence[str]) -> dict[str, Callable]:
             that cannot be called with any keyword, two objectives of one name, or one whose name is TAKEN or ends in `_se`.
     """
     if not paths:
-        raise UserError(f"--rewards is empty: name at least one function, for example {_builtin(OBJECTIVES[0])}")
+        raise UserError(f"--rewards is empty: name at least one function, for example {DEFAULT[0]}")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     functions = {}
@@ -204,13 +205,8 @@ def _takes_every_keyword(function: Callable) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def _builtin(objective: str) -> str:
-    return f"rewards.{objective}:{objective}"
-
-
 def _did_you_mean(path: str) -> str:
-    known = [_builtin(objective) for objective in OBJECTIVES]
-    nearest = [_builtin(path)] if path in OBJECTIVES else difflib.get_close_matches(path, known, n=1)
+    nearest = [f"rewards.{path}:{path}"] if path in OBJECTIVES else difflib.get_close_matches(path, DEFAULT, n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 

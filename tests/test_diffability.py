@@ -1,5 +1,6 @@
 """Any two scripts can be read side by side: shared text is the same text in the same order, and knows no algorithm."""
 
+import ast
 import re
 import subprocess
 from html.parser import HTMLParser
@@ -75,6 +76,27 @@ def test_every_marker_is_shared_or_of_the_algorithm():
         assert all(re.fullmatch(r" *# --- (SHARED|ALGO): [a-z ,-]+ ---", marker) for marker in markers), script
         names = [marker.strip() for marker in markers]
         assert len(set(names)) == len(names), script
+
+
+def imported_names(region: str) -> list[str]:
+    tree = ast.parse(region)
+    return [
+        (alias.asname or alias.name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    ]
+
+
+def test_every_import_is_used_by_some_script_and_every_own_one_by_its_script():
+    sources = {script: read_script(script)[1] for script in SCRIPTS}
+    texts = {script: "\n".join(line for r in regions for line in r.lines if "import " not in line) for script, regions in sources.items()}
+    for script, regions in sources.items():
+        for region in regions:
+            users = [script] if region.name == "ALGO: imports" else SCRIPTS
+            if region.name.endswith(": imports"):
+                for name in imported_names("\n".join(region.lines)):
+                    assert any(re.search(rf"\b{name}\b", texts[user]) for user in users), (script, name)
 
 
 def test_scripts_fit_beside_each_other():

@@ -1,0 +1,106 @@
+"""The flags that say where and how a run runs, and the checks of those that all scripts have.
+
+They change place, speed and what is looked at. What decides what is learned stands in the scripts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from common.errors import require
+
+
+@dataclass
+class RunFlags:
+    # what the doctor must know of a script, which says so itself: it holds a gradient of the model for every objective at once
+    GRADIENT_PER_OBJECTIVE = False
+
+    preset: str = ""
+    """named values of flags, such as qwen2.5-1.5b-math500 (`python run.py presets` lists them); a flag given beside it wins"""
+    out: str = ""
+    """run folder; default runs/<script>-s<seed>, numbered when taken"""
+    resume: str = ""
+    """folder of a stopped run to continue, with the flags it had"""
+    eval_every: int = 10
+    """evaluate every so many steps; also before the first and after the last"""
+    eval_prompts: int = 256
+    """held-out prompts evaluated, at most; one sampled and one greedy completion each"""
+    eval_split: Literal["test", "tune"] = "test"
+    """held-out prompts to evaluate on: choose hyperparameters on tune, report test"""
+    checkpoint_every: int = 25
+    """write a checkpoint every so many steps; the last two are kept"""
+    tensorboard: bool = False
+    """also write TensorBoard events into the run folder (pip install tensorboard)"""
+    wandb: bool = False
+    """also log to Weights & Biases (pip install wandb)"""
+
+    model: str = "testbed"
+    """testbed[:base], a Hugging Face hub name, or a local folder"""
+    trust_remote_code: bool = False
+    """let a hub model run its own Python code; only for a source you trust"""
+    dataset: str = "arithmetic"
+    """arithmetic, arithmetic3 (three steps), math500, a hub name, or a local parquet, json, jsonl or csv file"""
+    prompt_column: str = ""
+    """column with the prompt, text or chat messages; default: prompt, problem or question"""
+    answer_column: str = ""
+    """column with the reference answer, nested as in reward_model.ground_truth; default: answer"""
+    prompt_suffix: str = ""
+    """appended to every prompt; math500 appends the paper's instruction by itself"""
+    max_prompt_length: int = 1024
+    """drop longer prompts, in tokens"""
+    answer_check: Literal["auto", "exact", "math-verify", "boxed"] = "auto"
+    """how accuracy compares: auto is exact for arithmetic, else math-verify; boxed is the paper's string comparison"""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """what samples the completions; vllm wants a GPU and requirements-vllm.txt"""
+    vllm_tp: int = 1
+    """vllm: ranks among which one sampler is divided (tensor parallel)"""
+    vllm_memory: float = 0.4
+    """vllm: share of a GPU's memory for the sampler's weights and cache"""
+    vllm_sleep: bool = False
+    """vllm: give that memory back while the policy is updated"""
+    max_logp_gap: float = 0.0
+    """stop when sampler and trainer differ by more nats per token, twice in a row; 0 is 0.001 in float32 and 0.1 in bfloat16"""
+    micro_batch_tokens: int = 4096
+    """padded tokens in one forward pass of a rank; changes memory and speed, not the result"""
+    activation_checkpointing: bool = False
+    """keep one activation per layer and recompute the others in the backward pass; changes memory and speed, not the result"""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of activations; auto is bfloat16 on GPUs and float32 on CPUs. Weights, optimizer and sums of gradients are float32"""
+
+
+def check_flags(args: RunFlags, ranks: int) -> None:
+    """Raise UserError naming the first flag of a script's `Args` whose value cannot be meant. ranks: how many this run has."""
+    for flag in ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs", "micro_batch_tokens"):
+        require(getattr(args, flag) >= 1, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1")
+    parts, among = args.mini_batches * ranks, f" times the {ranks} ranks" if ranks > 1 else ""
+    require(args.prompts % parts == 0, f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}{among}")
+    require(args.eval_prompts >= 2, f"--eval-prompts {args.eval_prompts} must be at least 2: the verdict needs a standard error")
+    require(args.completions >= 2, "--completions must be at least 2: advantages and covariances compare a prompt's completions")
+    require(0 < args.temperature < inf, f"--temperature {args.temperature} must be positive: at 0 all completions are alike")
+    require(args.max_grad_norm > 0, f"--max-grad-norm {args.max_grad_norm} must be positive; inf does not clip")
+    require(not 0 < args.dual_clip <= 1, f"--dual-clip {args.dual_clip} must be more than 1, the ratio before any update; 0 is off")
+    for flag in ("seed", "lr", "weight_decay", "kl_coef", "tis_cap", "dual_clip", "clip_low", "clip_high", "max_logp_gap"):
+        require(getattr(args, flag) >= 0, f"--{flag.replace('_', '-')} {getattr(args, flag)} must not be negative")
+
+
+def one_each(
+    flag: str,
+    values: Sequence[float],
+    default: float | Sequence[float],
+    of: Sequence[str],
+    device: torch.device | str = "cpu",
+    what: str = "objectives",
+) -> Tensor:
+    """A flag with a number for each objective (or for whatever `of` names), or its default where it was not given. -> [len(of)].
+
+    default: a number for each, or all of them. Raises UserError naming the flag unless it has as many numbers as names.
+    """
+    if not values:
+        values = [default] * len(of) if isinstance(default, float) else default
+    require(len(values) == len(of), f"{flag} has {len(values)} numbers for {len(of)} {what} ({', '.join(of)})")
+    return torch.tensor(values, dtype=torch.float32, device=device)
