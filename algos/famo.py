@@ -8,13 +8,12 @@ softmax(logits), so objective k's gradient counts z_k / D_k; after the step the 
 From the paper: one gradient per step, no gradient per objective; Adam and a decay for the logits.
 Against the official code: D_k is a reward gap, reward_max - mean reward + 0.02, which is positive
 by itself (there: the policy-gradient surrogate, which is about 0, above its minimum so far less a
-margin of 1, so that D_k is about 1 and z_k / D_k about z_k; this is here as --losses surrogate);
-before and after on the whole batch; one set of weights, checkpointed (there: one per rank,
-restarted on resume).
+margin of 1, so that D_k is about 1 and z_k / D_k about z_k); before and after on the whole batch;
+one set of weights, checkpointed (there: one per rank, restarted on resume).
 Against linear.py: one more forward pass without gradients per step, and the weights that follow
 from it.
 
-Run: python run.py famo          Official form: python run.py famo --losses surrogate
+Run: python run.py famo
 """
 
 # --- SHARED: imports ---
@@ -58,8 +57,6 @@ MAX_FAILURES = 5  # updates in a row with a gradient that is not finite, before 
 
 # --- ALGO: mathematics ---
 FLOOR = 0.02  # added to a reward gap: an objective that is nearly done would take all the weight
-# official code: how far a surrogate's minimum is put under it, and what counts as reaching it
-MARGIN, EPSILON = 1.0, 1e-8
 
 
 def famo_weights(logits: Tensor, gaps: Tensor) -> Tensor:
@@ -95,30 +92,6 @@ def reweighted_rewards(rewards: Tensor, log_ratio: Tensor, group_size: int) -> T
     """
     share = log_ratio.view(-1, group_size, 1).softmax(1)
     return (share * rewards.view(-1, group_size, rewards.size(1))).sum(1).mean(0)
-
-
-def surrogate_losses(
-    advantages: Tensor,
-    ratio: Tensor,
-    mask: Tensor,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float,
-) -> Tensor:
-    """Official code's losses: the policy loss of each objective's own advantages [B,K], token mean.
-    ratio and mask [B,T] -> [K]."""
-    return torch.stack(
-        [
-            (policy_loss(ratio, a, clip_low, clip_high, dual_clip) * mask).sum() / mask.sum()
-            for a in advantages.T
-        ]
-    )
-
-
-def lower_minimum(minimum: Tensor, losses: Tensor) -> Tensor:
-    """Official code: where a loss has come down to its supposed minimum, that is put MARGIN under
-    the loss. All [K] -> [K]."""
-    return torch.where(losses - minimum > EPSILON, minimum, losses - MARGIN)
 
 
 # --- SHARED: advantages and loss ---
@@ -263,11 +236,8 @@ class Args(RunFlags):
     """passes over the completions"""
 
     # --- ALGO: args ---
-    losses: Literal["gap", "surrogate"] = "gap"
-    """an objective's loss: gap is reward_max - mean reward;
-    surrogate is the official code's policy loss"""
     reward_max: tuple[float, ...] = ()
-    """gap: the best reward each objective can have, in the order of --rewards; default: 1 each"""
+    """the best reward each objective can have, in the order of --rewards; default: 1 each"""
     weight_lr: float = 0.025
     """Adam's learning rate for the logits of the weights (paper: 0.025)"""
     gamma: float = 1e-5
@@ -292,8 +262,7 @@ def main(args: Args) -> None:
     require(args.gamma >= 0, f"--gamma {args.gamma} must not be negative")
     # in float64: Adam would turn a rounding error of the direction into a full step
     logits, m, v = torch.zeros(3, K, dtype=torch.float64, device=device)
-    minimum = torch.full((K,), torch.inf, dtype=torch.float64, device=device)
-    state = {"logits": logits, "m": m, "v": v, "t": 0, "minimum": minimum}
+    state = {"logits": logits, "m": m, "v": v, "t": 0}
 
     # --- SHARED: models, data and start ---
     tokenizer = load_tokenizer(args.model, args.trust_remote_code)
@@ -431,36 +400,12 @@ def main(args: Args) -> None:
         grams = []  # inner products of the objectives' gradients, where the algorithm computes them
 
         # --- ALGO: advantages ---
-        if args.losses == "gap":
-            above = [
-                name
-                for name, reached in zip(
-                    objectives, (rewards > reward_max).any(0).tolist(), strict=True
-                )
-                if reached
-            ]
-            require(
-                not above,
-                f"--reward-max is below a reward of {', '.join(above)}: give the best value each "
-                "objective can have",
-            )
-            gaps = (reward_max - rewards).double().mean(0) + FLOOR  # [K]
-            weights = famo_weights(state["logits"], gaps).to(rewards)
-            advantages = estimate_advantages(
-                rewards @ weights, batch.lengths, G, args.estimator
-            )  # [B]
-        else:
-            objective_advantages = torch.stack(
-                [estimate_advantages(r, batch.lengths, G, args.estimator) for r in rewards.T], 1
-            )  # [B, K]
-            surrogate = objective_advantages.double(), batch.mask, clip_low, clip_high, dual_clip
-            losses = surrogate_losses(
-                surrogate[0], torch.ones_like(old_logp), *surrogate[1:]
-            )  # [K]
-            state["minimum"] = lower_minimum(state["minimum"], losses)
-            gaps = losses - state["minimum"]
-            weights = famo_weights(state["logits"], gaps).to(rewards)
-            advantages = objective_advantages @ weights
+        reached = zip(objectives, (rewards > reward_max).any(0).tolist(), strict=True)
+        above = ", ".join(name for name, is_above in reached if is_above)
+        require(not above, f"--reward-max is below a reward of {above}: give each objective's best")
+        gaps = (reward_max - rewards).double().mean(0) + FLOOR  # [K]
+        weights = famo_weights(state["logits"], gaps).to(rewards)
+        advantages = estimate_advantages(rewards @ weights, batch.lengths, G, args.estimator)  # [B]
 
         # --- SHARED: update ---
         sums = dict.fromkeys(("loss/policy", "loss/kl", "clip/fraction", "grad/norm"), 0.0)
@@ -517,17 +462,8 @@ def main(args: Args) -> None:
             token_logprobs_no_grad(policy, batch, args.temperature, args.micro_batch_tokens)
             - old_logp
         ).clamp(-20, 20)
-        if args.losses == "gap":
-            after = (
-                reward_max
-                - reweighted_rewards(rewards.double(), (log_ratio * batch.mask).double().sum(1), G)
-                + FLOOR
-            )
-        else:
-            after = surrogate_losses(surrogate[0], log_ratio.exp(), *surrogate[1:])
-            minimum = lower_minimum(state["minimum"], after)
-            gaps, after = losses - minimum, after - minimum
-            state["minimum"] = minimum
+        log_ratio = (log_ratio * batch.mask).double().sum(1)  # [B]
+        after = reward_max - reweighted_rewards(rewards.double(), log_ratio, G) + FLOOR
         improvement = gaps.log() - after.log()
         z = state["logits"].softmax(0)
         direction = famo_direction(state["logits"], gaps, after) + args.gamma * state["logits"]

@@ -9,9 +9,8 @@ From the paper: every objective's rewards are normalised by themselves; their gr
 one forward and K backward passes.
 Against the official code: the losses are reward gaps, reward_max - mean reward, which are positive
 and tell of progress (there: the policy-gradient surrogates, whose mean is 0 by construction, so
-that most updates raise a negative number to the power 1.5: NaN. They are here as --losses
-surrogate, with an error); norms over all parameters and shared (there: per rank); weights stay
-positive; KL outside.
+that most updates raise a negative number to the power 1.5: NaN); norms over all parameters and
+shared (there: per rank); weights stay positive; KL outside.
 Against linear.py: K gradients per mini-batch instead of one; the weights, the average rewards and
 the first losses are state.
 
@@ -231,9 +230,6 @@ class Args(RunFlags):
 
     # --- ALGO: args ---
     GRADIENT_PER_OBJECTIVE = True
-    losses: Literal["gap", "surrogate"] = "gap"
-    """gap: reward_max - average reward; surrogate: the official code's policy loss,
-    which soon changes its sign and ends the run"""
     reward_max: tuple[float, ...] = ()
     """the best reward of each objective, in the order of --rewards; default: 1 each"""
     alpha: float = 1.5
@@ -483,20 +479,10 @@ def main(args: Args) -> None:
                 if (
                     present.any()
                 ):  # the others keep their weights: a gradient of 0 says nothing about their rate
-                    current = (
-                        (reward_max - state["ema"]).clamp(min=FLOOR)
-                        if args.losses == "gap"
-                        else losses
-                    )
+                    current = (reward_max - state["ema"]).clamp(min=FLOOR)  # [K]
                     if len(state["first_losses"]) < FIRST:
                         state["first_losses"] = [*state["first_losses"], current]
                     initial = torch.stack(state["first_losses"]).mean(0)
-                    positive = bool((current[present] / initial[present] > 0).all())
-                    require(
-                        positive,
-                        f"step {step}: a loss has another sign than at first, so their ratio has "
-                        "no power; use --losses gap",
-                    )
                     own = state["weights"][present].mean()
                     inputs = (
                         gram.diagonal().sqrt()[present].float(),

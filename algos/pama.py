@@ -8,12 +8,12 @@ max_k A_k], which for clamped advantages is min_k A_k; s*_i is the advantage.
 From the paper: K normalisations, one clamp, one minimum; there is no weight to choose and nothing
 to remember.
 Against the official code: one s* per completion; there one s* for the whole batch, times the ratio
-to the frozen reference. That update does not depend on which completion earned what
-(docs/algos/pama.md measures it). It is here as --scalar batch.
+to the frozen reference, an update that does not depend on which completion earned what
+(docs/algos/pama.md).
 Against linear.py: advantages per objective and their minimum instead of the advantage of a sum;
 never negative.
 
-Run: python run.py pama          Official form: python run.py pama --scalar batch
+Run: python run.py pama
 """
 
 # --- SHARED: imports ---
@@ -73,13 +73,6 @@ def binding_shares(advantages: Tensor) -> Tensor:
     lowest = (advantages == advantages.amin(1, keepdim=True)).to(advantages)
     shares = (lowest / lowest.sum(1, keepdim=True))[pareto_scalar(advantages) > 0]
     return shares.mean(0) if len(shares) else torch.full_like(advantages[0], 1 / advantages.size(1))
-
-
-def batch_advantages(advantages: Tensor, ratio: Tensor, mask: Tensor, clip_high: float) -> Tensor:
-    """Official code: token mean of A_k where ratio <= 1 + clip_high. advantages [B,K] >= 0, ratio,
-    mask [B,T] -> [K]."""
-    tokens = ((ratio <= 1 + clip_high) * mask).sum(1)  # [B], those that count
-    return tokens @ advantages / mask.sum()
 
 
 # --- SHARED: advantages and loss ---
@@ -223,11 +216,6 @@ class Args(RunFlags):
     epochs: int = 1
     """passes over the completions"""
 
-    # --- ALGO: args ---
-    scalar: Literal["completion", "batch"] = "completion"
-    """completion: every completion has its own Pareto scalar;
-    batch: one for all, the official code's form, which learns from no reward"""
-
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
@@ -241,8 +229,6 @@ def main(args: Args) -> None:
     dual_clip = args.dual_clip if grpo else 0.0
 
     # --- ALGO: state ---
-    comparable = args.scalar == "completion" or args.kl_coef > 0
-    require(comparable, "--scalar batch compares with the reference: --kl-coef must be positive")
     state = {}
 
     # --- SHARED: models, data and start ---
@@ -381,19 +367,10 @@ def main(args: Args) -> None:
         grams = []  # inner products of the objectives' gradients, where the algorithm computes them
 
         # --- ALGO: advantages ---
-        objective_advantages = torch.stack(
-            [estimate_advantages(r, batch.lengths, G, args.estimator) for r in rewards.T], 1
-        )  # [B, K]
-        positive = objective_advantages.clamp(min=0)  # Noon
-        if args.scalar == "completion":
-            advantages, weights = pareto_scalar(positive), binding_shares(positive)  # [B], [K]
-        # one number for all completions, and the reference takes the place of the policy that
-        # sampled; always clipped
-        else:
-            ratio = (old_logp - ref_logp).clamp(-20, 20).exp()
-            mean = batch_advantages(positive, ratio, batch.mask, args.clip_high)[None]  # [1, K]
-            advantages, weights = pareto_scalar(mean).expand(len(rewards)), binding_shares(mean)
-            old_logp, clip_low, clip_high = ref_logp, args.clip_low, args.clip_high
+        lengths = batch.lengths
+        each = [estimate_advantages(r, lengths, G, args.estimator) for r in rewards.T]  # K of [B]
+        positive = torch.stack(each, 1).clamp(min=0)  # [B, K]; Noon
+        advantages, weights = pareto_scalar(positive), binding_shares(positive)  # [B], [K]
 
         # --- SHARED: update ---
         sums = dict.fromkeys(("loss/policy", "loss/kl", "clip/fraction", "grad/norm"), 0.0)

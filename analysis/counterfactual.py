@@ -168,18 +168,15 @@ def _tchebycheff(steps: list[Step], script: ModuleType, args: SimpleNamespace) -
 
 
 def _pama(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
-    """No weights: the share of the credited completions in which an objective decides. A scalar per batch takes log-probabilities."""
-    if args.scalar == "batch":
-        yield from _unknown(steps)
-        return
+    """No weights: the share of the credited completions in which an objective decides."""
     yield from (script.binding_shares(step.each_advantage(script).clamp(min=0)) for step in steps)
 
 
 def _famo(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
-    """The gaps after a step are those of the next batch: the run has no log-probabilities after its update. Surrogate losses need these
-    from the start, and a gap a reward_max that no reward exceeds."""
+    """The gaps after a step are those of the next batch: the run has no log-probabilities after its update. A gap needs a reward_max that
+    no reward exceeds."""
     top = _top(args, steps)
-    if args.losses == "surrogate" or top is None:
+    if top is None:
         yield from _unknown(steps)
         return
     K = steps[0].rewards.size(1)
@@ -211,9 +208,9 @@ def _nash_mtl(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> C
 
 
 def _gradnorm(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
-    """Its steps depend on the gradients' length, which covariances do not tell; losses as with FAMO."""
+    """Its steps depend on the gradients' length, which covariances do not tell; gaps as with FAMO."""
     top = _top(args, steps)
-    if _estimated(steps) or args.losses == "surrogate" or top is None:
+    if _estimated(steps) or top is None:
         yield from _unknown(steps)
         return
     weights, ema, first = torch.ones(steps[0].rewards.size(1)), None, []

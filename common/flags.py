@@ -73,6 +73,10 @@ class RunFlags:
     """of activations; auto is bfloat16 on GPUs and float32 on CPUs. Weights, optimizer and sums of gradients are float32"""
 
 
+# Flags of scripts of earlier versions, with the one value that these still know how to continue.
+RETIRED = {"losses": "gap", "scalar": "completion"}
+
+
 def check_flags(args: RunFlags, ranks: int) -> None:
     """Raise UserError naming the first flag of a script's `Args` whose value cannot be meant. ranks: how many this run has."""
     for flag in ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs", "micro_batch_tokens"):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from common import ranks
 from common.errors import UserError
 from common.files import write_whole
+from common.flags import RETIRED
 from common.presets import named_preset
 
 
@@ -41,6 +42,10 @@ def parse(args_class: type, script: str, argv: list[str] | None = None):
     saved = json.loads(path.read_text())
     if saved["script"] != script:
         raise UserError(f"--resume {args.resume}: that run is of {saved['script']}, not of {script}")
+    for name in saved.keys() & RETIRED.keys() - names:
+        if saved[name] != RETIRED[name]:
+            told = f"that run had --{name} {saved[name]}, which {script} no longer has"
+            raise UserError(f"--resume {args.resume}: {told}; continue it with the version that began it, or start a new run")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in names}
     before = args_class(**{**values, "resume": args.resume})  # flags that are newer than the run have their defaults
     resumed = tyro.cli(args_class, args=argv, default=before, console_outputs=speaks)

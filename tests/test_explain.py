@@ -266,15 +266,6 @@ def test_so_does_each_of_its_variants(name, flags, tmp_path):
         assert weights.tolist() == pytest.approx([row[f"weight_share/{o}"] for o in run.objectives], abs=2e-4)
 
 
-@pytest.mark.parametrize(("name", "flags"), [("famo", {"losses": "surrogate"}), ("pama", {"scalar": "batch"})])
-def test_a_variant_that_needs_log_probabilities_is_left_open(name, flags, tmp_path):
-    train(name, tmp_path / "run", steps=2, eval_every=2, **flags)
-    run = load_run(tmp_path / "run")
-    found = counterfactual_weights(run, SCRIPTS)
-    assert found[1][name] == [None, None]
-    assert "– needs what the run did not keep" in counterfactual_table(run, *found)
-
-
 def test_rewards_beyond_the_best_ones_leave_gaps_open(tmp_path):
     """FAMO's gap to a best reward of 1 would be negative, its logarithm no number."""
     (tmp_path / "ten.py").write_text("def ten(completions, **columns):\n    return [10.0 * (len(c) % 2) for c in completions]\n")

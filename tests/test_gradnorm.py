@@ -116,11 +116,6 @@ def test_a_reward_may_be_at_its_best_everywhere(tmp_path):
     assert rows[1]["reward/low"] == pytest.approx(0.1)
 
 
-def test_the_official_losses_change_sign_and_say_so(tmp_path):
-    with pytest.raises(UserError, match="use --losses gap"):
-        train("gradnorm", tmp_path / "run", losses="surrogate", prompts=8, steps=20)
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -264,8 +264,6 @@ def test_code_of_a_model_runs_where_the_flag_says_so_alone(trusted, tmp_path, mo
         ("tchebycheff", {"variant": "smooth"}),
         ("tchebycheff", {"variant": "classical"}),
         ("dynamic_weighting", {"variant": "hypervolume"}),
-        ("famo", {"losses": "surrogate"}),
-        ("pama", {"scalar": "batch"}),
     ],
 )
 def test_a_variant_goes_on_where_it_was_stopped(name, flags, tmp_path):

@@ -495,6 +495,18 @@ def test_resuming_with_other_flags_says_which(tmp_path):
     assert "is of linear, not of ctwa" in other.stderr
 
 
+def test_a_run_of_a_variant_that_left_is_not_continued_as_something_else(tmp_path):
+    train("famo", tmp_path / "run", steps=1)
+    path = tmp_path / "run" / "args.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved | {"losses": "surrogate"}))
+    refused = run_script("algos/famo.py", "--resume", str(tmp_path / "run"), "--steps", "2")
+    assert refused.returncode == 2
+    assert "--losses surrogate, which famo no longer has" in refused.stderr
+    path.write_text(json.dumps(saved | {"losses": "gap"}))  # of the version before, the form that stayed
+    assert run_script("algos/famo.py", "--resume", str(tmp_path / "run"), "--steps", "2").returncode == 0
+
+
 def test_default_folders_are_numbered_not_overwritten(tmp_path, monkeypatch):
     from common.track import run_folder
 
