@@ -2,8 +2,9 @@
 with the update is under its target.
 
 Paper: arXiv 2602.06869, section 5 and algorithm 1. After each update the completions are weighed
-once more under the new policy, W_i = mean over tokens of A_i rho_it 1_it (eq. 7), and c_k =
-Cov(r_k, W) within prompts. ĉ is its moving average, and log w_k += lr * max(target_k - ĉ_k, 0):
+once more under the new policy, W_i = mean over tokens of A_i rho_it 1_it (eq. 7), and
+c_k = Cov(r_k, W) within prompts. With its moving average ĉ_k,
+    log w_k += lr * max(target_k - ĉ_k, 0):
 weights only grow and are not renormalised; only their ratios matter to the advantages.
 
 From the paper: the weight rate 0.05 belongs to 810 steps; rates scale with the number of steps, so
@@ -11,70 +12,58 @@ the default here is 1.0 for 100.
 Against the official code: covariances see every prompt with all its completions (there: one rank's
 quarter, cut across prompts); the gate by objective caps and the outlier drop, which the paper does
 not have, are flags and off; the weights are checkpointed.
-Against linear.py: one more forward pass without gradients per step, and the weights that follow
-from it.
+Against linear.py: one more forward pass without gradients per step, and the weights from it.
 
-Run: python run.py ctwa          Beside linear: python run.py plot runs/linear-s1 runs/ctwa-s1
+Run: python run.py ctwa
 """
 
 # --- SHARED: imports ---
 import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewards as reward_functions
-from common import ranks
-from common.batch import micro_batches, mini_batches, pad, right_pad
-from common.checkpoint import load_checkpoint, save_checkpoint
-from common.data import ARITHMETIC, load_prompts
-from common.errors import UserError, plain_errors, require
-from common.evaluate import evaluate
-from common.flags import RunFlags, check_flags, one_each
+from analysis.report import report
+from common import flags, ranks
+from common.batch import micro_batches, mini_batches
+from common.errors import plain_errors, require
 from common.grads import clip_gradients
-from common.memory import measured
-from common.model import (
-    compute_dtype,
-    export,
-    load_model,
-    load_tokenizer,
-    longest_sequence,
-    token_logprobs,
-    token_logprobs_no_grad,
-)
-from common.rollout import Canary, make_engine, sample
-from common.seeds import derive, generator, reseed
-from common.track import Tracker, parse, run_folder
+from common.model import compute_dtype, token_logprobs, token_logprobs_no_grad
+from common.observe import Meter
+from common.rollout import Canary, roll_out
+from common.run import Run
+from common.scoring import score_batch
+from common.seeds import generator, reseed
+from common.setup import load_data, load_models, start
+from common.track import parse
 
 SCRIPT = Path(__file__).stem
-MAX_FAILURES = 5  # updates in a row with a gradient that is not finite, before the run stops
 
 
 # --- ALGO: mathematics ---
 def completion_weights(
     advantages: Tensor, ratio: Tensor, mask: Tensor, clip_low: float, clip_high: float
 ) -> Tensor:
-    """Clipped advantage weight of a completion: W_i = mean_t A_i rho_it 1_it (eq. 6, 7). advantages
-    [B], ratio and mask [B,T] -> [B]."""
+    """Clipped advantage weight of a completion, W_i = mean_t A_i rho_it 1_it (eq. 6, 7).
+
+    advantages [B], ratio and mask [B,T] -> [B].
+    """
     weight = advantages[:, None] * ratio * active_tokens(advantages, ratio, clip_low, clip_high)
     return (weight * mask).sum(1) / mask.sum(1)
 
 
 def drop_outliers(completion_weight: Tensor, group_size: int, factor: float) -> Tensor:
-    """Give completions with |W| > factor * median |W| the mean of the others of their prompt: out
-    of the covariance. [B] -> [B]."""
+    """Give completions with |W| > factor * median |W| the mean of the others of their prompt, which
+    takes them out of the covariance. [B] -> [B]."""
     kept = completion_weight.abs() <= factor * completion_weight.abs().median()
-    groups, kept_groups = completion_weight.view(-1, group_size), kept.view(-1, group_size)
-    mean = (groups * kept_groups).sum(1, keepdim=True) / kept_groups.sum(1, keepdim=True).clamp(
-        min=1
-    )
-    return torch.where(kept_groups, groups, mean).flatten()
+    groups, kept = completion_weight.view(-1, group_size), kept.view(-1, group_size)
+    mean = (groups * kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(kept, groups, mean).flatten()
 
 
 def update_log_weights(
@@ -159,34 +148,9 @@ def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_s
     )
 
 
-def first_order_change(
-    drift: Tensor, age: Tensor, advantages: Tensor, rewards: Tensor, group_size: int, updates: int
-) -> tuple[Tensor, ...]:
-    """Covariance law (eq. 3) with what the step really did to log pi as its score: change of each
-    mean reward [K]; nats per unit of advantage; size of the step, the sd in nats within prompts.
-
-    drift [B]: log pi(y) of a completion when its mini-batch was reached, less that when it was
-    sampled; age [B]: updates that had been made in between, of `updates` in the step. At age 0
-    nothing had moved. The others had not been trained on either, so they tell how the policy moves
-    on fresh completions, at no cost. advantages [B], rewards [B,K]. All NaN where a step is a
-    single mini-batch.
-    """
-    columns = torch.cat([(drift * updates / age)[:, None], advantages[:, None], rewards], 1)[
-        age > 0
-    ]
-    groups = columns.view(-1, group_size, columns.size(1))
-    centred = groups - groups.mean(1, keepdim=True)
-    covariance = (centred.mT @ centred).mean(0) / (group_size - 1)
-    return (
-        covariance[0, 2:],
-        covariance[0, 1] / covariance[1, 1].clamp(min=1e-12),
-        covariance[0, 0].sqrt(),
-    )
-
-
 # --- SHARED: args ---
 @dataclass
-class Args(RunFlags):
+class Args(flags.RunFlags):
     seed: int = 1
     """decides prompts, completions and mini-batches;
     the model's start and the evaluation do not depend on it"""
@@ -255,325 +219,114 @@ class Args(RunFlags):
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    device = ranks.start(single=args.engine == "vllm" or args.compute_dtype == "bfloat16")
-    check_flags(args, ranks.count())
+    device = start(args)
     objectives = reward_functions.load(args.rewards)
     K, G = len(objectives), args.completions
-    compute = compute_dtype(args.compute_dtype, device)
     grpo = args.estimator == "grpo"
     clip_low, clip_high = (args.clip_low, args.clip_high) if grpo else (torch.inf, torch.inf)
     dual_clip = args.dual_clip if grpo else 0.0
 
     # --- ALGO: state ---
-    weights = one_each("--weights", args.weights, 1 / K, objectives, device)
-    defaults = [0.15] + [0.08] * (K - 1)
-    targets = one_each("--cov-targets", args.cov_targets, defaults, objectives, device)
-    caps = one_each("--obj-caps", args.obj_caps, torch.inf, objectives, device)
-    positive = min(weights) > 0 and sum(weights) < torch.inf
-    require(positive, f"--weights {args.weights} must be positive and finite: 0 could never grow")
-    require(args.weight_lr >= 0, f"--weight-lr {args.weight_lr} must not be negative")
-    require(0 < args.ema_tau <= 1, f"--ema-tau {args.ema_tau} must be in (0, 1]")
-    require(
-        args.outlier_factor >= 0, f"--outlier-factor {args.outlier_factor} must not be negative"
-    )
+    weights = flags.one_each("--weights", args.weights, 1 / K, objectives, device)
+    flags.require_positive("--weights", weights, "0 has no logarithm and could never grow")
+    default = [0.15] + [0.08] * (K - 1)
+    targets = flags.one_each("--cov-targets", args.cov_targets, default, objectives, device)
+    caps = flags.one_each("--obj-caps", args.obj_caps, torch.inf, objectives, device)
+    flags.require_not_negative(args, "weight_lr", "outlier_factor")
+    flags.require_share(args, "ema_tau")
     state = {"log_weights": weights.log(), "ema": None}
 
     # --- SHARED: models, data and start ---
-    tokenizer = load_tokenizer(args.model, args.trust_remote_code)
-    data = load_prompts(
-        args.dataset,
-        tokenizer,
-        args.prompt_column,
-        args.answer_column,
-        args.prompt_suffix,
-        args.max_prompt_length,
-    )
-    train, held_out = data["train"], data[args.eval_split]
-    held_out = held_out.select(range(min(args.eval_prompts, len(held_out))))
-    require(
-        args.prompts <= len(train),
-        f"--prompts {args.prompts} is more than the {len(train)} training prompts",
-    )
-    max_length = longest_sequence(
-        args.model, train.ids + held_out.ids, args.max_new_tokens, args.trust_remote_code
-    )
-    vllm = (args.vllm_tp, args.vllm_memory, args.vllm_sleep)
-    engine = make_engine(
-        args.engine,
-        args.model,
-        tokenizer,
-        device,
-        compute,
-        max_length,
-        args.seed,
-        args.trust_remote_code,
-        *vllm,
-    )
-    source = (args.model, device, args.trust_remote_code, compute)
-    policy = load_model(*source, activation_checkpointing=args.activation_checkpointing)
-    reference = load_model(*source, frozen=True) if args.kl_coef > 0 else None
+    data = load_data(args)
+    compute = compute_dtype(args.compute_dtype, device)
+    engine, policy, reference = load_models(args, data, device, compute)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    last_step, seen, yardstick, failures = (
-        0,
-        [0.0, 0],
-        None,
-        0,
-    )  # seen: tokens and number of all training completions so far
-    if args.resume:
-        last_step, saved = load_checkpoint(Path(args.resume), policy, optimizer)
-        state.update(saved["algorithm"])
-        seen, yardstick = saved["seen"], saved["yardstick"]
-    engine.sync(policy, last_step)
+    run = Run(args, SCRIPT, data, objectives, engine, policy, optimizer, state)
+    engine.sync(policy, run.last_step)
     canary = Canary(args.max_logp_gap, compute)
-    folder = run_folder(args.out, args.resume, SCRIPT, args.seed)
-    config = {
-        "script": SCRIPT,
-        "objectives": list(objectives),
-        **asdict(args),
-        "out": str(folder),
-        "resume": "",
-    }
-    tracker = Tracker(
-        folder, config, last_step if args.resume else None, args.tensorboard, args.wandb
-    )
-    builtin = args.dataset in ARITHMETIC
-    check = (
-        ("exact" if builtin else "math-verify")
-        if args.answer_check == "auto"
-        else args.answer_check
-    )
-    evaluation = (
-        tokenizer,
-        held_out,
-        objectives,
-        args.prompts * G,
-        args.max_new_tokens,
-        args.temperature,
-        {"answer_check": check},
-    )
-    if not args.resume:
-        metrics, samples = evaluate(engine, None, *evaluation)
-        yardstick = metrics["eval/length"]
-        tracker.log(0, metrics, samples)
+    meter = Meter(args.epochs, args.mini_batches, optimizer, reference is not None)
 
-    steps = range(last_step + 1, args.steps + 1)
-    progress = tqdm(
-        steps,
-        initial=last_step,
-        total=args.steps,
-        desc=folder.name,
-        unit="step",
-        disable=ranks.rank() > 0,
-    )
-    for step in progress:
+    for step in run.steps():
         # --- SHARED: sample, generate, score ---
-        clock = [time.perf_counter()]
-        reseed(
-            args.seed, step, args.prompts + args.epochs + ranks.rank()
-        )  # what is before has seeded prompts and mini-batches
+        meter.begin()
+        decay = 1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * (
-                1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1
-            )
-        # each rank samples and scores whole prompts; from here on every rank has all B = P * G
-        # completions
-        prompts = train.batch(step, args.prompts, args.seed)
-        seeds = [derive(args.seed, step, i) for i in range(args.prompts)]
-        rollout = sample(engine, prompts.ids, G, args.max_new_tokens, args.temperature, seeds)
-        ids = rollout.ids
-        batch = pad([p for p in prompts.ids for _ in range(G)], ids, tokenizer.pad_token_id, device)
-        clock.append(time.perf_counter())
-        columns, texts = prompts.repeat(G), tokenizer.batch_decode(ids, skip_special_tokens=True)
-        mean_length = seen[0] / seen[1] if seen[1] else batch.lengths.mean().item()
-        rewards = reward_functions.score(
-            objectives,
-            prompts=columns["prompt"],
-            completions=texts,
-            completion_ids=ids,
-            mean_length=mean_length,
-            columns=columns,
-            answer_check=check,
-        ).to(device)  # [B, K]
-        seen = [seen[0] + batch.lengths.sum().item(), seen[1] + len(ids)]
-        clock.append(time.perf_counter())
-        old_logp = sampled_logp = token_logprobs_no_grad(
-            policy, batch, args.temperature, args.micro_batch_tokens
-        )  # [B, T]
-        ref_logp = (
-            token_logprobs_no_grad(reference, batch, args.temperature, args.micro_batch_tokens)
-            if reference
-            else old_logp
-        )
-        sampler_logp = right_pad(rollout.logprobs, old_logp)
-        sampler = canary.check(step, rollout.version, old_logp, sampler_logp, batch.mask)
-        token_weight = (
-            batch.mask * (old_logp - sampler_logp).exp().clamp(max=args.tis_cap)
-            if args.tis_cap
-            else batch.mask
-        )  # [B, T]
-        grams = []  # inner products of the objectives' gradients, where the algorithm computes them
+            group["lr"] = args.lr * decay
+        # for rewards that draw lots; prompts, completions and mini-batches have seeds of their own
+        reseed(args.seed, step, args.prompts + args.epochs + ranks.rank())
+        # each rank samples and scores whole prompts, then every rank has all B = P * G completions
+        prompts = data.train.batch(step, args.prompts, args.seed)
+        batch = roll_out(engine, data.tokenizer, prompts, G, args.max_new_tokens, args.temperature)
+        meter.lap("rollout")
+        mean_length = run.mean_length(batch)
+        rewards = score_batch(objectives, batch, mean_length, data.answer_check)  # [B, K]
+        meter.lap("reward")
+        passes = {"temperature": args.temperature, "max_tokens": args.micro_batch_tokens}
+        old_logp = token_logprobs_no_grad(policy, batch, **passes)  # [B, T]
+        ref_logp = token_logprobs_no_grad(reference, batch, **passes) if reference else old_logp
+        meter.sampled(batch, mean_length, canary.check(step, batch, old_logp))
+        trust = (old_logp - batch.sampled.logp).exp().clamp(max=args.tis_cap) if args.tis_cap else 1
+        batch = batch.with_logprobs(old_logp, ref_logp, token_weight=batch.mask * trust)
 
         # --- ALGO: advantages ---
-        beyond = (state["log_weights"].max() - 60).clamp(
-            min=0
-        )  # e^89 is no float32; taken off all, it changes no ratio
+        # e^89 is no float32; taken off all weights alike, it changes no ratio
+        beyond = (state["log_weights"].max() - 60).clamp(min=0)
         weights = (state["log_weights"] - beyond).exp()
         advantages = estimate_advantages(rewards @ weights, batch.lengths, G, args.estimator)  # [B]
 
         # --- SHARED: update ---
-        sums = dict.fromkeys(("loss/policy", "loss/kl", "clip/fraction", "grad/norm"), 0.0)
-        drift, age, unclipped = torch.zeros(
-            3, len(ids), device=device
-        )  # see first_order_change; share of the tokens
-        skipped, updates = 0, args.epochs * args.mini_batches
         for epoch in range(args.epochs):
             order = generator(args.seed, step, args.prompts + epoch)
-            for made, rows in enumerate(mini_batches(args.prompts, G, args.mini_batches, order)):
+            for rows in mini_batches(args.prompts, G, args.mini_batches, order):
                 tokens = batch.mask[rows].sum()
                 optimizer.zero_grad()
                 # --- SHARED: gradient ---
-                totals = torch.zeros(3, device=device)
-                for part in micro_batches(batch, rows, args.micro_batch_tokens):
-                    micro = batch.select(part)
-                    width = micro.mask.size(1)
-                    logp = token_logprobs(policy, micro, args.temperature)
-                    ratio = (logp - old_logp[part, :width]).clamp(-20, 20).exp()
-                    # sums over the mini-batch's tokens: how it is divided into ranks and
-                    # micro-batches changes nothing
-                    loss = policy_loss(ratio, advantages[part], clip_low, clip_high, dual_clip)
-                    loss = (loss * token_weight[part, :width]).sum() / tokens
-                    kl = (kl_penalty(logp, ref_logp[part, :width]) * micro.mask).sum() / tokens
+                # sums over the mini-batch's tokens: its division into micro-batches changes nothing
+                for micro in micro_batches(batch, rows, args.micro_batch_tokens):
+                    logp = token_logprobs(policy, micro, args.temperature)  # [b, T]
+                    ratio = (logp - micro.old_logp).clamp(-20, 20).exp()
+                    own = advantages[micro.rows]
+                    loss = policy_loss(ratio, own, clip_low, clip_high, dual_clip)
+                    loss = (loss * micro.token_weight).sum() / tokens
+                    kl = (kl_penalty(logp, micro.ref_logp) * micro.mask).sum() / tokens
+                    active = active_tokens(own, ratio, clip_low, clip_high)
+                    meter.see(micro, logp, active, tokens, loss_policy=loss, loss_kl=kl)
                     (loss + args.kl_coef * kl).backward()
-                    active = (
-                        active_tokens(advantages[part], ratio, clip_low, clip_high) * micro.mask
-                    )
-                    totals += torch.stack([loss, kl, (micro.mask - active).sum() / tokens]).detach()
-                    unclipped[part] += active.sum(1) / micro.mask.sum(1) / args.epochs
-                    if epoch == 0:  # later ones train on the same completions again
-                        drift[part] = (
-                            (logp.detach() - sampled_logp[part, :width]) * micro.mask
-                        ).sum(1)
-                        age[part] = made
-                for key, value in zip(sums, ranks.all_sum(totals).tolist(), strict=False):
-                    sums[key] += value / updates
                 # --- SHARED: optimizer step ---
                 grad_norm = clip_gradients(policy.parameters(), args.max_grad_norm)
-                if grad_norm < torch.inf:  # neither infinite nor NaN
+                meter.updated(grad_norm)
+                if grad_norm < torch.inf:  # nor NaN; else the policy keeps its last good weights
                     optimizer.step()
-                    failures = 0
-                else:  # the policy keeps its last good weights
-                    skipped, failures = skipped + 1, failures + 1
-                sums["grad/norm"] += grad_norm / updates
-        drift, age, unclipped = ranks.all_sum(
-            torch.stack([drift, age, unclipped])
-        )  # a rank fills in its own completions
+        meter.finish()
         engine.sync(policy, step)
-        clock.append(time.perf_counter())
+        meter.lap("update")
 
         # --- ALGO: after the update ---
-        new_logp = token_logprobs_no_grad(policy, batch, args.temperature, args.micro_batch_tokens)
-        ratio = (new_logp - old_logp).clamp(-20, 20).exp()
-        completion_weight = completion_weights(
-            advantages, ratio, batch.mask, clip_low, clip_high
-        )  # [B]
+        ratio = (token_logprobs_no_grad(policy, batch, **passes) - old_logp).clamp(-20, 20).exp()
+        weight = completion_weights(advantages, ratio, batch.mask, clip_low, clip_high)  # [B]
         if args.outlier_factor > 0:
-            completion_weight = drop_outliers(completion_weight, G, args.outlier_factor)
-        covariance = within_prompt_covariance(completion_weight, rewards, G)
-        log_weights, ema = update_log_weights(
-            state["log_weights"], state["ema"], covariance, targets, args.weight_lr, args.ema_tau
+            weight = drop_outliers(weight, G, args.outlier_factor)
+        covariance = within_prompt_covariance(weight, rewards, G)
+        before, ema = state["log_weights"], state["ema"]
+        raised, ema = update_log_weights(
+            before, ema, covariance, targets, args.weight_lr, args.ema_tau
         )
-        capped = rewards.mean(0) >= caps
-        state |= {"log_weights": torch.where(capped, state["log_weights"], log_weights), "ema": ema}
-        extra = {
-            "ctwa/cov": covariance,
-            "ctwa/ema": ema,
-            "ctwa/deficit": (targets - ema).clamp(min=0),
-        }
+        state["log_weights"] = torch.where(rewards.mean(0) >= caps, before, raised)
+        state["ema"], deficit = ema, (targets - ema).clamp(min=0)
+        extra = {"ctwa/cov": covariance, "ctwa/ema": ema, "ctwa/deficit": deficit}
 
         # --- SHARED: observe, evaluate, save ---
-        clock.append(time.perf_counter())
-        groups = rewards.view(-1, G, K)
-        law, rate, nats = first_order_change(drift, age, advantages, rewards, G, updates)
-        observed = {
-            "reward": rewards.mean(0),
-            "reward_std": rewards.std(0),
-            "signal": (groups != groups[:, :1])
-            .any(1)
-            .float()
-            .mean(0),  # share of prompts whose completions differ in this reward
-            "weight": weights,
-            "weight_share": weights / weights.sum(),
-            "cov": within_prompt_covariance(advantages, rewards, G),
-            "cov_active": within_prompt_covariance(
-                advantages * unclipped, rewards, G
-            ),  # with what clipping leaves
-            "law": law,
-            **extra,
-        }
-        row = {
-            f"{key}/{name}": float(v)
-            for key, values in observed.items()
-            for name, v in zip(objectives, values, strict=True)
-        }
-        truncated = sum(
-            len(i) == args.max_new_tokens and i[-1] not in engine.stop_ids for i in ids
-        ) / len(ids)
-        row |= {
-            "length/mean": batch.lengths.mean().item(),
-            "length/threshold": mean_length,
-            "length/truncated": truncated,
-        }
-        row |= (
-            sums
-            | sampler
-            | measured(device)
-            | {"grad/skipped": skipped, "lr": optimizer.param_groups[0]["lr"]}
-        )
-        row |= (
-            {} if reference else {"loss/kl": torch.nan}
-        )  # what was summed up is from the step's beginning, not from the run's
-        row |= {"law/rate": rate.item(), "law/nats": nats.item()}
-        row |= {
-            f"time/{key}": b - a
-            for key, a, b in zip(
-                ("rollout", "reward", "update", "weights"), clock, clock[1:], strict=False
-            )
-        }
-        samples = []
-        if step % args.eval_every == 0 or step == args.steps:
-            metrics, samples = evaluate(engine, yardstick, *evaluation)
-            row |= metrics
-        statistics = {
-            "rewards": rewards,
-            "advantages": advantages,
-            "lengths": batch.lengths,
-            "drift": drift,
-            "age": age,
-        }
-        tracker.keep(step, statistics | ({"gram": torch.stack(grams)} if grams else {}))
-        tracker.log(step, row, samples)
-        progress.set_postfix(
-            {name: f"{row[f'reward/{name}']:.2f}" for name in objectives}
-            | {"length": f"{row['length/mean']:.0f}"}
-        )
-        if step % args.checkpoint_every == 0 or step == args.steps or failures >= MAX_FAILURES:
-            save_checkpoint(
-                folder,
-                step,
-                policy,
-                optimizer,
-                {"algorithm": state, "seen": seen, "yardstick": yardstick},
-            )
-        if failures >= MAX_FAILURES:
-            raise UserError(
-                f"step {step}: {failures} updates in a row had a loss or gradient that is not "
-                "finite and were skipped; lower --lr "
-                f"(now {args.lr}). The last good state is in {folder / 'checkpoints'}"
-            )
+        meter.lap("weights")
+        cov = within_prompt_covariance(advantages, rewards, G)
+        cov_active = within_prompt_covariance(advantages * meter.unclipped, rewards, G)
+        logged = {"weight": weights, "cov": cov, "cov_active": cov_active, **extra}  # [K] each
+        row, kept = meter.describe(objectives, rewards, advantages, G, logged)
+        run.log(step, row | run.evaluate(step), kept)
+        run.save(step, meter.failures)
 
     # --- SHARED: close ---
-    export(policy, tokenizer, folder / "model", compute)
-    tracker.close()
+    run.close()
+    ranks.on_first(lambda: report(run.folder))
     ranks.stop()
 
 

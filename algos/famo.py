@@ -1,58 +1,46 @@
 """FAMO: weights that make all losses fall at the same relative rate, learned from how far each fell
 in the last step.
 
-Paper: arXiv 2602.06869, section 3 (Liu et al., 2023). Minimise sum_k z_k log D_k, z =
-softmax(logits), so objective k's gradient counts z_k / D_k; after the step the logits descend z *
-(delta - <z, delta>), delta_k = log D_k before - log D_k after: who fell least gains.
+Paper: arXiv 2602.06869, section 3 (Liu et al., 2023). Minimise sum_k z_k log D_k with
+z = softmax(logits), so objective k's gradient counts z_k / D_k. After the step the logits descend
+z * (delta - <z, delta>), delta_k = log D_k before - log D_k after: who fell least gains.
 
 From the paper: one gradient per step, no gradient per objective; Adam and a decay for the logits.
 Against the official code: D_k is a reward gap, reward_max - mean reward + 0.02, which is positive
 by itself (there: the policy-gradient surrogate, which is about 0, above its minimum so far less a
 margin of 1, so that D_k is about 1 and z_k / D_k about z_k); before and after on the whole batch;
 one set of weights, checkpointed (there: one per rank, restarted on resume).
-Against linear.py: one more forward pass without gradients per step, and the weights that follow
-from it.
+Against linear.py: one more forward pass without gradients per step, and the weights from it.
 
 Run: python run.py famo
 """
 
 # --- SHARED: imports ---
 import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewards as reward_functions
-from common import ranks
-from common.batch import micro_batches, mini_batches, pad, right_pad
-from common.checkpoint import load_checkpoint, save_checkpoint
-from common.data import ARITHMETIC, load_prompts
-from common.errors import UserError, plain_errors, require
-from common.evaluate import evaluate
-from common.flags import RunFlags, check_flags, one_each
+from analysis.report import report
+from common import flags, ranks
+from common.batch import micro_batches, mini_batches
+from common.errors import plain_errors, require
 from common.grads import clip_gradients
-from common.memory import measured
-from common.model import (
-    compute_dtype,
-    export,
-    load_model,
-    load_tokenizer,
-    longest_sequence,
-    token_logprobs,
-    token_logprobs_no_grad,
-)
-from common.rollout import Canary, make_engine, sample
-from common.seeds import derive, generator, reseed
-from common.track import Tracker, parse, run_folder
+from common.model import compute_dtype, token_logprobs, token_logprobs_no_grad
+from common.observe import Meter
+from common.rollout import Canary, roll_out
+from common.run import Run
+from common.scoring import score_batch
+from common.seeds import generator, reseed
+from common.setup import load_data, load_models, start
+from common.track import parse
 
 SCRIPT = Path(__file__).stem
-MAX_FAILURES = 5  # updates in a row with a gradient that is not finite, before the run stops
 
 
 # --- ALGO: mathematics ---
@@ -60,15 +48,16 @@ FLOOR = 0.02  # added to a reward gap: an objective that is nearly done would ta
 
 
 def famo_weights(logits: Tensor, gaps: Tensor) -> Tensor:
-    """Weights of the objectives' gradients: those of sum_k z_k log D_k, scaled to sum 1. logits
-    [K], gaps D > 0 [K] -> [K]."""
+    """Weights of the objectives' gradients: those of sum_k z_k log D_k, scaled to sum 1.
+
+    logits [K], gaps D > 0 [K] -> [K].
+    """
     weights = logits.softmax(0) / gaps
     return weights / weights.sum()
 
 
 def famo_direction(logits: Tensor, gaps_before: Tensor, gaps_after: Tensor) -> Tensor:
-    """Gradient of sum_k z_k (log D_k before - log D_k after) in the logits: to be descended. All
-    [K] -> [K]."""
+    """Gradient of sum_k z_k (log D_k before - log D_k after) in the logits, to be descended. [K]"""
     z, delta = logits.softmax(0), gaps_before.log() - gaps_after.log()
     return z * (delta - z @ delta)
 
@@ -162,34 +151,9 @@ def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_s
     )
 
 
-def first_order_change(
-    drift: Tensor, age: Tensor, advantages: Tensor, rewards: Tensor, group_size: int, updates: int
-) -> tuple[Tensor, ...]:
-    """Covariance law (eq. 3) with what the step really did to log pi as its score: change of each
-    mean reward [K]; nats per unit of advantage; size of the step, the sd in nats within prompts.
-
-    drift [B]: log pi(y) of a completion when its mini-batch was reached, less that when it was
-    sampled; age [B]: updates that had been made in between, of `updates` in the step. At age 0
-    nothing had moved. The others had not been trained on either, so they tell how the policy moves
-    on fresh completions, at no cost. advantages [B], rewards [B,K]. All NaN where a step is a
-    single mini-batch.
-    """
-    columns = torch.cat([(drift * updates / age)[:, None], advantages[:, None], rewards], 1)[
-        age > 0
-    ]
-    groups = columns.view(-1, group_size, columns.size(1))
-    centred = groups - groups.mean(1, keepdim=True)
-    covariance = (centred.mT @ centred).mean(0) / (group_size - 1)
-    return (
-        covariance[0, 2:],
-        covariance[0, 1] / covariance[1, 1].clamp(min=1e-12),
-        covariance[0, 0].sqrt(),
-    )
-
-
 # --- SHARED: args ---
 @dataclass
-class Args(RunFlags):
+class Args(flags.RunFlags):
     seed: int = 1
     """decides prompts, completions and mini-batches;
     the model's start and the evaluation do not depend on it"""
@@ -247,316 +211,108 @@ class Args(RunFlags):
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    device = ranks.start(single=args.engine == "vllm" or args.compute_dtype == "bfloat16")
-    check_flags(args, ranks.count())
+    device = start(args)
     objectives = reward_functions.load(args.rewards)
     K, G = len(objectives), args.completions
-    compute = compute_dtype(args.compute_dtype, device)
     grpo = args.estimator == "grpo"
     clip_low, clip_high = (args.clip_low, args.clip_high) if grpo else (torch.inf, torch.inf)
     dual_clip = args.dual_clip if grpo else 0.0
 
     # --- ALGO: state ---
-    reward_max = one_each("--reward-max", args.reward_max, 1.0, objectives, device)
-    require(args.weight_lr >= 0, f"--weight-lr {args.weight_lr} must not be negative")
-    require(args.gamma >= 0, f"--gamma {args.gamma} must not be negative")
+    reward_max = flags.one_each("--reward-max", args.reward_max, 1.0, objectives, device)
+    flags.require_not_negative(args, "weight_lr", "gamma")
     # in float64: Adam would turn a rounding error of the direction into a full step
     logits, m, v = torch.zeros(3, K, dtype=torch.float64, device=device)
     state = {"logits": logits, "m": m, "v": v, "t": 0}
 
     # --- SHARED: models, data and start ---
-    tokenizer = load_tokenizer(args.model, args.trust_remote_code)
-    data = load_prompts(
-        args.dataset,
-        tokenizer,
-        args.prompt_column,
-        args.answer_column,
-        args.prompt_suffix,
-        args.max_prompt_length,
-    )
-    train, held_out = data["train"], data[args.eval_split]
-    held_out = held_out.select(range(min(args.eval_prompts, len(held_out))))
-    require(
-        args.prompts <= len(train),
-        f"--prompts {args.prompts} is more than the {len(train)} training prompts",
-    )
-    max_length = longest_sequence(
-        args.model, train.ids + held_out.ids, args.max_new_tokens, args.trust_remote_code
-    )
-    vllm = (args.vllm_tp, args.vllm_memory, args.vllm_sleep)
-    engine = make_engine(
-        args.engine,
-        args.model,
-        tokenizer,
-        device,
-        compute,
-        max_length,
-        args.seed,
-        args.trust_remote_code,
-        *vllm,
-    )
-    source = (args.model, device, args.trust_remote_code, compute)
-    policy = load_model(*source, activation_checkpointing=args.activation_checkpointing)
-    reference = load_model(*source, frozen=True) if args.kl_coef > 0 else None
+    data = load_data(args)
+    compute = compute_dtype(args.compute_dtype, device)
+    engine, policy, reference = load_models(args, data, device, compute)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    last_step, seen, yardstick, failures = (
-        0,
-        [0.0, 0],
-        None,
-        0,
-    )  # seen: tokens and number of all training completions so far
-    if args.resume:
-        last_step, saved = load_checkpoint(Path(args.resume), policy, optimizer)
-        state.update(saved["algorithm"])
-        seen, yardstick = saved["seen"], saved["yardstick"]
-    engine.sync(policy, last_step)
+    run = Run(args, SCRIPT, data, objectives, engine, policy, optimizer, state)
+    engine.sync(policy, run.last_step)
     canary = Canary(args.max_logp_gap, compute)
-    folder = run_folder(args.out, args.resume, SCRIPT, args.seed)
-    config = {
-        "script": SCRIPT,
-        "objectives": list(objectives),
-        **asdict(args),
-        "out": str(folder),
-        "resume": "",
-    }
-    tracker = Tracker(
-        folder, config, last_step if args.resume else None, args.tensorboard, args.wandb
-    )
-    builtin = args.dataset in ARITHMETIC
-    check = (
-        ("exact" if builtin else "math-verify")
-        if args.answer_check == "auto"
-        else args.answer_check
-    )
-    evaluation = (
-        tokenizer,
-        held_out,
-        objectives,
-        args.prompts * G,
-        args.max_new_tokens,
-        args.temperature,
-        {"answer_check": check},
-    )
-    if not args.resume:
-        metrics, samples = evaluate(engine, None, *evaluation)
-        yardstick = metrics["eval/length"]
-        tracker.log(0, metrics, samples)
+    meter = Meter(args.epochs, args.mini_batches, optimizer, reference is not None)
 
-    steps = range(last_step + 1, args.steps + 1)
-    progress = tqdm(
-        steps,
-        initial=last_step,
-        total=args.steps,
-        desc=folder.name,
-        unit="step",
-        disable=ranks.rank() > 0,
-    )
-    for step in progress:
+    for step in run.steps():
         # --- SHARED: sample, generate, score ---
-        clock = [time.perf_counter()]
-        reseed(
-            args.seed, step, args.prompts + args.epochs + ranks.rank()
-        )  # what is before has seeded prompts and mini-batches
+        meter.begin()
+        decay = 1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * (
-                1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1
-            )
-        # each rank samples and scores whole prompts; from here on every rank has all B = P * G
-        # completions
-        prompts = train.batch(step, args.prompts, args.seed)
-        seeds = [derive(args.seed, step, i) for i in range(args.prompts)]
-        rollout = sample(engine, prompts.ids, G, args.max_new_tokens, args.temperature, seeds)
-        ids = rollout.ids
-        batch = pad([p for p in prompts.ids for _ in range(G)], ids, tokenizer.pad_token_id, device)
-        clock.append(time.perf_counter())
-        columns, texts = prompts.repeat(G), tokenizer.batch_decode(ids, skip_special_tokens=True)
-        mean_length = seen[0] / seen[1] if seen[1] else batch.lengths.mean().item()
-        rewards = reward_functions.score(
-            objectives,
-            prompts=columns["prompt"],
-            completions=texts,
-            completion_ids=ids,
-            mean_length=mean_length,
-            columns=columns,
-            answer_check=check,
-        ).to(device)  # [B, K]
-        seen = [seen[0] + batch.lengths.sum().item(), seen[1] + len(ids)]
-        clock.append(time.perf_counter())
-        old_logp = sampled_logp = token_logprobs_no_grad(
-            policy, batch, args.temperature, args.micro_batch_tokens
-        )  # [B, T]
-        ref_logp = (
-            token_logprobs_no_grad(reference, batch, args.temperature, args.micro_batch_tokens)
-            if reference
-            else old_logp
-        )
-        sampler_logp = right_pad(rollout.logprobs, old_logp)
-        sampler = canary.check(step, rollout.version, old_logp, sampler_logp, batch.mask)
-        token_weight = (
-            batch.mask * (old_logp - sampler_logp).exp().clamp(max=args.tis_cap)
-            if args.tis_cap
-            else batch.mask
-        )  # [B, T]
-        grams = []  # inner products of the objectives' gradients, where the algorithm computes them
+            group["lr"] = args.lr * decay
+        # for rewards that draw lots; prompts, completions and mini-batches have seeds of their own
+        reseed(args.seed, step, args.prompts + args.epochs + ranks.rank())
+        # each rank samples and scores whole prompts, then every rank has all B = P * G completions
+        prompts = data.train.batch(step, args.prompts, args.seed)
+        batch = roll_out(engine, data.tokenizer, prompts, G, args.max_new_tokens, args.temperature)
+        meter.lap("rollout")
+        mean_length = run.mean_length(batch)
+        rewards = score_batch(objectives, batch, mean_length, data.answer_check)  # [B, K]
+        meter.lap("reward")
+        passes = {"temperature": args.temperature, "max_tokens": args.micro_batch_tokens}
+        old_logp = token_logprobs_no_grad(policy, batch, **passes)  # [B, T]
+        ref_logp = token_logprobs_no_grad(reference, batch, **passes) if reference else old_logp
+        meter.sampled(batch, mean_length, canary.check(step, batch, old_logp))
+        trust = (old_logp - batch.sampled.logp).exp().clamp(max=args.tis_cap) if args.tis_cap else 1
+        batch = batch.with_logprobs(old_logp, ref_logp, token_weight=batch.mask * trust)
 
         # --- ALGO: advantages ---
-        reached = zip(objectives, (rewards > reward_max).any(0).tolist(), strict=True)
-        above = ", ".join(name for name, is_above in reached if is_above)
-        require(not above, f"--reward-max is below a reward of {above}: give each objective's best")
+        flags.require_within("--reward-max", reward_max, rewards, objectives)
         gaps = (reward_max - rewards).double().mean(0) + FLOOR  # [K]
         weights = famo_weights(state["logits"], gaps).to(rewards)
         advantages = estimate_advantages(rewards @ weights, batch.lengths, G, args.estimator)  # [B]
 
         # --- SHARED: update ---
-        sums = dict.fromkeys(("loss/policy", "loss/kl", "clip/fraction", "grad/norm"), 0.0)
-        drift, age, unclipped = torch.zeros(
-            3, len(ids), device=device
-        )  # see first_order_change; share of the tokens
-        skipped, updates = 0, args.epochs * args.mini_batches
         for epoch in range(args.epochs):
             order = generator(args.seed, step, args.prompts + epoch)
-            for made, rows in enumerate(mini_batches(args.prompts, G, args.mini_batches, order)):
+            for rows in mini_batches(args.prompts, G, args.mini_batches, order):
                 tokens = batch.mask[rows].sum()
                 optimizer.zero_grad()
                 # --- SHARED: gradient ---
-                totals = torch.zeros(3, device=device)
-                for part in micro_batches(batch, rows, args.micro_batch_tokens):
-                    micro = batch.select(part)
-                    width = micro.mask.size(1)
-                    logp = token_logprobs(policy, micro, args.temperature)
-                    ratio = (logp - old_logp[part, :width]).clamp(-20, 20).exp()
-                    # sums over the mini-batch's tokens: how it is divided into ranks and
-                    # micro-batches changes nothing
-                    loss = policy_loss(ratio, advantages[part], clip_low, clip_high, dual_clip)
-                    loss = (loss * token_weight[part, :width]).sum() / tokens
-                    kl = (kl_penalty(logp, ref_logp[part, :width]) * micro.mask).sum() / tokens
+                # sums over the mini-batch's tokens: its division into micro-batches changes nothing
+                for micro in micro_batches(batch, rows, args.micro_batch_tokens):
+                    logp = token_logprobs(policy, micro, args.temperature)  # [b, T]
+                    ratio = (logp - micro.old_logp).clamp(-20, 20).exp()
+                    own = advantages[micro.rows]
+                    loss = policy_loss(ratio, own, clip_low, clip_high, dual_clip)
+                    loss = (loss * micro.token_weight).sum() / tokens
+                    kl = (kl_penalty(logp, micro.ref_logp) * micro.mask).sum() / tokens
+                    active = active_tokens(own, ratio, clip_low, clip_high)
+                    meter.see(micro, logp, active, tokens, loss_policy=loss, loss_kl=kl)
                     (loss + args.kl_coef * kl).backward()
-                    active = (
-                        active_tokens(advantages[part], ratio, clip_low, clip_high) * micro.mask
-                    )
-                    totals += torch.stack([loss, kl, (micro.mask - active).sum() / tokens]).detach()
-                    unclipped[part] += active.sum(1) / micro.mask.sum(1) / args.epochs
-                    if epoch == 0:  # later ones train on the same completions again
-                        drift[part] = (
-                            (logp.detach() - sampled_logp[part, :width]) * micro.mask
-                        ).sum(1)
-                        age[part] = made
-                for key, value in zip(sums, ranks.all_sum(totals).tolist(), strict=False):
-                    sums[key] += value / updates
                 # --- SHARED: optimizer step ---
                 grad_norm = clip_gradients(policy.parameters(), args.max_grad_norm)
-                if grad_norm < torch.inf:  # neither infinite nor NaN
+                meter.updated(grad_norm)
+                if grad_norm < torch.inf:  # nor NaN; else the policy keeps its last good weights
                     optimizer.step()
-                    failures = 0
-                else:  # the policy keeps its last good weights
-                    skipped, failures = skipped + 1, failures + 1
-                sums["grad/norm"] += grad_norm / updates
-        drift, age, unclipped = ranks.all_sum(
-            torch.stack([drift, age, unclipped])
-        )  # a rank fills in its own completions
+        meter.finish()
         engine.sync(policy, step)
-        clock.append(time.perf_counter())
+        meter.lap("update")
 
         # --- ALGO: after the update ---
-        log_ratio = (
-            token_logprobs_no_grad(policy, batch, args.temperature, args.micro_batch_tokens)
-            - old_logp
-        ).clamp(-20, 20)
+        log_ratio = (token_logprobs_no_grad(policy, batch, **passes) - old_logp).clamp(-20, 20)
         log_ratio = (log_ratio * batch.mask).double().sum(1)  # [B]
         after = reward_max - reweighted_rewards(rewards.double(), log_ratio, G) + FLOOR
-        improvement = gaps.log() - after.log()
-        z = state["logits"].softmax(0)
-        direction = famo_direction(state["logits"], gaps, after) + args.gamma * state["logits"]
-        logits, m, v, t = adam_step(
-            state["logits"], direction, state["m"], state["v"], state["t"], args.weight_lr
-        )
+        logits, z = state["logits"], state["logits"].softmax(0)
+        direction = famo_direction(logits, gaps, after) + args.gamma * logits
+        adam = state["m"], state["v"], state["t"]
+        logits, m, v, t = adam_step(logits, direction, *adam, args.weight_lr)
         state |= {"logits": logits, "m": m, "v": v, "t": t}
-        extra = {"famo/gap": gaps, "famo/improvement": improvement, "famo/z": z}
+        extra = {"famo/gap": gaps, "famo/improvement": gaps.log() - after.log(), "famo/z": z}
 
         # --- SHARED: observe, evaluate, save ---
-        clock.append(time.perf_counter())
-        groups = rewards.view(-1, G, K)
-        law, rate, nats = first_order_change(drift, age, advantages, rewards, G, updates)
-        observed = {
-            "reward": rewards.mean(0),
-            "reward_std": rewards.std(0),
-            "signal": (groups != groups[:, :1])
-            .any(1)
-            .float()
-            .mean(0),  # share of prompts whose completions differ in this reward
-            "weight": weights,
-            "weight_share": weights / weights.sum(),
-            "cov": within_prompt_covariance(advantages, rewards, G),
-            "cov_active": within_prompt_covariance(
-                advantages * unclipped, rewards, G
-            ),  # with what clipping leaves
-            "law": law,
-            **extra,
-        }
-        row = {
-            f"{key}/{name}": float(v)
-            for key, values in observed.items()
-            for name, v in zip(objectives, values, strict=True)
-        }
-        truncated = sum(
-            len(i) == args.max_new_tokens and i[-1] not in engine.stop_ids for i in ids
-        ) / len(ids)
-        row |= {
-            "length/mean": batch.lengths.mean().item(),
-            "length/threshold": mean_length,
-            "length/truncated": truncated,
-        }
-        row |= (
-            sums
-            | sampler
-            | measured(device)
-            | {"grad/skipped": skipped, "lr": optimizer.param_groups[0]["lr"]}
-        )
-        row |= (
-            {} if reference else {"loss/kl": torch.nan}
-        )  # what was summed up is from the step's beginning, not from the run's
-        row |= {"law/rate": rate.item(), "law/nats": nats.item()}
-        row |= {
-            f"time/{key}": b - a
-            for key, a, b in zip(
-                ("rollout", "reward", "update", "weights"), clock, clock[1:], strict=False
-            )
-        }
-        samples = []
-        if step % args.eval_every == 0 or step == args.steps:
-            metrics, samples = evaluate(engine, yardstick, *evaluation)
-            row |= metrics
-        statistics = {
-            "rewards": rewards,
-            "advantages": advantages,
-            "lengths": batch.lengths,
-            "drift": drift,
-            "age": age,
-        }
-        tracker.keep(step, statistics | ({"gram": torch.stack(grams)} if grams else {}))
-        tracker.log(step, row, samples)
-        progress.set_postfix(
-            {name: f"{row[f'reward/{name}']:.2f}" for name in objectives}
-            | {"length": f"{row['length/mean']:.0f}"}
-        )
-        if step % args.checkpoint_every == 0 or step == args.steps or failures >= MAX_FAILURES:
-            save_checkpoint(
-                folder,
-                step,
-                policy,
-                optimizer,
-                {"algorithm": state, "seen": seen, "yardstick": yardstick},
-            )
-        if failures >= MAX_FAILURES:
-            raise UserError(
-                f"step {step}: {failures} updates in a row had a loss or gradient that is not "
-                "finite and were skipped; lower --lr "
-                f"(now {args.lr}). The last good state is in {folder / 'checkpoints'}"
-            )
+        meter.lap("weights")
+        cov = within_prompt_covariance(advantages, rewards, G)
+        cov_active = within_prompt_covariance(advantages * meter.unclipped, rewards, G)
+        logged = {"weight": weights, "cov": cov, "cov_active": cov_active, **extra}  # [K] each
+        row, kept = meter.describe(objectives, rewards, advantages, G, logged)
+        run.log(step, row | run.evaluate(step), kept)
+        run.save(step, meter.failures)
 
     # --- SHARED: close ---
-    export(policy, tokenizer, folder / "model", compute)
-    tracker.close()
+    run.close()
+    ranks.on_first(lambda: report(run.folder))
     ranks.stop()
 
 

@@ -61,10 +61,9 @@ def policy_gradients(policy: nn.Module, batch: Batch, rewards: Tensor, group_siz
     baselined = ((groups - groups.mean(1, keepdim=True)) * group_size / (group_size - 1)).flatten(0, 1)  # leave one out
     parameters = list(policy.parameters())
     gradients: list[list[Tensor | None]] = [[None] * len(parameters) for _ in range(rewards.size(1))]
-    for part in micro_batches(batch, torch.arange(len(rewards)), 4096):
-        micro = batch.select(part)
+    for micro in micro_batches(batch, torch.arange(len(rewards)), 4096):
         log_likelihood = (token_logprobs(policy, micro, 1.0) * micro.mask).sum(1)
-        backward_each([(column * log_likelihood).sum() / len(rewards) for column in baselined[part].T], parameters, gradients)
+        backward_each([(column * log_likelihood).sum() / len(rewards) for column in baselined[micro.rows].T], parameters, gradients)
     return [torch.cat([g.flatten() for g in gradient]).double() for gradient in gradients]
 
 

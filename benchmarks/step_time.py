@@ -79,7 +79,7 @@ def law_and_statistics(threads: int, repeats: int = 20) -> float:
     the Gram matrices of two mini-batches. The drift that it reads is a by-product of the update."""
     import torch
 
-    from algos.linear import first_order_change
+    from common.observe import first_order_change
     from common.track import Tracker
 
     torch.set_num_threads(threads)

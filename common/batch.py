@@ -1,6 +1,6 @@
 """Padded batches of prompts and completions, and their division among ranks and micro-batches. Nothing here changes its arguments."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,18 +19,48 @@ class Batch:
     prompt_mask: Tensor  # [B, L] 1 on prompt tokens, 0 on padding
     completions: Tensor  # [B, T] token ids, the end-of-sequence token included
     mask: Tensor  # [B, T] float, 1 on sampled tokens (the end-of-sequence token included), 0 on padding
+    old_logp: Tensor | None = None  # [B, T] under the policy that sampled
+    ref_logp: Tensor | None = None  # [B, T] under the reference model
+    token_weight: Tensor | None = None  # [B, T] how much a token's loss counts: the mask, but for truncated importance sampling
+    rows: Tensor | None = None  # [b] of a micro-batch: which rows of the whole batch it holds
+    sampled: "Sampled | None" = None  # of a whole batch that was sampled, not of its parts
 
     @property
     def lengths(self) -> Tensor:
         """Completion lengths in tokens, [B] float."""
         return self.mask.sum(1)
 
+    def with_logprobs(self, old_logp: Tensor, ref_logp: Tensor, token_weight: Tensor) -> "Batch":
+        """The batch with these, [B, T] each."""
+        return replace(self, old_logp=old_logp, ref_logp=ref_logp, token_weight=token_weight)
+
     def select(self, rows: Tensor) -> "Batch":
         """The given rows, cut to the longest prompt and completion among them. rows: [b] indices; returns new tensors."""
         prompt_mask, mask = self.prompt_mask[rows], self.mask[rows]
         longest_prompt, longest = int(prompt_mask.sum(1).max()), int(mask.sum(1).max())
         start = prompt_mask.size(1) - longest_prompt
-        return Batch(self.prompts[rows, start:], prompt_mask[:, start:], self.completions[rows, :longest], mask[:, :longest])
+        return Batch(
+            prompts=self.prompts[rows, start:],
+            prompt_mask=prompt_mask[:, start:],
+            completions=self.completions[rows, :longest],
+            mask=mask[:, :longest],
+            old_logp=None if self.old_logp is None else self.old_logp[rows, :longest],
+            ref_logp=None if self.ref_logp is None else self.ref_logp[rows, :longest],
+            token_weight=None if self.token_weight is None else self.token_weight[rows, :longest],
+            rows=rows,
+        )
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What rewards and checks need of B completions beside tensors."""
+
+    ids: list[list[int]]  # token ids, the end-of-sequence token included
+    texts: list[str]
+    columns: dict[str, list]  # the dataset's, a value per completion
+    logp: Tensor  # [B, T] under the sampler
+    version: int  # the training step whose weights sampled
+    truncated: float  # share of the completions that were cut off
 
 
 def pad(prompts: list[list[int]], completions: list[list[int]], pad_id: int, device: torch.device | str = "cpu") -> Batch:
@@ -50,7 +80,12 @@ def right_pad(rows: list[list[float]], like: Tensor) -> Tensor:
     return torch.tensor([row + [0.0] * (width - len(row)) for row in rows], dtype=like.dtype, device=like.device)
 
 
-def micro_batches(batch: Batch, rows: Tensor, max_tokens: int) -> list[Tensor]:
+def micro_batches(batch: Batch, rows: Tensor, max_tokens: int) -> list[Batch]:
+    """This rank's share of the rows [b] as micro-batches of at most max_tokens padded tokens each: see `micro_rows`."""
+    return [batch.select(part) for part in micro_rows(batch, rows, max_tokens)]
+
+
+def micro_rows(batch: Batch, rows: Tensor, max_tokens: int) -> list[Tensor]:
     """This rank's share of the rows, cut into micro-batches of at most max_tokens padded tokens each (one row may exceed it alone).
 
     A micro-batch is as wide as its longest prompt and its longest completion together (`Batch.select`). Rows are sorted by length first,

@@ -1,6 +1,6 @@
 """Prompts: the built-in arithmetic, MATH-500, any dataset of the hub, or local parquet, json, jsonl and csv files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Number
 from pathlib import Path
 
@@ -22,6 +22,7 @@ class Prompts:
 
     ids: list[list[int]]  # token ids
     columns: dict[str, list]  # each of length N: `prompt` (the text the model reads), `answer`, and the dataset's other columns
+    seeds: list[int] | None = None  # of a training step's prompts: what their completions are drawn with
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -31,12 +32,13 @@ class Prompts:
         return Prompts([self.ids[i] for i in rows], {name: [column[i] for i in rows] for name, column in self.columns.items()})
 
     def batch(self, step: int, size: int, seed: int) -> "Prompts":
-        """The prompts of a step (from 1): epochs, each shuffled by (seed, epoch), laid end to end. A function of its arguments alone, so
-        a resumed run needs no cursor."""
+        """The prompts of a step (from 1), with seeds: epochs, each shuffled by (seed, epoch), laid end to end. A function of its arguments
+        alone, so a resumed run needs no cursor."""
         first = (step - 1) * size
         places = [divmod(place, len(self)) for place in range(first, first + size)]
         orders = {epoch: np.random.default_rng(derive(seed, epoch)).permutation(len(self)) for epoch in {e for e, _ in places}}
-        return self.select([int(orders[epoch][i]) for epoch, i in places])
+        chosen = self.select([int(orders[epoch][i]) for epoch, i in places])
+        return replace(chosen, seeds=[derive(seed, step, i) for i in range(size)])
 
     def repeat(self, times: int) -> dict[str, list]:
         """The columns with every row `times` in succession, to stand beside completions."""

@@ -4,50 +4,40 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-import rewards
-from common.data import Prompts
 from common.rollout import sample
+from common.scoring import score
 from common.seeds import derive
+from common.setup import Data
 
 
 def evaluate(
     engine,
-    mean_length: float | None,
-    tokenizer,
-    prompts: Prompts,
+    data: Data,
     objectives: dict[str, Callable],
+    mean_length: float | None,
     batch_size: int,
     max_new_tokens: int,
     temperature: float,
-    options: dict,
 ) -> tuple[dict[str, float], list[dict]]:
-    """One completion per prompt at `temperature` and one greedy; returns (metrics, the first sampled completions with their rewards).
+    """One completion per held-out prompt at `temperature` and one greedy; (metrics, the first sampled completions with their rewards).
 
     mean_length: what `conciseness` compares with, in tokens; None takes the sampled completions' own mean, as before training. Keeping
     that value for the whole run gives conciseness a yardstick that does not move, unlike the training reward's running mean.
-    Metrics: eval/<objective> and eval/length, each with its standard error eval/<...>_se, and eval/greedy/<...>.
-    options: further keywords for the rewards, as in rewards.score.
+    batch_size: completions at a time. Metrics: eval/<objective> and eval/length, each with its standard error eval/<...>_se, and
+    eval/greedy/<...>. Collective.
     """
-    metrics, samples = {}, []
+    metrics, samples, prompts = {}, [], data.held_out
     for prefix, heat in (("eval/", temperature), ("eval/greedy/", 0.0)):
         ids = []
         for start in range(0, len(prompts), batch_size):
             part = prompts.ids[start : start + batch_size]
             seeds = [derive(0, start + i) for i in range(len(part))]
             ids += sample(engine, part, 1, max_new_tokens, heat, seeds).ids
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = data.tokenizer.batch_decode(ids, skip_special_tokens=True)
         lengths = Tensor([len(row) for row in ids])
         if mean_length is None:
             mean_length = lengths.mean().item()
-        scores = rewards.score(
-            objectives,
-            prompts=prompts.columns["prompt"],
-            completions=texts,
-            completion_ids=ids,
-            mean_length=mean_length,
-            columns=prompts.columns,
-            **options,
-        )
+        scores = score(objectives, texts, ids, prompts.columns, mean_length, data.answer_check)
         for name, values in [*zip(objectives, scores.T, strict=True), ("length", lengths)]:
             metrics[prefix + name] = values.mean().item()
             if heat > 0 and len(values) > 1:

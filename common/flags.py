@@ -88,8 +88,30 @@ def check_flags(args: RunFlags, ranks: int) -> None:
     require(0 < args.temperature < inf, f"--temperature {args.temperature} must be positive: at 0 all completions are alike")
     require(args.max_grad_norm > 0, f"--max-grad-norm {args.max_grad_norm} must be positive; inf does not clip")
     require(not 0 < args.dual_clip <= 1, f"--dual-clip {args.dual_clip} must be more than 1, the ratio before any update; 0 is off")
-    for flag in ("seed", "lr", "weight_decay", "kl_coef", "tis_cap", "dual_clip", "clip_low", "clip_high", "max_logp_gap"):
+    require_not_negative(args, "seed", "lr", "weight_decay", "kl_coef", "tis_cap", "dual_clip", "clip_low", "clip_high", "max_logp_gap")
+
+
+def require_not_negative(args: RunFlags, *flags: str) -> None:
+    """Raise UserError naming the first of these flags that is below 0 or NaN."""
+    for flag in flags:
         require(getattr(args, flag) >= 0, f"--{flag.replace('_', '-')} {getattr(args, flag)} must not be negative")
+
+
+def require_share(args: RunFlags, flag: str) -> None:
+    """Raise UserError naming the flag unless it is in (0, 1]."""
+    require(0 < getattr(args, flag) <= 1, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be in (0, 1]")
+
+
+def require_positive(flag: str, values: Tensor, why: str) -> None:
+    """Raise UserError naming the flag and why unless all its values [K] are positive and their sum is finite."""
+    told = ", ".join(f"{value:g}" for value in values.tolist())
+    require(bool((values > 0).all()) and bool(values.sum() < inf), f"{flag} {told} must be positive and finite: {why}")
+
+
+def require_within(flag: str, best: Tensor, rewards: Tensor, objectives: Sequence[str]) -> None:
+    """Raise UserError naming the flag and the objectives that have a reward above their best value. best [K], rewards [B, K]."""
+    above = [name for name, reached in zip(objectives, (rewards > best).any(0).tolist(), strict=True) if reached]
+    require(not above, f"{flag} is below a reward of {', '.join(above)}: give the best value each objective can have")
 
 
 def one_each(

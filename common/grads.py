@@ -12,11 +12,31 @@ from torch.distributed.tensor import DTensor
 
 from common import ranks
 
-Gradients = list[list[Tensor | None]]  # per loss, per parameter; None where no backward pass has come through yet
+Lists = list[list[Tensor | None]]  # per loss, per parameter; None where no backward pass has come through yet
 CHUNK = 2**22  # numbers of a gradient that are turned to float64 at a time
 
 
-def backward_each(losses: Sequence[Tensor], parameters: list[nn.Parameter], gradients: Gradients) -> None:
+class Gradients:
+    """One gradient per loss of a model, added up over the micro-batches of a mini-batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters, self.each = list(model.parameters()), []
+
+    def add(self, losses: Sequence[Tensor]) -> None:
+        """Those of a micro-batch's losses, which share a graph: see `backward_each`."""
+        self.each = self.each or [[None] * len(self.parameters) for _ in losses]
+        backward_each(losses, self.parameters, self.each)
+
+    def gram(self, count: int) -> Tensor:
+        """Inner products of the first `count` gradients, float64 [count, count]: see `gram_matrix`."""
+        return gram_matrix(self.each[:count])
+
+    def combine(self, weights: Sequence[float]) -> None:
+        """The weighted sum becomes the model's gradient; these are used up. weights: one number per loss. See `combine`."""
+        combine(self.each, weights, self.parameters)
+
+
+def backward_each(losses: Sequence[Tensor], parameters: list[nn.Parameter], gradients: Lists) -> None:
     """Add the gradient of every loss to its entry in `gradients`, in place: one backward pass each through the graph they share.
 
     `.backward()` with `.grad` swapped for the buffer, not `autograd.grad`: sharded parameters reduce their gradients in hooks that only
@@ -30,7 +50,7 @@ def backward_each(losses: Sequence[Tensor], parameters: list[nn.Parameter], grad
             buffers[i], parameter.grad = parameter.grad, None
 
 
-def gram_matrix(gradients: Gradients) -> Tensor:
+def gram_matrix(gradients: Lists) -> Tensor:
     """Inner products H_ij = <g_i, g_j> over all parameters and ranks, float64 [K, K], on the CPU, where small problems are solved fastest.
 
     Summed in float64: in float32 the products of nearly opposed gradients would lose the digits that a solver's answer hangs on.
@@ -46,7 +66,7 @@ def gram_matrix(gradients: Gradients) -> Tensor:
     return ranks.all_sum(gram.cpu())
 
 
-def combine(gradients: Gradients, weights: Sequence[float], parameters: list[nn.Parameter]) -> None:
+def combine(gradients: Lists, weights: Sequence[float], parameters: list[nn.Parameter]) -> None:
     """Write the weighted sum sum_k w_k g_k into `.grad` of every parameter. weights: one number per gradient.
 
     The gradients are used up: the sum is formed in the memory of the first, and no further copy is held.

@@ -219,9 +219,9 @@ def token_logprobs_no_grad(model: nn.Module, batch: Batch, temperature: float, m
     """`token_logprobs` of the whole batch without a graph, [B, T]: every rank does its share, in micro-batches of at most max_tokens
     padded tokens, and gets all."""
     logp = torch.zeros_like(batch.mask)
-    for rows in micro_batches(batch, torch.arange(len(batch.mask)), max_tokens):
-        part = token_logprobs(model, batch.select(rows), temperature)
-        logp[rows, : part.size(1)] = part.to(logp.dtype)
+    for micro in micro_batches(batch, torch.arange(len(batch.mask)), max_tokens):
+        part = token_logprobs(model, micro, temperature)
+        logp[micro.rows, : part.size(1)] = part.to(logp.dtype)
     return ranks.all_sum(logp)  # every row is 0 on all ranks but one
 
 

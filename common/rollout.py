@@ -3,18 +3,21 @@
 An engine has
     `stop_ids`  token ids that end a completion, which it includes;
     `version`   the training step whose weights it samples with, -1 before the first sync;
+    `device`    where a batch of its completions goes: the trainer's;
     `share`     (which share of the prompts this rank samples, of how many);
     `sync(model, version)`  takes the trainer's weights; collective, and the only way in which weights reach a sampler;
     `generate(prompts, completions, max_new_tokens, temperature, seeds)`  token lists and their log-probabilities, on this rank alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from common import ranks
+from common.batch import Batch, Sampled, pad, right_pad
+from common.data import Prompts
 from common.errors import UserError
 from common.model import full_parameters, load_whole, model_path
 
@@ -39,6 +42,21 @@ def sample(engine, prompts: list[list[int]], completions: int, max_new_tokens: i
     parts = ranks.together(lambda: engine.generate(prompts[own], completions, max_new_tokens, temperature, seeds[own]))
     parts = parts[:: ranks.count() // shares]  # ranks of one tensor-parallel group have sampled the same
     return Rollout([i for ids, _ in parts for i in ids], [p for _, logprobs in parts for p in logprobs], engine.version)
+
+
+def roll_out(engine, tokenizer, prompts: Prompts, completions: int, max_new_tokens: int, temperature: float) -> Batch:
+    """Sample the completions of a training step's prompts, as `sample` does, and pad them: B = P * G rows, the same on every rank."""
+    found = sample(engine, prompts.ids, completions, max_new_tokens, temperature, prompts.seeds)
+    batch = pad([p for p in prompts.ids for _ in range(completions)], found.ids, tokenizer.pad_token_id, engine.device)
+    sampled = Sampled(
+        ids=found.ids,
+        texts=tokenizer.batch_decode(found.ids, skip_special_tokens=True),
+        columns=prompts.repeat(completions),
+        logp=right_pad(found.logprobs, batch.mask),
+        version=found.version,
+        truncated=sum(len(i) == max_new_tokens and i[-1] not in engine.stop_ids for i in found.ids) / len(found.ids),
+    )
+    return replace(batch, sampled=sampled)
 
 
 def make_engine(
@@ -102,6 +120,10 @@ class TransformersEngine:
         else:
             self.stop_ids, self.copies, self.model = _stops(model.generation_config.eos_token_id, tokenizer), False, model
         self.pad_id, self.version, self.share = tokenizer.pad_token_id, -1, (ranks.rank(), ranks.count())
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
     @torch.no_grad()
     def sync(self, model: nn.Module, version: int) -> None:
@@ -199,14 +221,15 @@ class Canary:
         """limit: mean absolute gap, in nats, that must not be passed twice in a row; 0 takes 1e-3 in float32 and .1 in other dtypes."""
         self.limit, self.strikes = limit or (1e-3 if compute == torch.float32 else 0.1), 0
 
-    def check(self, step: int, version: int, trainer: Tensor, sampler: Tensor, mask: Tensor) -> dict[str, float]:
-        """The gaps to log. step: the training step; version: the sampler's. trainer, sampler, mask [B, T].
+    def check(self, step: int, batch: Batch, trainer: Tensor) -> dict[str, float]:
+        """The gaps to log. step: the training step; trainer [B, T]: log-probabilities under the policy that the sampler should be.
 
         Raises UserError at the second mean gap in a row that is above the limit or NaN, RuntimeError if a sync was left out.
         """
+        version, mask = batch.sampled.version, batch.mask
         if version != step - 1:
             raise RuntimeError(f"the sampler has the weights of step {version}, not of step {step - 1}: engine.sync was left out")
-        gap = (trainer - sampler).abs() * mask
+        gap = (trainer - batch.sampled.logp).abs() * mask
         mean = (gap.sum() / mask.sum()).item()
         self.strikes = 0 if mean <= self.limit else self.strikes + 1
         if self.strikes == 2:

@@ -153,21 +153,11 @@ class Tracker:
             tqdm.write(text)
 
     def close(self) -> None:
-        """Finish the optional trackers, draw curves.png and print the verdict: each objective from start to end, and what was lost."""
+        """Finish the optional trackers."""
         if self.board:
             self.board.close()
         if self.wandb:
             self.wandb.finish()
-        ranks.on_first(self._judge)
-
-    def _judge(self) -> None:
-        from analysis.curves import draw
-        from analysis.runs import load_run
-        from analysis.verdict import verdict
-
-        run = load_run(self.folder)
-        draw([run], self.folder / "curves.png")
-        print(f"\n{verdict(run).text}\n\ncurves: {self.folder / 'curves.png'}   model: {self.folder / 'model'}")
 
 
 def _rounded(values):

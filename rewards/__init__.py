@@ -17,7 +17,6 @@ from types import ModuleType
 
 import torch
 
-from common import ranks
 from common.errors import UserError
 
 TAKEN = ("length", "rate", "nats", "step", "prompt", "completion")  # stand beside the objectives in metrics.jsonl or completions.jsonl
@@ -76,13 +75,12 @@ def score(
     columns: dict[str, list],
     **options,
 ) -> torch.Tensor:
-    """Score a batch by every reward: each rank its share of the completions, and every rank gets all rewards.
+    """Score a batch by every reward.
 
-    A prompt's completions are scored by one rank where the number of prompts divides by that of ranks, as it does in training; a reward
-    must not compare completions beyond a prompt's own, except through `mean_length`.
+    A reward must not compare completions beyond a prompt's own, except through `mean_length`: on several ranks it gets a share of them.
 
     Args:
-        functions: `K` rewards by objective, from `load`. Each is called once on each rank, by keyword, with all that follows.
+        functions: `K` rewards by objective, from `load`. Each is called once, by keyword, with all that follows.
         prompts, completions: `B` texts each.
         completion_ids: `B` token lists, end-of-sequence token included.
         mean_length: mean length in tokens of all training completions before this batch.
@@ -106,9 +104,8 @@ def score(
         if len(values) != len(completions):
             raise ValueError(f"{name} has {len(values)} values for {len(completions)} completions")
     constants = {"mean_length": mean_length, **options}
-    own = ranks.share(len(completions), ranks.rank(), ranks.count())
-    parts = ranks.together(lambda: _call({name: values[own] for name, values in batch.items()}, constants, functions, columns))
-    return torch.tensor([row for part in parts for row in part], dtype=torch.float32).view(len(completions), len(functions))
+    rows = _call(batch, constants, functions, columns)
+    return torch.tensor(rows, dtype=torch.float32).view(len(completions), len(functions))
 
 
 def _call(batch: dict[str, list], constants: dict, functions: dict[str, Callable], columns: dict[str, list]) -> list[tuple[float, ...]]:

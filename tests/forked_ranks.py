@@ -26,7 +26,8 @@ import torch._dynamo  # noqa: E402
 import torch.distributed.checkpoint  # noqa: E402
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402, F401
 
-import analysis.curves  # noqa: E402
+import analysis.report  # noqa: E402
+import common.setup  # noqa: E402
 from common.arithmetic import tokenizer  # noqa: E402
 from common.data import load_prompts  # noqa: E402
 from common.errors import plain_errors  # noqa: E402
@@ -104,11 +105,11 @@ def main(path: str) -> None:
     # what every rank would compute again at its start
     data = load_prompts("arithmetic", tokenizer(), "", "", "", 1024)
     load_whole("testbed", torch.device("cpu"))
+    common.setup.load_prompts = lambda *_: data
     for module in map(import_module, {f"algos.{job['script']}" for job in jobs}):
-        module.load_prompts = lambda *_: data
         covariance = module.within_prompt_covariance
         module.within_prompt_covariance = lambda weight, *rest, real=covariance: (SEEN.append(weight.clone()), real(weight, *rest))[1]
-    analysis.curves.draw = lambda *_: None  # a third of such a short run's time; other tests look at the picture
+    analysis.report.draw = lambda *_: None  # a third of such a short run's time; other tests look at the picture
     gc.freeze()  # or the first collection in every rank would copy all that it shares with this process
     for job in jobs:
         pids = start(job)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common import ranks  # noqa: E402
-from common.batch import micro_batches, pad  # noqa: E402
+from common.batch import micro_rows, pad  # noqa: E402
 from common.grads import backward_each, clip_gradients, combine, gram_matrix  # noqa: E402
 from common.model import export, full_parameters, load_model, load_tokenizer, load_whole, token_logprobs, token_logprobs_no_grad  # noqa: E402
 from common.rollout import TransformersEngine, sample  # noqa: E402
@@ -50,7 +50,7 @@ def check(folder: Path, name: str, compute: torch.dtype, checkpointing: bool) ->
     expected = torch.stack([torch.cat([g.flatten() for g in each]) for each in everything]).double()
     parameters = list(policy.parameters())
     gradients = [[None] * len(parameters) for _ in range(3)]
-    parts = micro_batches(batch, torch.arange(16), 60)
+    parts = micro_rows(batch, torch.arange(16), 60)
     for part in parts:
         backward_each(losses(policy, part), parameters, gradients)
     gram = gram_matrix(gradients)

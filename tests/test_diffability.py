@@ -1,8 +1,10 @@
 """Any two scripts can be read side by side: shared text is the same text in the same order, and knows no algorithm."""
 
 import ast
+import dis
 import re
 import subprocess
+import types
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_script
 
+from algos import linear
 from analysis.page import page, write_page
 from analysis.sidebyside import differing_lines, read_script, side_by_side
 from benchmarks.differing_lines import MARKS, PAGE, insert, table
@@ -44,9 +47,8 @@ def shared_texts() -> dict[str, str]:
 
 
 def test_shared_regions_are_identical_and_in_the_same_order():
-    assert len(SCRIPTS) == 10
     assert drifted(SCRIPTS) == []
-    assert all(len([r for r in read_script(s)[1] if r.name.startswith("SHARED")]) >= 11 for s in SCRIPTS)
+    assert all(len([r for r in read_script(s)[1] if r.name.startswith("SHARED")]) >= 10 for s in SCRIPTS)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,65 @@ def test_every_marker_is_shared_or_of_the_algorithm():
         assert all(re.fullmatch(r" *# --- (SHARED|ALGO): [a-z ,-]+ ---", marker) for marker in markers), script
         names = [marker.strip() for marker in markers]
         assert len(set(names)) == len(names), script
+
+
+def live_locals_at(function: types.FunctionType, line: int) -> set[str]:
+    """Locals that are read, on some way through the code, after the last instruction of this line and before they are written again."""
+    code = list(dis.get_instructions(function))
+    place = {instruction.offset: i for i, instruction in enumerate(code)}
+    jumps = {*dis.hasjrel, *dis.hasjabs}
+    after: list[set[int]] = []
+    for i, instruction in enumerate(code):
+        ends = instruction.opname.startswith(("RETURN", "RAISE", "RERAISE")) or instruction.opname in ("JUMP_FORWARD", "JUMP_BACKWARD")
+        following = set() if ends or i + 1 == len(code) else {i + 1}
+        after.append(following | ({place[instruction.argval]} if instruction.opcode in jumps else set()))
+    live: list[set[str]] = [set() for _ in code]
+    changed = True
+    while changed:
+        changed = False
+        for i in reversed(range(len(code))):
+            name, out = code[i].argval, set().union(*(live[j] for j in after[i]))
+            if code[i].opname.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_CLOSURE")):
+                out = out | {name}
+            elif code[i].opname.startswith(("STORE_FAST", "STORE_DEREF", "DELETE_FAST")):
+                out = out - {name}
+            changed |= out != live[i]
+            live[i] = out
+    lines = {i: number for start, number in dis.findlinestarts(function.__code__) for i in range(place[start], len(code))}
+    last = max(i for i, number in lines.items() if number == line)
+    return set().union(*(live[j] for j in after[last]))
+
+
+def test_liveness_is_what_is_read_later():
+    def example(a, b, c):
+        for i in range(a):
+            d = b + i
+            d.backward()
+            e = c
+            print(e)
+        return b
+
+    line = example.__code__.co_firstlineno + 3
+    assert live_locals_at(example, line) == {"b", "c"}  # a and d are not read again, e is written before
+
+
+def test_a_reader_of_the_loss_keeps_few_names_in_mind():
+    """Locals of `main` alive at `.backward()`; CleanRL's ppo.py has 16."""
+    line = next(n for n, text in enumerate((ROOT / "algos/linear.py").read_text().splitlines(), 1) if ".backward()" in text)
+    assert len(live_locals_at(linear.main, line)) <= 25
+
+
+def test_a_run_is_no_trainer():
+    """It keeps folder, log, evaluation and checkpoints; losses, advantages, weights and gradients stay in the scripts."""
+    tree = ast.parse((ROOT / "common/run.py").read_text())
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | {
+        node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)
+    }
+    assert {"policy", "optimizer"} <= names  # the check sees what it looks for
+    called = {node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
+    assert [name for name in names if re.search("loss|advantage|weight|grad|backward|logp|ratio", name)] == []
+    assert "step" not in called  # of an optimizer
 
 
 def imported_names(region: str) -> list[str]:
@@ -113,7 +174,9 @@ def test_the_idea_comes_first():
 
 
 def test_scripts_stay_short():
+    assert len((ROOT / "algos/linear.py").read_text().splitlines()) <= 275
     for script in SCRIPTS:
+        assert len(script.read_text().splitlines()) <= 340, script
         assert differing_lines(ROOT / "algos/linear.py", script).total() <= 175, script
 
 
@@ -217,7 +280,7 @@ def test_every_algorithms_page_has_an_update_table():
         for heading in ("The idea", "What it needs and costs", "Hyperparameters", "In the logs", "How it fails"):
             assert f"## {heading}\n" in text, (script.stem, heading)
         source, told = script.read_text(), {flag.replace("-", "_") for flag in re.findall(r"^\| `--([a-z-]+)`", text, re.M)}
-        own = set(re.findall(r"^    (\w+): ", source.split("# --- ALGO: args ---")[1].split("\ndef main(")[0], re.M))
+        own = set(re.findall(r"^    (\w+): [^\n]+ = ", source.split("# --- ALGO: args ---")[1].split("\ndef main(")[0], re.M))
         assert own <= told, script.stem
         assert all(f"    {flag}: " in source for flag in told), script.stem
         assert f"[{script.stem}.md]" in PAGE.read_text() or f"]({script.stem}.md)" in PAGE.read_text()

@@ -1,7 +1,6 @@
 """Dynamic weighting: the weight step against vectors and mirror ascent, hypervolume against a second method, both variants trained."""
 
 import math
-from importlib import import_module
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from test_scripts import train
 
 from algos.dynamic_weighting import hypervolume, step_factor, update_weights
 from common.errors import UserError
+from common.grads import Gradients
 
 OBJECTIVES = ("accuracy", "conciseness", "clarity")
 
@@ -130,14 +130,13 @@ def test_an_objective_without_a_gradient_has_no_influence(tmp_path):
 
 
 def test_weights_outlive_gradients_that_are_not_finite(tmp_path, monkeypatch):
-    script, made = import_module("algos.dynamic_weighting"), []
+    original, made = Gradients.gram, []
 
-    def gram_matrix(gradients):
-        made.append(original(gradients))
+    def gram(self, count):
+        made.append(original(self, count))
         return made[-1] * torch.inf if len(made) == 2 else made[-1]
 
-    original = script.gram_matrix
-    monkeypatch.setattr(script, "gram_matrix", gram_matrix)
+    monkeypatch.setattr(Gradients, "gram", gram)
     rows = train("dynamic_weighting", tmp_path / "run", mu=1e-5, prompts=8)
     weights = [[row[f"weight/{name}"] for name in ("accuracy", "conciseness", "clarity")] for row in rows[1:]]
     assert weights[0] == weights[1] != weights[2]

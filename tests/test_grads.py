@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from algos.linear import kl_penalty, policy_loss
-from common.batch import micro_batches, pad
+from common.batch import micro_rows, pad
 from common.grads import backward_each, combine, gram_matrix, has_gradient
 from common.model import load_model, token_logprobs
 
@@ -40,7 +40,7 @@ def test_one_forward_pass_gives_the_gradients_of_separate_passes(problem):
     policy, batch, advantages, old = problem
     parameters = list(policy.parameters())
     gradients = fresh(4, parameters)
-    parts = micro_batches(batch, torch.arange(16), 100)
+    parts = micro_rows(batch, torch.arange(16), 100)
     assert len(parts) > 3
     for part in parts:
         backward_each(terms(policy, batch, advantages, old, part), parameters, gradients)

@@ -22,6 +22,7 @@ from common.data import Prompts
 from common.evaluate import evaluate
 from common.grads import clip_gradients
 from common.model import load_model
+from common.setup import Data
 from common.track import parse
 
 OBJECTIVES = ("accuracy", "conciseness", "clarity")
@@ -49,7 +50,8 @@ def test_evaluation_is_sampled_and_greedy_with_standard_errors():
 
     engine = SimpleNamespace(share=(0, 1), version=0, generate=generate)
     prompts = Prompts([[1], [2], [3], [4]], {"prompt": list("abcd")})
-    metrics, samples = evaluate(engine, None, tokenizer(), prompts, {"short": short}, 3, 9, 0.7, {})
+    data = Data(tokenizer(), prompts, prompts, "exact")
+    metrics, samples = evaluate(engine, data, {"short": short}, None, 3, 9, 0.7)
     assert [(temperature, size) for temperature, size, _ in asked] == [(0.7, 3), (0.7, 1), (0.0, 3), (0.0, 1)]
     assert len({seed for _, _, seeds in asked[:2] for seed in seeds}) == 4
     assert metrics["eval/length"] == 5
@@ -59,19 +61,19 @@ def test_evaluation_is_sampled_and_greedy_with_standard_errors():
     assert (metrics["eval/greedy/short"], metrics["eval/greedy/length"]) == (1, 3)
     assert set(thresholds) == {5.0}
     assert [(row["prompt"], row["short"]) for row in samples] == [("a", 1), ("b", 1), ("c", 0), ("d", 0)]
-    again, _ = evaluate(engine, 7.0, tokenizer(), prompts, {"short": short}, 3, 9, 0.7, {})
+    again, _ = evaluate(engine, data, {"short": short}, 7.0, 3, 9, 0.7)
     assert again["eval/short"] == 0.75  # a yardstick that is given stays
     assert asked[4:] == asked[:4]  # the same seeds each time
 
 
 def test_conciseness_has_a_yardstick_that_stays_and_a_threshold_of_the_past(tmp_path, monkeypatch):
-    script, yardsticks = import_module("algos.linear"), []
+    yardsticks = []
 
-    def recorded(engine, yardstick, *rest):
-        yardsticks.append(yardstick)
-        return evaluate(engine, yardstick, *rest)
+    def recorded(*given, mean_length, **rest):
+        yardsticks.append(mean_length)
+        return evaluate(*given, mean_length=mean_length, **rest)
 
-    monkeypatch.setattr(script, "evaluate", recorded)
+    monkeypatch.setattr("common.run.evaluate", recorded)
     rows = train("linear", tmp_path / "run", steps=4, lr=1e-3)
     assert yardsticks == [None, *[rows[0]["eval/length"]] * 2]
     lengths = [row["length/mean"] for row in rows[1:]]
@@ -106,14 +108,13 @@ def test_the_kl_term_holds_the_policy_near_its_start(name, tmp_path):
 
 def test_kl_is_taken_to_the_reference(tmp_path, monkeypatch):
     """A reference that is another model: the divergence is there before the policy has moved."""
-    script = import_module("algos.linear")
 
     def load(model, *rest, frozen=False, **options):
         return load_model("testbed:robust" if frozen else model, *rest, frozen=frozen, **options)
 
-    monkeypatch.setattr(script, "load_model", load)
+    monkeypatch.setattr("common.setup.load_model", load)
     assert train("linear", tmp_path / "other", steps=1, mini_batches=1)[1]["loss/kl"] > 3e-4
-    monkeypatch.setattr(script, "load_model", load_model)
+    monkeypatch.setattr("common.setup.load_model", load_model)
     assert train("linear", tmp_path / "own", steps=1, mini_batches=1)[1]["loss/kl"] < 1e-6
 
 

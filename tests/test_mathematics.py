@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos import ctwa, linear
+from common.observe import first_order_change
 
 torch.set_default_dtype(torch.float32)
 INF = float("inf")
@@ -154,7 +155,7 @@ def test_the_predicted_change_is_the_true_one_to_first_order(seed):
         logits = size * direction[..., 0]
         drift = (logits.log_softmax(1) - torch.zeros(prompts, G).log_softmax(1)).flatten()
         seen = torch.where(age > 0, drift, 1e6)  # to be left out
-        change, rate, nats = linear.first_order_change(seen, age, advantages, rewards.view(-1, 3), G, updates=2)
+        change, rate, nats = first_order_change(seen, age, advantages, rewards.view(-1, 3), G, updates=2)
         close(rate, size * 2 / 2, 1e-9)  # nats of the whole step over units of advantage
         close(nats, float(2 * size * direction[2:, :, 0].var(1).mean().sqrt()), 1e-9)
         exact = ((logits.softmax(1)[..., None] - 1 / G) * rewards).sum(1)[2:].mean(0)
@@ -162,7 +163,7 @@ def test_the_predicted_change_is_the_true_one_to_first_order(seed):
 
     errors = [float((change - exact).abs().max()) for change, exact in map(predicted, (1e-2, 1e-3))]
     assert errors[1] < errors[0] / 50 + 1e-12
-    alone = linear.first_order_change(torch.zeros(8), torch.zeros(8), torch.ones(8), torch.rand(8, 3), 4, 1)
+    alone = first_order_change(torch.zeros(8), torch.zeros(8), torch.ones(8), torch.rand(8, 3), 4, 1)
     assert all(values.isnan().all() for values in alone)  # a single mini-batch tells nothing
 
 

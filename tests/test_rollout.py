@@ -1,5 +1,7 @@
 """The canary, stop tokens, and the division of work among ranks that needs no second process to be checked."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import read_metrics
@@ -8,7 +10,7 @@ from transformers import GenerationConfig
 
 from common import ranks
 from common.arithmetic import tokenizer
-from common.batch import micro_batches, pad
+from common.batch import Sampled, micro_rows, pad
 from common.errors import UserError
 from common.model import load_model, token_logprobs
 from common.rollout import Canary, TransformersEngine, stop_tokens
@@ -17,8 +19,14 @@ from common.rollout import Canary, TransformersEngine, stop_tokens
 
 
 def gaps(*values: float, limit: float = 0.1):
-    canary, mask = Canary(limit, torch.float32), torch.tensor([[1.0, 1.0, 0.0]])
-    return [canary.check(step, step - 1, mask * 0, torch.tensor([[v, -v, 99.0]]), mask) for step, v in enumerate(values, 1)]
+    canary = Canary(limit, torch.float32)
+    return [canary.check(step, sampled_batch(step - 1, [v, -v, 99.0]), torch.zeros(1, 3)) for step, v in enumerate(values, 1)]
+
+
+def sampled_batch(version: int, logp: list[float]):
+    """One completion of two tokens and padding, with the sampler's log-probabilities."""
+    batch = replace(pad([[5]], [[6, 7, 8]], 0), mask=torch.tensor([[1.0, 1.0, 0.0]]))
+    return replace(batch, sampled=Sampled([[6, 7]], ["a"], {}, torch.tensor([logp]), version, 0.0))
 
 
 def test_the_gap_is_a_mean_over_tokens_and_two_in_a_row_stop_the_run():
@@ -33,9 +41,8 @@ def test_the_gap_is_a_mean_over_tokens_and_two_in_a_row_stop_the_run():
 
 
 def test_weights_of_another_step_are_refused_at_once():
-    mask = torch.ones(1, 1)
     with pytest.raises(RuntimeError, match="weights of step 3, not of step 4"):
-        Canary(1.0, torch.float32).check(5, 3, mask, mask, mask)
+        Canary(1.0, torch.float32).check(5, sampled_batch(3, [0.0, 0.0, 0.0]), torch.zeros(1, 3))
 
 
 def test_a_sampler_with_stale_weights_is_stopped(tmp_path, monkeypatch):
@@ -112,7 +119,7 @@ def test_gradients_do_not_depend_on_the_division(sized):
     seen = []
     for budget in (10**6, 1, 150):
         policy.zero_grad()
-        parts = micro_batches(sized, torch.arange(16), budget)
+        parts = micro_rows(sized, torch.arange(16), budget)
         for part in parts:
             micro = sized.select(part)
             (advantages[part, None] * token_logprobs(policy, micro, 1.0) * micro.mask).sum().div(sized.mask.sum()).backward()
@@ -131,7 +138,7 @@ def test_ranks_share_the_rows_and_take_equally_many_micro_batches(sized, count, 
     found = []
     for rank in range(count):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        found.append(micro_batches(sized, rows, budget))
+        found.append(micro_rows(sized, rows, budget))
     assert len({len(parts) for parts in found}) == 1
     assert sorted(torch.cat([part for parts in found for part in parts]).tolist()) == sorted(rows.tolist())
     for rank, parts in enumerate(found):
@@ -146,7 +153,7 @@ def test_ranks_share_the_rows_and_take_equally_many_micro_batches(sized, count, 
 def test_length_sorting_leaves_little_padding(sized):
     """A budget of four mean completions: under a fifth of the tokens is padding, where the batch as it comes has about half."""
     real = float(sized.mask.sum() + sized.prompt_mask.sum())
-    padded = sum(m.prompts.numel() + m.completions.numel() for m in map(sized.select, micro_batches(sized, torch.arange(16), 160)))
+    padded = sum(m.prompts.numel() + m.completions.numel() for m in map(sized.select, micro_rows(sized, torch.arange(16), 160)))
     assert 1 - real / padded < 0.2
     assert 1 - real / (sized.prompts.numel() + sized.completions.numel()) > 0.35
 
@@ -154,7 +161,7 @@ def test_length_sorting_leaves_little_padding(sized):
 def test_every_rank_needs_a_row(sized, monkeypatch):
     monkeypatch.setattr(ranks, "count", lambda: 4)
     with pytest.raises(ValueError, match="3 rows cannot be divided"):
-        micro_batches(sized, torch.arange(3), 100)
+        micro_rows(sized, torch.arange(3), 100)
 
 
 # --- what ranks do together ---

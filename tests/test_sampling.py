@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from common.arithmetic import tokenizer
-from common.batch import micro_batches, mini_batches, pad
+from common.batch import micro_batches, micro_rows, mini_batches, pad
 from common.errors import UserError
 from common.model import token_logprobs, token_logprobs_no_grad
 from common.rollout import TransformersEngine
@@ -91,11 +91,23 @@ def test_micro_batches_partition_the_rows_within_the_budget(budget):
     prompts, completions = random_lists(20, 1, 9, 7), random_lists(20, 1, 30, 8)
     batch = pad(prompts, completions, pad_id=0)
     rows = torch.tensor([3, 17, 5, 2, 11, 19, 0])
-    parts = micro_batches(batch, rows, budget)
+    parts = micro_rows(batch, rows, budget)
     assert sorted(torch.cat(parts).tolist()) == sorted(rows.tolist())
     for part in parts:
         small = batch.select(part)  # what the forward pass gets: long prompts and long completions of different rows meet in it
         assert len(part) == 1 or small.prompts.numel() + small.completions.numel() <= budget
+
+
+def test_a_micro_batch_carries_what_belongs_to_its_rows():
+    batch = pad(random_lists(6, 1, 9, 7), random_lists(6, 4, 30, 8), pad_id=0)
+    old, ref, weight = torch.rand(3, *batch.mask.shape)
+    seen = []
+    for micro in micro_batches(batch.with_logprobs(old, ref, weight), torch.tensor([5, 0, 3, 2]), 60):
+        width = micro.mask.size(1)
+        for tensor, whole in ((micro.old_logp, old), (micro.ref_logp, ref), (micro.token_weight, weight), (micro.mask, batch.mask)):
+            assert torch.equal(tensor, whole[micro.rows, :width])
+        seen += micro.rows.tolist()
+    assert sorted(seen) == [0, 2, 3, 5]
 
 
 def test_mini_batches_keep_groups_whole_and_cover_all():

@@ -1,0 +1,64 @@
+"""What a run stands on, made from its flags: ranks, data, engine, models."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from common import ranks
+from common.data import ARITHMETIC, Prompts, load_prompts
+from common.errors import require
+from common.flags import RunFlags, check_flags
+from common.model import load_model, load_tokenizer, longest_sequence
+from common.rollout import make_engine
+
+
+def start(args: RunFlags) -> torch.device:
+    """Start the ranks and check the flags; this rank's device. Raises UserError naming the flag."""
+    device = ranks.start(single=args.engine == "vllm" or args.compute_dtype == "bfloat16")
+    check_flags(args, ranks.count())
+    return device
+
+
+@dataclass(frozen=True)
+class Data:
+    tokenizer: object
+    train: Prompts
+    held_out: Prompts  # to evaluate on
+    answer_check: str  # how accuracy compares answers: exact, math-verify or boxed
+
+
+def load_data(args: RunFlags) -> Data:
+    """Tokenizer and prompts. Raises UserError naming the flag, also where there are fewer training prompts than a step takes."""
+    tokenizer = load_tokenizer(args.model, args.trust_remote_code)
+    splits = load_prompts(args.dataset, tokenizer, args.prompt_column, args.answer_column, args.prompt_suffix, args.max_prompt_length)
+    train, held_out = splits["train"], splits[args.eval_split]
+    require(args.prompts <= len(train), f"--prompts {args.prompts} is more than the {len(train)} training prompts")
+    held_out = held_out.select(range(min(args.eval_prompts, len(held_out))))
+    check = args.answer_check
+    if check == "auto":
+        check = "exact" if args.dataset in ARITHMETIC else "math-verify"
+    return Data(tokenizer, train, held_out, check)
+
+
+def load_models(args: RunFlags, data: Data, device: torch.device, compute: torch.dtype) -> tuple[object, nn.Module, nn.Module | None]:
+    """(engine, policy, reference model), the last one None at --kl-coef 0. compute: dtype of activations. Raises UserError naming --model.
+
+    The engine comes first: vLLM measures the free memory when it starts.
+    """
+    engine = make_engine(
+        args.engine,
+        args.model,
+        data.tokenizer,
+        device,
+        compute,
+        max_length=longest_sequence(args.model, data.train.ids + data.held_out.ids, args.max_new_tokens, args.trust_remote_code),
+        seed=args.seed,
+        trust_remote_code=args.trust_remote_code,
+        vllm_tp=args.vllm_tp,
+        vllm_memory=args.vllm_memory,
+        vllm_sleep=args.vllm_sleep,
+    )
+    policy = load_model(args.model, device, args.trust_remote_code, compute, activation_checkpointing=args.activation_checkpointing)
+    frozen = load_model(args.model, device, args.trust_remote_code, compute, frozen=True) if args.kl_coef > 0 else None
+    return engine, policy, frozen
