@@ -1,19 +1,16 @@
 """Dynamic weighting: reward weights that follow each objective's influence, the inner product of
 its gradient with everyone's.
 
-Paper: arXiv 2602.06869, section 3 (dynamic reward weighting, Lu et al., 2025). Before every update,
-on the whole batch, I_k = <g_k, sum_j g_j> and w_k <- w_k exp(lr * I_k / mu), back to sum 1; the
-batch's rewards are scalarised with the new weights. It raises what is easy: objectives with large
-gradients that agree with the others. --variant hypervolume, the same paper's second method, keeps
-the weights and takes longer steps after a batch whose mean rewards have extended the Pareto front.
+Paper: arXiv 2602.06869, section 3 (dynamic reward weighting, Lu et al., 2025; their other method is
+hypervolume.py). Before every update, on the whole batch, I_k = <g_k, sum_j g_j> and
+w_k <- w_k exp(lr * I_k / mu), back to sum 1; the batch's rewards are scalarised with the new
+weights. It raises what is easy: objectives with large gradients that agree with the others.
 
 From the paper: what counts is lr / mu, 0.1 there; with this project's larger lr the same ratio
 needs the larger mu that is the default.
 Against the official code: the exponent has lr once (there twice, so the weights never move);
 gradients over all layers, not 16 fixed ones; a floor, because a weight of 0 could not come back; KL
-is no objective. hypervolume: a factor on the reward, as in the authors' own code, is cancelled by
-the normalisation that follows, and a factor on the advantage mostly by Adam; so it is one on the
-learning rate, and the front is that of the training batches, not of held-out prompts.
+is no objective.
 Against linear.py: one more forward and K backward passes over the batch, and the weights from them.
 
 Run: python run.py dynamic_weighting
@@ -48,8 +45,6 @@ SCRIPT = Path(__file__).stem
 
 
 # --- ALGO: imports ---
-import math
-
 from common.grads import Gradients
 
 
@@ -58,35 +53,6 @@ def update_weights(weights: Tensor, influence: Tensor, lr: float, mu: float) -> 
     """w_k exp(lr I_k / mu) / Z: mirror ascent on the influence. weights [K] on the simplex,
     influence [K] -> [K] on the simplex."""
     return (weights.log() + lr * influence / mu).softmax(0)
-
-
-def hypervolume(points: Tensor, reference: Tensor) -> float:
-    """Volume of what the points dominate above the reference point, all objectives to be maximised.
-    points [N,K], reference [K].
-
-    By slices of the last objective: between two neighbouring values of it lies a slab over the
-    front of those that reach the upper one.
-    """
-    points = points[(points > reference).all(1)]
-    if len(points) == 0:
-        return 0.0
-    if points.size(1) == 1:
-        return float(points.max() - reference)
-    volume, lower = 0.0, float(reference[-1])
-    for upper in points[:, -1].unique().tolist():  # ascending
-        volume += (upper - lower) * hypervolume(points[points[:, -1] >= upper, :-1], reference[:-1])
-        lower = upper
-    return volume
-
-
-def step_factor(front: Tensor, point: Tensor, reference: Tensor) -> tuple[float, Tensor]:
-    """(0.5 + 1.5 tanh of the volume that the point adds to the front, the front with the point if
-    it added any). front [N,K], point [K]."""
-    extended = torch.cat(
-        [front[(front > point).any(1)], point[None]]
-    )  # without those that the point dominates
-    gain = hypervolume(extended, reference) - hypervolume(front, reference)
-    return 0.5 + 1.5 * math.tanh(gain), extended if gain > 0 else front
 
 
 # --- SHARED: advantages and loss ---
@@ -211,14 +177,10 @@ class Args(flags.RunFlags):
     weights: tuple[float, ...] = ()
     """weight of each objective at the start, in the order of --rewards;
     default: equal (paper: .333 .333 .334)"""
-    variant: Literal["gradient", "hypervolume"] = "gradient"
-    """gradient: weights by influence (the paper's choice);
-    hypervolume: fixed weights, longer steps when the Pareto front grows"""
     mu: float = 1e-3
-    """gradient: temperature of the weights; --lr / --mu is their rate, 0.1 here
-    (paper: mu 1e-5, lr 1e-6)"""
+    """temperature of the weights; --lr / --mu is their rate, 0.1 here (paper: mu 1e-5, lr 1e-6)"""
     weight_floor: float = 1e-3
-    """gradient: a lower weight is raised to this before all are scaled to sum 1,
+    """a lower weight is raised to this before all are scaled to sum 1,
     so that every objective can come back (official: none)"""
 
 
@@ -237,8 +199,7 @@ def main(args: Args) -> None:
     require(args.mu > 0, f"--mu {args.mu} must be positive")
     floor = args.weight_floor
     require(0 <= floor < 1 / K, f"--weight-floor {floor} must be at least 0 and under 1 / {K}")
-    front = torch.zeros(0, K, dtype=torch.float64)
-    state = {"weights": weights / weights.sum(), "reference": None, "front": front}
+    state = {"weights": weights / weights.sum()}
 
     # --- SHARED: models, data and start ---
     data = load_data(args)
@@ -273,28 +234,20 @@ def main(args: Args) -> None:
         batch = batch.with_logprobs(old_logp, ref_logp, token_weight=batch.mask * trust)
 
         # --- ALGO: advantages ---
-        influence, factor = torch.zeros(K, device=device), 1.0
-        if args.variant == "gradient":
-            each = [estimate_advantages(r, batch.lengths, G, args.estimator) for r in rewards.T]
-            gradients, tokens = Gradients(policy), batch.mask.sum()
-            for micro in micro_batches(batch, torch.arange(len(rewards)), args.micro_batch_tokens):
-                logp = token_logprobs(policy, micro, args.temperature)
-                # at a ratio of 1 nothing is clipped and the surrogate has the gradient of -A log pi
-                losses = [a[micro.rows, None] * logp * micro.token_weight for a in each]
-                gradients.add([-loss.sum() / tokens for loss in losses])
-            meter.grams.append(gradients.gram(K))
-            influence = meter.grams[0].sum(1).float().to(device)
-            lr = optimizer.param_groups[0]["lr"]
-            # as with a gradient that is not finite, the last good weights are kept
-            if influence.isfinite().all():
-                weights = update_weights(state["weights"], influence, lr, args.mu).clamp(min=floor)
-                state["weights"] = weights / weights.sum()
-        else:
-            mean = rewards.mean(0).double().cpu()
-            state["reference"] = mean if state["reference"] is None else state["reference"]
-            factor, state["front"] = step_factor(state["front"], mean, state["reference"])
-            for group in optimizer.param_groups:
-                group["lr"] *= factor
+        each = [estimate_advantages(r, batch.lengths, G, args.estimator) for r in rewards.T]
+        gradients, tokens = Gradients(policy), batch.mask.sum()
+        for micro in micro_batches(batch, torch.arange(len(rewards)), args.micro_batch_tokens):
+            logp = token_logprobs(policy, micro, args.temperature)
+            # at a ratio of 1 nothing is clipped and the surrogate has the gradient of -A log pi
+            losses = [a[micro.rows, None] * logp * micro.token_weight for a in each]
+            gradients.add([-loss.sum() / tokens for loss in losses])
+        meter.grams.append(gradients.gram(K))
+        influence = meter.grams[0].sum(1).float().to(device)
+        lr = optimizer.param_groups[0]["lr"]
+        # as with a gradient that is not finite, the last good weights are kept
+        if influence.isfinite().all():
+            raised = update_weights(state["weights"], influence, lr, args.mu).clamp(min=floor)
+            state["weights"] = raised / raised.sum()
         weights = state["weights"]
         advantages = estimate_advantages(rewards @ weights, batch.lengths, G, args.estimator)  # [B]
 

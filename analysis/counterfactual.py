@@ -128,13 +128,13 @@ def _ctwa(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chose
 
 
 def _dynamic_weighting(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
-    """Its steps depend on the gradients' length, which covariances do not tell. The hypervolume variant keeps its weights."""
+    """Its steps depend on the gradients' length, which covariances do not tell."""
     weights = _start(args.weights, steps)
-    if _estimated(steps) and args.variant == "gradient":
+    if _estimated(steps):
         yield from _unknown(steps)
         return
     for step in steps:
-        if args.variant == "gradient" and not step.estimated:
+        if not step.estimated:
             influence = torch.stack(step.grams).mean(0).sum(1).float()
             weights = script.update_weights(weights, influence, step.lr, args.mu).clamp(min=args.weight_floor)
             weights = weights / weights.sum()
@@ -239,6 +239,7 @@ CONTROLLERS: dict[str, Controller] = {
     "famo": _famo,
     "pama": _pama,
     "dynamic_weighting": _dynamic_weighting,
+    "hypervolume": _linear,  # it moves the length of the steps, not the weights
     "mgda": _mgda,
     "gradnorm": _gradnorm,
     "nash_mtl": _nash_mtl,

@@ -74,7 +74,7 @@ class RunFlags:
 
 
 # Flags of scripts of earlier versions, with the one value that these still know how to continue.
-RETIRED = {"losses": "gap", "scalar": "completion"}
+RETIRED = {"losses": "gap", "scalar": "completion", "variant": "gradient"}
 
 
 def check_flags(args: RunFlags, ranks: int) -> None:

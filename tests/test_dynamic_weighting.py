@@ -10,7 +10,7 @@ from own_rewards import EQUAL, OWN
 from test_mathematics import close, tensor
 from test_scripts import train
 
-from algos.dynamic_weighting import hypervolume, step_factor, update_weights
+from algos.dynamic_weighting import update_weights
 from common.errors import UserError
 from common.grads import Gradients
 
@@ -24,12 +24,6 @@ def test_vectors(vectors):
         influence = tensor(gram).sum(1)
         weights = update_weights(weights, influence, entry["inputs"]["lr"], entry["inputs"]["mu"])
         close(weights, step["w"], entry["tol"])
-    entry = vectors["dynamic_hypervolume_meta_reward"]
-    front, new, reference = (tensor(entry["inputs"][key]) for key in ("front", "new", "reference"))
-    factor, extended = step_factor(front, new, reference)
-    assert factor == pytest.approx(entry["expected"]["meta_reward"], abs=entry["tol"])
-    assert hypervolume(extended, reference) - hypervolume(front, reference) == pytest.approx(entry["expected"]["delta_hv"], abs=1e-12)
-    assert len(extended) == 3
 
 
 @settings(deadline=None, max_examples=40)
@@ -57,33 +51,6 @@ def test_laws_of_the_weight_step():
     torch.testing.assert_close(update_weights(weights[[2, 0, 1]], influence[[2, 0, 1]], 0.1, 1.0), new[[2, 0, 1]])
     torch.testing.assert_close(update_weights(update_weights(weights, influence, 0.05, 1.0), influence, 0.05, 1.0), new)
     torch.testing.assert_close(update_weights(weights, torch.ones(3).double(), 0.1, 1.0), weights)
-
-
-@pytest.mark.parametrize("K", [1, 2, 3, 5])
-@settings(deadline=None, max_examples=15)
-@given(seed=st.integers(0, 10**6), N=st.integers(0, 6))
-def test_hypervolume_is_that_of_the_union_of_boxes(K, seed, N):
-    """Against inclusion and exclusion over all subsets of the points."""
-    generator = torch.Generator().manual_seed(seed)
-    points, reference = (torch.rand(N, K, generator=generator) * 8).round().double() / 8, torch.full((K,), 0.25).double()
-    expected = 0.0
-    for subset in range(1, 2**N):
-        rows = [i for i in range(N) if subset >> i & 1]
-        expected -= (-1) ** len(rows) * float((points[rows].amin(0) - reference).clamp(min=0).prod())
-    assert hypervolume(points, reference) == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_step_is_longer_only_where_the_front_grows():
-    reference, front = tensor([0.0, 0.0]), tensor([[0.5, 0.5]])
-    factor, same = step_factor(front, tensor([0.4, 0.5]), reference)
-    assert factor == 0.5
-    assert torch.equal(same, front)
-    factor, longer = step_factor(front, tensor([0.6, 0.4]), reference)
-    assert factor == pytest.approx(0.5 + 1.5 * math.tanh(0.1 * 0.4))
-    assert len(longer) == 2
-    factor, shorter = step_factor(longer, tensor([0.7, 0.5]), reference)  # which is better than both in everything
-    assert factor == pytest.approx(0.5 + 1.5 * math.tanh(0.7 * 0.5 - hypervolume(longer, reference)))
-    assert shorter.tolist() == [[0.7, 0.5]]
 
 
 def test_influence_is_the_row_sum_of_the_inner_products_of_the_first_update(tmp_path):
@@ -141,18 +108,6 @@ def test_weights_outlive_gradients_that_are_not_finite(tmp_path, monkeypatch):
     weights = [[row[f"weight/{name}"] for name in ("accuracy", "conciseness", "clarity")] for row in rows[1:]]
     assert weights[0] == weights[1] != weights[2]
     assert all(sum(own) == pytest.approx(1) for own in weights)
-
-
-def test_hypervolume_variant_acts_on_the_step_and_keeps_the_weights(tmp_path):
-    """Not cancelled by the normalisation: the parameters end elsewhere than linear's, by another step length from the first step on."""
-    rows = train("dynamic_weighting", tmp_path / "run", variant="hypervolume", prompts=8)
-    linear = train("linear", tmp_path / "linear", prompts=8)
-    assert rows[1]["lr"] == pytest.approx(0.5e-4)  # the first batch is the reference point and adds no volume
-    assert all(row["weight/accuracy"] == pytest.approx(1 / 3) for row in rows[1:])
-    assert rows[1]["loss/policy"] == pytest.approx(linear[1]["loss/policy"], abs=0.02)
-    assert rows[3]["reward/accuracy"] != linear[3]["reward/accuracy"] or rows[3]["loss/kl"] != linear[3]["loss/kl"]
-    state = torch.load(tmp_path / "run/checkpoints/step_000003/state.pt", weights_only=True)["algorithm"]
-    assert state["reference"][0].item() == pytest.approx(rows[1]["reward/accuracy"])
 
 
 @pytest.mark.parametrize(

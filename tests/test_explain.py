@@ -256,7 +256,7 @@ def test_a_controller_chooses_again_what_it_chose_in_training(name, tmp_path):
         ("tchebycheff", {"variant": "classical", "preference": (3.0, 2.0, 1.0)}),
         ("ctwa", {"cov_targets": (10.0, 10.0, 10.0), "obj_caps": (0.0, 2.0, 2.0)}),
         ("ctwa", {"cov_targets": (0.5, 0.5, 0.5), "outlier_factor": 1.0}),
-        ("dynamic_weighting", {"variant": "hypervolume", "weights": (3.0, 2.0, 1.0)}),
+        ("hypervolume", {"weights": (3.0, 2.0, 1.0)}),
     ],
 )
 def test_so_does_each_of_its_variants(name, flags, tmp_path):

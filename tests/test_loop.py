@@ -206,7 +206,7 @@ def test_famo_has_its_own_best_rewards_and_decays_its_logits(tmp_path):
 
 
 def test_the_front_of_dynamic_weighting_is_kept(tmp_path):
-    rows = train("dynamic_weighting", tmp_path / "run", variant="hypervolume", steps=5, lr=2e-3, prompts=8)[1:]
+    rows = train("hypervolume", tmp_path / "run", steps=5, lr=2e-3, prompts=8)[1:]
     means = [torch.tensor(line["rewards"], dtype=torch.float64).mean(0) for line in statistics(tmp_path / "run")]
     front = torch.zeros(0, 3, dtype=torch.float64)
     for row, mean in zip(rows, means, strict=True):
@@ -264,7 +264,6 @@ def test_code_of_a_model_runs_where_the_flag_says_so_alone(trusted, tmp_path, mo
     [
         ("tchebycheff", {"variant": "smooth"}),
         ("tchebycheff", {"variant": "classical"}),
-        ("dynamic_weighting", {"variant": "hypervolume"}),
     ],
 )
 def test_a_variant_goes_on_where_it_was_stopped(name, flags, tmp_path):
