@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from analysis.sidebyside import differing_lines
+from commands.diff import differing_lines
 from common.errors import UserError, plain_errors
 from common.files import write_whole
 

@@ -18,13 +18,13 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from common.arithmetic import BASES, SLIPS, solution, split
 from common.data import ARITHMETIC, load_prompts
 from common.errors import plain_errors, require
 from common.model import TESTBED, load_tokenizer, load_whole, model_path
 from common.rollout import TransformersEngine, sample
 from common.seeds import derive
 from rewards.accuracy import accuracy
+from testbed.arithmetic import BASES, SLIPS, solution, split
 
 AT_ONCE = 64  # problems
 SHOWN = 0.05  # share from which the commonest other layout is printed

@@ -13,11 +13,11 @@ from statistics import fmean
 
 import tyro
 
-from analysis.bench import load_finished
 from analysis.curves import COLOURS, GREY, LABEL, STYLE, write_figure
-from analysis.explain import Interval, agreement, by_length, intervals
+from analysis.leaderboard import load_finished
 from analysis.runs import Run, load_statistics
 from benchmarks.differing_lines import insert
+from commands.explain import Interval, agreement, by_length, intervals
 from common.errors import plain_errors, require
 
 MARKS = "osD^vP*"
@@ -113,7 +113,7 @@ def by_objective(found: Sequence[Setting]) -> str:
 
 def first_interval(found: Sequence[Setting]) -> str:
     """The first objective up to the first evaluation, mean over a setting's runs: its covariance with the score in the parts of
-    analysis.explain.by_length, the changes, and the cosine of its gradient with the second objective's where runs took these apart."""
+    commands.explain.by_length, the changes, and the cosine of its gradient with the second objective's where runs took these apart."""
     rows = []
     for setting in found:
         name = setting.runs[0].objectives[0]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tyro
 
-from analysis import bench
+from analysis import leaderboard as bench
 from analysis.runs import Run
 from benchmarks.differing_lines import insert
 from common.errors import plain_errors
@@ -41,7 +41,7 @@ def in_order(section: dict) -> tuple[int, str, str]:
 
 
 def tables(board: dict) -> str:
-    """Every section of a board (analysis.bench.leaderboard) as Markdown."""
+    """Every section of a board (analysis.leaderboard.leaderboard) as Markdown."""
     parts = []
     for section in board["sections"]:
         heads, rows = bench.heads(section), [bench.cells(section, row) for row in section["rows"]]

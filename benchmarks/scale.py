@@ -19,7 +19,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from common import memory
+from commands import memory
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {  # of Qwen2.5's released models; "tiny" is for a look at this script on a CPU
@@ -61,7 +61,7 @@ def write_model(size: str, folder: Path):
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from transformers.utils import logging
 
-    from common.arithmetic import tokenizer
+    from testbed.arithmetic import tokenizer
 
     logging.disable_progress_bar()
     vocabulary = 72 if size == "tiny" else 151936

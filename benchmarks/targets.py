@@ -43,7 +43,7 @@ class Args:
 def plans(args: Args, passed: list[str]) -> dict[Path, list]:
     """The runs of every setting by its folder, on the testbed with REINFORCE. Raises UserError for flags that CTWA does not take."""
     from algos import ctwa
-    from analysis.bench import plan
+    from commands.bench import plan
 
     require(bool(args.settings), f"--settings: give at least one of {', '.join(SETTINGS)}")
     require(args.jobs >= 0, f"--jobs {args.jobs} must be at least 1; 0 is one per core")
@@ -61,7 +61,7 @@ def main(args: Args, argv: list[str], passed: list[str]) -> int:
     """Train setting after setting; returns how many runs failed."""
     import shlex
 
-    from analysis.bench import default_jobs, train_missing
+    from commands.bench import default_jobs, train_missing
 
     failures = 0
     for out, jobs in plans(args, passed).items():

@@ -57,7 +57,7 @@ def load_prompts(
     The tokenizer's chat template is used where there is one. Raises UserError naming --dataset, the column flags or --max-prompt-length.
     """
     if dataset in ARITHMETIC:
-        from common.arithmetic import problems
+        from testbed.arithmetic import problems
 
         given = {"--prompt-column": prompt_column, "--answer-column": answer_column, "--prompt-suffix": prompt_suffix}
         for flag, value in given.items():

@@ -30,7 +30,7 @@ def model_path(model: str) -> str:
     """Where the weights of `testbed[:base]`, a hub name or a local folder are: a folder or the hub name itself."""
     if model.split(":")[0] != TESTBED:
         return model
-    from common.arithmetic import base_path
+    from testbed.arithmetic import base_path
 
     return str(base_path(model.partition(":")[2] or "fragile"))
 
@@ -38,7 +38,7 @@ def model_path(model: str) -> str:
 def load_tokenizer(model: str, trust_remote_code: bool = False):
     """The tokenizer of a testbed base, a hub name or a local folder. Raises UserError if it is missing or cannot end a text."""
     if model.split(":")[0] == TESTBED:
-        from common.arithmetic import tokenizer
+        from testbed.arithmetic import tokenizer
 
         return tokenizer()
     from transformers import AutoTokenizer

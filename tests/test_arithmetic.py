@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common import arithmetic
-from common.arithmetic import BASES, SLIPS, VOCABULARY, Problem, base_path, build, pretrain, problems, solution, split, tokenizer
 from common.errors import UserError
 from common.rollout import TransformersEngine
 from rewards.accuracy import accuracy
 from rewards.clarity import clarity
+from testbed import arithmetic
+from testbed.arithmetic import BASES, SLIPS, VOCABULARY, Problem, base_path, build, pretrain, problems, solution, split, tokenizer
 
 TOKENIZER = tokenizer()
 
@@ -207,7 +207,7 @@ def test_a_short_rebuild_learns_repeats_and_sees_training_problems_only(tmp_path
 def test_build_overwrites_nothing_and_names_unknown_bases(tmp_path):
     (tmp_path / "there").mkdir()
     for flags, message in ((["--out", str(tmp_path / "there")], "--out"), (["--base", "x", "--out", str(tmp_path / "new")], "testbed:x")):
-        result = run_script("-m", "common.arithmetic", "build", *flags)
+        result = run_script("-m", "testbed.arithmetic", "build", *flags)
         assert result.returncode == 2
         assert result.stderr.startswith("error: ")
         assert message in result.stderr

@@ -15,9 +15,10 @@ from conftest import ROOT, run_script
 from test_analysis import NAMES, write_run
 
 import algos.linear
-from analysis import bench, curves
-from analysis.bench import Job, draw_ends, leaderboard, load_finished, markdown, plan, train_missing, with_mean_end
+from analysis import curves, leaderboard
+from analysis.leaderboard import draw_ends, load_finished, markdown, with_mean_end
 from analysis.runs import load_run
+from commands.bench import Job, plan, train_missing
 from common.errors import UserError
 
 
@@ -48,7 +49,7 @@ def folders(tmp_path) -> list[Path]:
 
 
 def board_of(folders) -> dict:
-    return leaderboard(load_finished(folders)[0])
+    return leaderboard.leaderboard(load_finished(folders)[0])
 
 
 # --- reading ---
@@ -88,7 +89,7 @@ def test_a_tie_is_a_tie_in_whatever_order_evaluations_came(tmp_path):
     assert rows["ctwa"]["better_than_linear"] == {"value": 0.5, "interval": None}  # one seed each
 
 
-@pytest.mark.parametrize("flag", [*bench.SETTING, *bench.MEASURE])
+@pytest.mark.parametrize("flag", [*leaderboard.SETTING, *leaderboard.MEASURE])
 def test_runs_that_differ_in_what_is_measured_are_not_compared(flag, tmp_path):
     values = {
         "steps": [50, 40],
@@ -108,9 +109,9 @@ def test_seconds_are_the_median_and_the_length_starts_where_it_starts(tmp_path):
     run = load_run(foreign(tmp_path / "run", "linear", 1, (0.6, 0.7, 0.7)))
     for row in run.rows[1:4]:  # a machine that was busy for three steps
         row["time/update"] = 100.0
-    assert bench.seconds_per_step(run) == 1.0
+    assert leaderboard.seconds_per_step(run) == 1.0
     run.rows[0]["eval/length"] = 41.0
-    assert leaderboard([run])["sections"][0]["rows"][0]["length"]["start"] == 41.0
+    assert leaderboard.leaderboard([run])["sections"][0]["rows"][0]["length"]["start"] == 41.0
 
 
 def test_a_row_is_compared_with_the_linear_of_the_nearest_flags(tmp_path):
@@ -205,7 +206,7 @@ def test_settings_that_do_not_compare_stand_in_sections_of_their_own(folders, tm
     assert overall["linear"]["interference"] == {"runs": 2, "of": 4}
     assert overall["linear"]["worst_change"]["value"] == pytest.approx((-0.2 + 0.05) / 2)  # of -.3, -.2, .05, .2 the middle two
     assert overall["ctwa"]["better_than_linear"] == pytest.approx((8.5 / 9 + 0.5) / 2)  # the mean of the settings
-    assert (bench.write_board(board, tmp_path)[2]).name == "ends-1-testbed-arithmetic-reinforce.png"
+    assert (leaderboard.write_board(board, tmp_path)[2]).name == "ends-1-testbed-arithmetic-reinforce.png"
     other_rewards = foreign(tmp_path / "o", "linear", 1, (0.7, 0.7, 0.7), rewards=["mine.py:accuracy"])
     board = board_of([*folders, other_rewards])
     assert len(board["sections"]) == 2
@@ -233,8 +234,8 @@ def test_without_linear_nothing_is_compared_with_it(folders):
 def test_files_and_footer(folders, tmp_path, monkeypatch):
     figures = []
     original = curves.write_figure
-    monkeypatch.setattr(bench, "write_figure", lambda figure, out: (figures.append(figure), original(figure, out)))
-    printed = bench.make_table(folders, tmp_path / "out", "python run.py bench --from x")
+    monkeypatch.setattr(leaderboard, "write_figure", lambda figure, out: (figures.append(figure), original(figure, out)))
+    printed = leaderboard.make_table(folders, tmp_path / "out", "python run.py bench --from x")
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == ["ends.pdf", "ends.png", "table.json", "table.md"]
     text = (out / "table.md").read_text()
@@ -254,7 +255,7 @@ def test_files_and_footer(folders, tmp_path, monkeypatch):
     assert "quick form" not in text
     saved = json.loads((out / "table.json").read_text())
     assert saved["sections"] == board_of(folders)["sections"]
-    assert saved["definitions"] == list(bench.DEFINITIONS)
+    assert saved["definitions"] == list(leaderboard.DEFINITIONS)
     assert (out / "ends.png").read_bytes()[:4] == b"\x89PNG"
     axes = figures[0].axes
     assert [a.get_title(loc="left") for a in axes] == [*NAMES, "worst change"]
@@ -264,7 +265,7 @@ def test_files_and_footer(folders, tmp_path, monkeypatch):
     row = saved["sections"][0]["rows"][1]["objectives"]["accuracy"]
     assert all(values in drawn for values in ([row["value"]], row["interval"], row["per_seed"]))
     tuned = foreign(tmp_path / "tuned", "linear", 1, (0.7, 0.7, 0.7), eval_split="tune")
-    assert "Tuning prompts" in bench.make_table([tuned], tmp_path / "tune", "x")
+    assert "Tuning prompts" in leaderboard.make_table([tuned], tmp_path / "tune", "x")
 
 
 def test_a_picture_of_ten_rows_one_seed_and_one_objective(tmp_path):
@@ -388,7 +389,7 @@ def test_finished_runs_are_kept_and_the_others_started_resumed_or_started_anew(j
     out = tmp_path / "out"
     assert train_missing(jobs[:1], out, 2, "python run.py bench --quick") == {}
     assert started(jobs) == ["linear-s1 new"]
-    assert "**This is the quick form**" in bench.make_table([out], tmp_path / "elsewhere", "c")
+    assert "**This is the quick form**" in leaderboard.make_table([out], tmp_path / "elsewhere", "c")
     second = jobs[1].folder  # killed after its checkpoint of step 2, while it wrote step 3
     second.mkdir()
     (second / "args.json").write_text(json.dumps(jobs[1].args | {"out": "elsewhere", "wandb": True}))
@@ -411,7 +412,7 @@ def test_finished_runs_are_kept_and_the_others_started_resumed_or_started_anew(j
     assert notes["linear-s2"][0]["jobs"] == 2
     assert train_missing(jobs, out, 2, "c") == {}
     assert started(jobs) == []
-    text = bench.make_table([out], out, "c")
+    text = leaderboard.make_table([out], out, "c")
     assert "4 runs at commit" in text
     assert "0.02 → 0.05" in text
 
@@ -432,7 +433,7 @@ def test_a_failing_run_is_named_and_the_others_go_on(jobs, tmp_path, capsys):
     failed = train_missing(jobs, tmp_path / "out", 2, "c")
     assert failed == {"linear-s2": "    error: the disk is full"}  # without the bar
     assert re.search(r"linear-s2: FAILED with exit code 2 \(\d of 4\)\n    error: the disk is full", capsys.readouterr().out)
-    text = bench.make_table([job.folder for job in jobs if job.name not in failed], tmp_path / "out", "c", failed=failed)
+    text = leaderboard.make_table([job.folder for job in jobs if job.name not in failed], tmp_path / "out", "c", failed=failed)
     assert "Failed, not in the table: linear-s2." in text
     assert "| `linear` | 3 |" in text
     jobs[0].script.with_name("fail-linear-s2").unlink()
@@ -464,7 +465,7 @@ def bench_process(jobs, out: Path) -> subprocess.Popen:
     """train_missing in a process of its own."""
     made = [(j.name, str(j.folder), str(j.script), j.argv, j.args, j.steps) for j in jobs]
     code = (
-        "import sys; from pathlib import Path; from analysis.bench import Job, train_missing\n"
+        "import sys; from pathlib import Path; from commands.bench import Job, train_missing\n"
         f"jobs = [Job(n, Path(f), Path(s), a, d, k) for n, f, s, a, d, k in {made!r}]\n"
         f"train_missing(jobs, Path({str(out)!r}), 2, 'c')"
     )

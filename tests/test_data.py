@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from common.arithmetic import tokenizer
 from common.data import BOXED_SUFFIX, Prompts, load_prompts
 from common.errors import UserError
+from testbed.arithmetic import tokenizer
 
 MATH500 = ROOT.parent / "shared" / "data" / "math500"
 

@@ -13,9 +13,9 @@ import pytest
 from conftest import ROOT, run_script
 
 from algos import linear
-from analysis.page import page, write_page
-from analysis.sidebyside import differing_lines, read_script, side_by_side
 from benchmarks.differing_lines import MARKS, PAGE, insert, table
+from commands.diff import differing_lines, read_script, side_by_side
+from commands.page import page, write_page
 from common.errors import UserError
 
 SCRIPTS = sorted((ROOT / "algos").glob("[a-z]*.py"))
@@ -65,7 +65,7 @@ def test_a_drifted_script_is_found(old, new, fault, tmp_path):
 
 
 def test_nothing_below_the_scripts_knows_an_algorithm():
-    below = {str(p): p.read_text() for folder in ("common", "rewards") for p in (ROOT / folder).glob("*.py")}
+    below = {str(p): p.read_text() for folder in ("common", "rewards", "testbed") for p in (ROOT / folder).glob("*.py")}
     assert naming(below) == []
     assert naming(shared_texts()) == []
     assert [path for path, text in below.items() if "algos" in text] == []

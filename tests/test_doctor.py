@@ -14,7 +14,8 @@ from conftest import ROOT, run_script
 
 import common.model
 import common.rollout
-from common import doctor, ranks
+from commands import doctor
+from common import ranks
 from common.model import load_whole
 from rewards import accuracy as checker
 
@@ -28,7 +29,7 @@ def examine(capsys, monkeypatch, tmp_path):
 
     def run(algorithm: str = "linear", **flags) -> dict[str, tuple[str, str]]:
         args = import_module(f"algos.{algorithm}").Args(**flags)
-        failed = doctor.examine(args, algorithm, algorithm == "mgda")
+        failed = doctor.examine(args, algorithm)
         run.page = capsys.readouterr().out
         entries = re.split(r"\n(?! )", run.page.split("\n\n")[1])
         found = {entry[6:21].strip(): (entry[:4], " ".join(entry[21:].split())) for entry in entries}

@@ -13,7 +13,8 @@ from conftest import run_script
 from test_scripts import NAMES, train
 
 from analysis.counterfactual import CONTROLLERS, counterfactual_weights
-from analysis.explain import (
+from analysis.runs import load_run, load_statistics
+from commands.explain import (
     Interval,
     agreement,
     by_length,
@@ -26,7 +27,6 @@ from analysis.explain import (
     reason,
     scalarised,
 )
-from analysis.runs import load_run, load_statistics
 from common.errors import UserError
 
 SCRIPTS = {name: import_module(f"algos.{name}") for name in NAMES}

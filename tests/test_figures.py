@@ -11,11 +11,11 @@ import pytest
 from conftest import ROOT
 
 from analysis import figures
-from analysis.bench import plan
 from analysis.figures import band, choose, cosines, find_runs
 from analysis.runs import load_run
 from benchmarks import figures as command
 from benchmarks import targets
+from commands.bench import plan
 from common.errors import UserError
 
 NAMES = ("accuracy", "conciseness", "clarity")

@@ -14,10 +14,10 @@ from test_sampling import SHAPE
 from test_scripts import train
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from common.arithmetic import tokenizer
 from common.batch import pad
 from common.errors import UserError
 from common.model import load_whole, longest_sequence, token_logprobs
+from testbed.arithmetic import tokenizer
 
 CONFIGS = {  # as in their real checkpoints: small Qwen2 and SmolLM2 tie their embeddings
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, policy_of, read_metrics
 from safetensors.torch import load_file
 
-from common.arithmetic import base_path
+from testbed.arithmetic import base_path
 
 NAMES = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
 SMALL = {"prompts": 8, "completions": 3, "max_new_tokens": 24, "eval_prompts": 5, "eval_every": 6, "checkpoint_every": 3}

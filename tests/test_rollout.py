@@ -9,11 +9,11 @@ from test_scripts import train
 from transformers import GenerationConfig
 
 from common import ranks
-from common.arithmetic import tokenizer
 from common.batch import Sampled, micro_rows, pad
 from common.errors import UserError
 from common.model import load_model, token_logprobs
 from common.rollout import Canary, TransformersEngine, stop_tokens
+from testbed.arithmetic import tokenizer
 
 # --- the canary ---
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, run_script
 from test_analysis import GOOD, write_run
 
-from analysis.sidebyside import side_by_side
+from commands.diff import side_by_side
 from common.errors import UserError
 
 ALGORITHMS = sorted(path.stem for path in (ROOT / "algos").glob("*.py") if path.stem != "__init__")
@@ -98,8 +98,8 @@ def test_unknown_flag_names_the_nearest(command, rest, flag, meant):
 
 
 def test_an_algorithm_runs_as_its_own_script(tmp_path):
-    """A copy of the entrance with a new file in algos/: found without being listed, given the flags and nothing else."""
-    for name in ("run.py", "common/__init__.py", "common/errors.py"):
+    """A copy of the entrance with a new file in algos/ and in commands/: found without being listed, given the flags and nothing else."""
+    for name in ("run.py", "commands/__init__.py", "commands/scripts.py", "common/__init__.py", "common/errors.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
     (tmp_path / "algos").mkdir()
@@ -112,7 +112,12 @@ def test_an_algorithm_runs_as_its_own_script(tmp_path):
     assert json.loads(mine.stdout) == ["__main__", ["algos/novel.py", "--seed", "2", "--flag", "7"], str(script)]
     assert (mine.stdout, mine.stderr, mine.returncode) == (direct.stdout, direct.stderr, direct.returncode)
     assert mine.returncode == 7
-    assert "novel  Novel: a new idea." in run_script("run.py", cwd=tmp_path).stdout
+    (tmp_path / "commands" / "tell.py").write_text('USAGE = "WORD"\n\n\ndef main(argv):\n    """says it"""\n    print(argv)\n')
+    (tmp_path / "commands" / "part.py").write_text("import torch\n")  # of a command; not one
+    told = run_script("run.py", cwd=tmp_path).stdout
+    assert "novel  Novel: a new idea." in told
+    assert told.endswith("before a run and after it\n  tell WORD  says it\n")
+    assert run_script("run.py", "tell", "a", "-b", cwd=tmp_path).stdout == "['a', '-b']\n"
 
 
 def test_help_of_an_algorithm_is_the_scripts(tmp_path):

@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from common.arithmetic import tokenizer
 from common.batch import micro_batches, micro_rows, mini_batches, pad
 from common.errors import UserError
 from common.model import token_logprobs, token_logprobs_no_grad
 from common.rollout import TransformersEngine
 from common.seeds import derive, generator
+from testbed.arithmetic import tokenizer
 
 SHAPE = {
     "vocab_size": 72,

@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT
 
 import rewards
-from analysis.score import describe, look_at, read_completions, statistics
-from common.arithmetic import problems
+from commands.score import describe, look_at, read_completions, statistics
 from common.errors import UserError
 from common.files import write_whole
+from testbed.arithmetic import problems
 
 PAGE = (ROOT / "docs" / "rewards.md").read_text()
 

@@ -23,7 +23,6 @@ from own_rewards import OWN
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.arithmetic import base_path
 from common.batch import pad
 from common.data import load_prompts
 from common.errors import UserError
@@ -31,6 +30,7 @@ from common.model import load_model, load_tokenizer, token_logprobs
 from common.rollout import TransformersEngine
 from common.seeds import derive
 from common.track import parse
+from testbed.arithmetic import base_path
 
 NAMES = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
 SMALL = {"steps": 3, "prompts": 4, "completions": 4, "eval_prompts": 8, "eval_every": 2, "checkpoint_every": 2}

@@ -15,9 +15,9 @@ from test_scripts import train
 from analysis.runs import load_run
 from analysis.theory import sample_testbed
 from benchmarks import gradients, habits, law, results
-from common.arithmetic import SLIPS, solution, split
 from common.errors import UserError
 from common.model import token_logprobs
+from testbed.arithmetic import SLIPS, solution, split
 
 
 def test_policy_gradients_are_those_of_the_baselined_likelihood():

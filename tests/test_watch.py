@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from test_analysis import write_run
 
-from analysis import watch
 from analysis.runs import load_run
 from analysis.verdict import verdict
-from analysis.watch import alarms, finished, follow, law_intervals, page, page_data
+from commands import watch
+from commands.watch import alarms, finished, follow, law_intervals, page, page_data
 from common.errors import UserError
 
 LOST = {"accuracy": [0.55, 0.3, 0.06], "clarity": [0.4, 0.7, 1.0]}

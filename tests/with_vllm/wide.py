@@ -23,7 +23,7 @@ def write(folder: Path, base: str = "fragile") -> Path:
     """Write the wide base and its tokenizer into the folder and return it."""
     from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-    from common.arithmetic import base_path, tokenizer
+    from testbed.arithmetic import base_path, tokenizer
 
     narrow = AutoModelForCausalLM.from_pretrained(base_path(base), dtype=torch.float32)
     config = narrow.config.from_dict(narrow.config.to_dict() | {"head_dim": 2 * narrow.config.head_dim})

@@ -162,11 +162,6 @@ def terms(shape: Shape, setup: Setup) -> list[Term]:
     ]
 
 
-def measured(device: torch.device) -> dict[str, float]:
-    """What this rank's GPU has held at most so far, in GiB, to be logged; nothing on a CPU, where all processes share one memory."""
-    return {"memory/peak_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
-
-
 def peak(found: Iterable[Term], **places: int) -> int:
     """The largest need of any phase, in bytes, over the places named, each counted so many times: peak(found, device=1)."""
     found = [(term.phase, term.bytes * places[term.where]) for term in found if term.where in places]

@@ -1,14 +1,17 @@
-"""Checks before a long run, with the flags it will have: is what it needs there, and do its parts agree? `python run.py doctor`.
+"""`python run.py doctor`: checks before a long run, with the flags it will have. Is what it needs there, and do its parts agree?
 
 A check is a function that returns what it found in a few words and raises `Failed`, `Skipped` or any error. Checks run in order and one
 that needs another's result is skipped where that did not pass. Every rank runs every check; one rank that fails, fails it.
 """
 
+import argparse
 import gc
+import importlib
 import os
 import platform
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,12 +21,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common import memory, ranks
+from commands import memory
+from commands.scripts import ROOT, algorithms, nearest
+from common import ranks
 from common.batch import pad, right_pad
 from common.errors import UserError
 from common.seeds import derive
+from common.track import parse
 
-ROOT = Path(__file__).resolve().parents[1]
+USAGE = "[FLAGS]"
 NEW_TOKENS, COMPLETIONS = 32, 4  # of the canary: longest completion, in tokens, and completions per prompt
 MARK = re.compile(r"^([A-Za-z0-9_.-]+)\s*([^;#]*?)\s*(?:;.*)?(?:#.*)?$")  # a line of requirements.txt: name, version, condition, comment
 
@@ -51,6 +57,27 @@ ANSWERS = {
 }
 
 
+def main(argv: list[str]) -> None:
+    """before a long run, with its flags and --algorithm: is what it needs there, and do its parts agree?"""
+    known = algorithms()
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--algorithm", nargs="?", default="linear", const="linear")
+    name = first.parse_known_args(argv)[0].algorithm
+    if name not in known:
+        raise UserError(f"doctor: --algorithm {name} does not exist{nearest(name, known)}")
+    script = importlib.import_module(f"algos.{name}")
+
+    @dataclass
+    class Args(script.Args):
+        algorithm: str = name
+        """the algorithm that will be trained; its own flags, and those of all ten, follow here as they will there"""
+
+    failed = examine(parse(Args, name, argv), name)
+    ranks.stop()
+    if failed:
+        sys.exit(1)
+
+
 class Failed(Exception):
     """What is wrong, and in `fix` what to do about it if that depends on what was found."""
 
@@ -69,7 +96,6 @@ class Visit:
 
     args: object  # flags as in a script's Args
     algorithm: str
-    weighs_gradients: bool  # the algorithm holds one gradient per objective
     made: dict = field(default_factory=dict)
     passed: set = field(default_factory=set)
 
@@ -255,7 +281,7 @@ def disk(visit: Visit) -> str:
 
 
 def room(visit: Visit) -> str:
-    """The formula of common/memory.py against what is free now, on each GPU and in the memory of the node."""
+    """The formula of commands/memory.py against what is free now, on each GPU and in the memory of the node."""
     visit.need("model", "rewards")
     found, local = _terms(visit), _local_ranks()
     host_free = available_memory()
@@ -294,7 +320,7 @@ def _terms(visit: Visit) -> list[memory.Term]:
         "sharded": torch.distributed.is_initialized(),
         "compute_bytes": made["compute"].itemsize,
         "device_bytes": torch.cuda.mem_get_info()[1] if made["device"].type == "cuda" else 0,
-        "gradients": len(args.rewards) if visit.weighs_gradients else 1,
+        "gradients": len(args.rewards) if args.GRADIENT_PER_OBJECTIVE else 1,
         "kl": args.kl_coef > 0,
     }
     return memory.terms(made["shape"], memory.Setup(**setup))
@@ -441,12 +467,9 @@ CHECKS: list[tuple[str, Callable[[Visit], str], str]] = [  # name, check, the fi
 ]
 
 
-def examine(args: object, algorithm: str, weighs_gradients: bool) -> int:
-    """Run every check and print a line for each (rank 0 does). Collective. Returns how many failed.
-
-    args: the flags of the run. weighs_gradients: whether the algorithm holds one gradient per objective, which costs memory.
-    """
-    visit = Visit(args, algorithm, weighs_gradients)
+def examine(args: object, algorithm: str) -> int:
+    """Run every check with the flags of the run and print a line for each (rank 0 does). Collective. Returns how many failed."""
+    visit = Visit(args, algorithm)
     counts = dict.fromkeys(("pass", "FAIL", "skip"), 0)
     _say(f"{algorithm}: {args.model} on {args.dataset}, engine {args.engine}\n")
     for name, check, default_fix in CHECKS:

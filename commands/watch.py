@@ -1,14 +1,19 @@
-"""A page that shows runs while they train: one HTML file (watch.html with the data in it), written anew whenever a run has taken a step."""
+"""`python run.py watch`: a page that shows runs while they train. It is one HTML file, watch.html with the data in it, written anew
+whenever a run has taken a step."""
 
 import html
 import json
 import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
+from typing import Annotated
+
+import tyro
 
 from analysis.curves import COLOURS
 from analysis.runs import Run, load_run
@@ -16,6 +21,7 @@ from analysis.verdict import NOISE, change_of, verdict
 from common.errors import UserError, require
 from common.files import write_whole
 
+USAGE = "RUN [RUN ...] [--out FILE] [--once]"
 TEMPLATE = Path(__file__).with_suffix(".html")
 PER_OBJECTIVE = ("eval/{}", "eval/{}_se", "eval/greedy/{}", "reward/{}", "weight_share/{}", "cov/{}")
 OTHERS = ("eval/length", "eval/length_se", "length/mean", "length/threshold", "length/truncated")
@@ -27,6 +33,24 @@ HEADS = {
     "once": "as of {:%Y-%m-%d %H:%M:%S}, this page does not follow the run",
     "stopped": "as of {:%Y-%m-%d %H:%M:%S}, no longer watched: the same command goes on",
 }
+
+
+@dataclass
+class Args:
+    runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN [RUN ...]")]] = ()
+    """run folders; one that has not taken its first step yet is waited for"""
+    out: str = ""
+    """the page, replaced if it exists; default: watch.html in a single run's folder, else ./watch.html"""
+    every: float = 5.0
+    """seconds between two looks at the runs, and between two reloads of the page"""
+    once: bool = False
+    """write the page once and end, also where a run goes on"""
+
+
+def main(argv: list[str]) -> None:
+    """a page of runs that follows them while they train: curves, alarm, law against measurement, completions; opened as a file"""
+    args = tyro.cli(Args, prog="python run.py watch", description="Follow runs on a page that needs no server.", args=argv)
+    follow(args.runs, args.out, args.every, args.once)
 
 
 def follow(paths: Sequence[str], out: str, every: float, once: bool) -> None:

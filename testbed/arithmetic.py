@@ -2,7 +2,7 @@
 different proportions.
 
 It stands in for "a pre-trained model with several habits" on a laptop. What is planted, why, and what it shows: docs/testbed.md.
-`python -m common.arithmetic build --base fragile --out DIR` pre-trains one of the shipped bases anew.
+`python -m testbed.arithmetic build --base fragile --out DIR` pre-trains one of the shipped bases anew.
 """
 
 import argparse
@@ -185,7 +185,7 @@ def base_path(name: str) -> Path:
     """The folder with config.json and model.safetensors of a shipped base. Raises UserError with the known names for another name."""
     if name not in BASES:
         raise UserError(f"--model testbed:{name}: no such base; known are {', '.join(BASES)}")
-    return Path(__file__).parent / "testbed" / name
+    return Path(__file__).parent / name
 
 
 def _new_model(family: str, encoder):
@@ -250,7 +250,7 @@ def build(base: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m common.arithmetic", description="Pre-train a base of the built-in testbed.")
+    parser = argparse.ArgumentParser(prog="python -m testbed.arithmetic", description="Pre-train a base of the built-in testbed.")
     command = parser.add_subparsers(required=True).add_parser("build", help="pre-train a base and write its weights")
     command.add_argument("--base", default="fragile", help=f"one of {', '.join(BASES)}")
     command.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist")

@@ -1,5 +1,5 @@
-"""Look at reward functions on a file of completions, before anything is trained: how much they vary, where they differ within a prompt,
-which of them pull apart, and which one the covariance law says a weighted sum would give up.
+"""`python run.py score`: look at reward functions on a file of completions, before anything is trained. How much they vary, where they
+differ within a prompt, which of them pull apart, and which one the covariance law says a weighted sum would give up.
 
 Policy gradients compare the completions of one prompt, so what counts is within prompts: a covariance is taken over a prompt's G
 completions with 1/G, as `cov/<objective>` of a run, and averaged over the prompts that have at least two.
@@ -10,25 +10,56 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 
-import rewards as reward_functions
 from analysis.verdict import NOISE
-from common.data import ARITHMETIC, FORMATS, load_prompts
 from common.errors import UserError, require
-from common.model import load_tokenizer
-from rewards.accuracy import last_boxed
 
+USAGE = "--completions FILE [--rewards R ...]"
 Array = NDArray[np.float64]
 
 DUPLICATE = 0.95  # correlation beyond which two rewards are nearly one
 OPPOSED = -0.5  # correlation within prompts below which a sum trades one reward for the other
 WIDTH = 100  # columns of the printed text
+
+
+@dataclass
+class Args:
+    completions: str = ""
+    """jsonl, json, csv or parquet file with a completion in each row, best several of each prompt; a run's completions.jsonl too"""
+    rewards: tuple[str, ...] = ()
+    """objectives as in training, module:function or file.py:function; default: the run's, else the paper's three"""
+    weights: tuple[float, ...] = ()
+    """weight of each objective in the predicted sum; default: equal. Only their ratios matter"""
+    completion_column: str = ""
+    """column with the text; default: completion, completions or text"""
+    prompt_column: str = ""
+    """column that says which completions belong together; default: prompt, problem or question"""
+    answer_column: str = ""
+    """column with the reference answer, nested as in reward_model.ground_truth; default: answer. With --dataset, a column of that"""
+    dataset: str = ""
+    """where the prompts are from: gives rewards the columns that the file lacks, such as answer; as in training"""
+    tokenizer: str = ""
+    """testbed, a hub name or a folder, to count lengths in its tokens; default: the file's completion_ids, else words"""
+    mean_length: float = 0.0
+    """tokens that conciseness compares with; 0 is the mean of the file"""
+    answer_check: Literal["auto", "exact", "math-verify", "boxed"] = "auto"
+    """how accuracy compares, as in training"""
+
+
+def main(argv: list[str]) -> None:
+    """before training: rewards on a file of completions. Which differ within prompts, which pull apart, which would a sum give up?"""
+    args = tyro.cli(Args, prog="python run.py score", description="Look at rewards before training with them.", args=argv)
+    if not args.completions:
+        raise UserError("score: which completions? python run.py score --completions FILE, with a column `completion`, best with `prompt`")
+    print(look_at(**asdict(args)))
 
 
 def look_at(
@@ -53,6 +84,9 @@ def look_at(
 
     Raises UserError naming the flag, or the reward and the completion.
     """
+    import rewards as reward_functions  # here and below: these load torch, and a mistake in the flags is told at once
+    from common.data import ARITHMETIC
+
     run = _run_of(Path(completions))
     functions = reward_functions.load(rewards or run.get("rewards") or [f"rewards.{o}:{o}" for o in reward_functions.OBJECTIVES])
     weight = _weights(weights, list(functions))
@@ -126,6 +160,8 @@ def read_completions(path: str | Path, completion_column: str = "", prompt_colum
 
     Raises UserError naming --completions or the column's flag.
     """
+    from rewards.accuracy import last_boxed
+
     columns = _read(Path(path))
     name, values = _find(columns, completion_column, ("completion", "completions", "text"), "--completion-column")
     require(bool(name), f"--completion-column is needed: {path} has only {', '.join(columns)}")
@@ -155,6 +191,8 @@ def _read(file: Path) -> dict[str, list]:
     """The columns of the file, read as training reads its data."""
     from datasets import disable_progress_bars, load_dataset
     from datasets.exceptions import DatasetsError
+
+    from common.data import FORMATS
 
     kinds = ", ".join(FORMATS)
     require(file.is_file(), f"--completions {file}: there is no such file; it must be one of {kinds}")
@@ -204,6 +242,8 @@ def _run_of(file: Path) -> dict:
 
 def _joined(data: Completions, dataset: str, encoder, names: tuple[str, str, str]) -> dict[str, list]:
     """The columns of the data set that the file lacks, B values each, found by the prompt's text. names: column flags as in training."""
+    from common.data import load_prompts
+
     columns = {}
     for prompts in load_prompts(dataset, encoder, *names, sys.maxsize).values():
         for name, values in prompts.columns.items():
@@ -219,6 +259,8 @@ def _joined(data: Completions, dataset: str, encoder, names: tuple[str, str, str
 
 
 def _tokenizer(name: str):
+    from common.model import load_tokenizer
+
     try:
         return load_tokenizer(name)
     except UserError as error:

@@ -1,18 +1,57 @@
-"""Two scripts side by side: a unified diff in which a region that is the same in both is folded into one line."""
+"""`python run.py diff`: two scripts side by side, a unified diff in which a region that is the same in both is folded into one line."""
 
 import ast
 import difflib
+import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
+
+from commands.scripts import ROOT, algorithms, nearest
 from common.errors import UserError
 
+USAGE = "A B [--html FILE]"
 MARKER = re.compile(r"\s*# --- ((?:SHARED|ALGO): .+?) ---\s*$")
 CONTEXT = 3  # unchanged lines around a change
 ESCAPES = {"bold": "\033[1m", "dim": "\033[2m", "-": "\033[31m", "+": "\033[32m", "@": "\033[36m"}
+
+
+@dataclass
+class Args:
+    left: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="A")]]
+    """an algorithm, or the path of a script"""
+    right: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="B")]]
+    """another"""
+    html: str = ""
+    """instead of printing, write a page with both scripts in two columns and their update equations on top, replaced if it exists"""
+
+
+def main(argv: list[str]) -> None:
+    """what one algorithm does differently from another; what they share is folded"""
+    args = tyro.cli(Args, prog="python run.py diff", description="Compare two algorithms.", args=argv)
+    left, right = _script(args.left), _script(args.right)
+    if args.html:
+        from commands.page import write_page  # here, since it reads scripts with this module
+
+        write_page(left, right, ROOT / "docs" / "algos", Path(args.html))
+        print(f"wrote {args.html}")
+        return
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(side_by_side(left, right, colour), flush=True)
+
+
+def _script(name: str) -> Path:
+    known = algorithms()
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise UserError(f"diff: no algorithm or file {name!r}{nearest(name, known)}")
+    return path
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Why each objective of a run moved, or did not: the covariance law's prediction beside what was measured, and the number that decided.
+"""`python run.py explain`: why each objective of a run moved, or did not. The covariance law's prediction beside what was measured, and
+the number that decided.
 
 Two predictions stand in every run's metrics, each a change per training step, and are added up between two evaluations:
 
@@ -9,6 +10,7 @@ The first asks what was wanted, the second what the optimizer and the network ma
 against its own covariance.
 """
 
+import importlib
 import math
 import shutil
 import textwrap
@@ -17,17 +19,56 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Annotated
 
 import numpy as np
+import tyro
 
-from analysis.runs import Run, load_statistics
+from analysis.runs import Run, load_run, load_statistics
 from analysis.verdict import NOISE, change_of
+from commands.scripts import algorithms
 from common.errors import UserError
 
+USAGE = "RUN [RUN ...] [--steps S ...]"
 LITTLE = 0.1  # share of the prompts: with fewer that differ in a reward, next to nothing is learned about it
 FULL = 0.9  # of the way from the lowest to the highest reward seen: nothing much is left to gain
 SHOWN = 3  # phases of an objective in its line
 CLIPPED = 0.5  # of the covariance: what clipping must take away to be called the reason
+
+
+@dataclass
+class Args:
+    runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN [RUN ...]")]]
+    """run folders, finished or still running"""
+    steps: tuple[int, ...] = ()
+    """training steps at which to show what each controller would have chosen; default: five over the run"""
+    out: str = ""
+    """the picture, .png or .pdf, replaced if it exists, for one run; default: explain.png in the run's folder"""
+
+
+def main(argv: list[str]) -> None:
+    """why each objective of a run moved or not, what the covariance law predicted, and what the other controllers would have chosen"""
+    args = tyro.cli(Args, prog="python run.py explain", description="Say why the objectives of a run moved.", args=argv)
+    if not args.runs:
+        raise UserError("explain: which run? python run.py explain RUN [RUN ...], such as runs/ctwa-s1")
+    if args.out and len(args.runs) > 1:
+        raise UserError("--out is one picture, and each run has its own: explain the runs one by one, or drop it")
+    if args.out:
+        require_picture(Path(args.out))
+    from analysis.counterfactual import counterfactual_weights  # loads torch: a mistake in the flags is told at once
+
+    scripts = {name: importlib.import_module(f"algos.{name}") for name in algorithms()}
+    for run in map(load_run, args.runs):
+        out = Path(args.out) if args.out else run.path / "explain.png"
+        print(f"{explain(run)}\n")
+        try:
+            print(counterfactual_table(run, *counterfactual_weights(run, scripts), args.steps))
+        except UserError as error:  # a run whose statistics were deleted still has its explanation
+            if args.steps:
+                raise
+            print(error)
+        draw(run, out)
+        print(f"\nwrote {out}\n")
 
 
 @dataclass(frozen=True)

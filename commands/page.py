@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from analysis.sidebyside import CONTEXT, Region, pair_regions, read_script
+from commands.diff import CONTEXT, Region, pair_regions, read_script
 from common.errors import UserError
 from common.files import write_whole
 
