@@ -37,11 +37,11 @@ def commands() -> dict[str, tuple[str, str]]:
 
 
 def help_text() -> str:
-    """The commands and the algorithms, of which the first line of the docstring is shown. They are read, too."""
+    """The commands and the algorithms, of which the first paragraph of the docstring is shown. They are read, too."""
     scripts = []
     for name, path in algorithms().items():
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "(no docstring)"
-        scripts.append((name, docstring.splitlines()[0]))
+        scripts.append((name, " ".join(docstring.split("\n\n")[0].split())))
     entries = [(f"{name} {usage}".strip(), told) for name, (usage, told) in commands().items()]
     columns = shutil.get_terminal_size().columns
 
