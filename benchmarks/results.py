@@ -1,31 +1,39 @@
-"""The tables of docs/results.md, from finished runs or from docs/results/table.json.
+"""The tables of docs/results.md and docs/results/tables.md, from finished runs or from docs/results/table.json.
 
-python -m benchmarks.results --runs results/study     # reads the runs, writes docs/results/table.json, curves.csv and the page's tables
-python -m benchmarks.results                          # the page's tables alone, from table.json
+python -m benchmarks.results --runs results/study     # reads the runs, writes table.json, curves.csv and the pages' tables
+python -m benchmarks.results                          # the pages' tables alone, from table.json
 
-`table.json` has the ends of every run, for other statistics, and `curves.csv` all its evaluations. The page leaves out the column of
-times: runs of the study shared their cores with each other and with other work (benchmarks/step_time.py compares times on equal work).
+`table.json` has the ends of every run, for other statistics, and `curves.csv` all its evaluations. docs/results.md has one table of
+verdicts, docs/results/tables.md a table per setting. They leave out the column of times: runs of the study shared their cores with each
+other and with other work (benchmarks/step_time.py compares times on equal work).
 """
 
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import tyro
 
 from analysis import leaderboard as bench
 from analysis.runs import Run
+from analysis.verdict import NOISE
 from benchmarks.differing_lines import insert
 from common.errors import plain_errors
 from common.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, DATA, CURVES = (ROOT / "docs" / name for name in ("results.md", "results/table.json", "results/curves.csv"))
+VERDICTS, PAGE, DATA, CURVES = (
+    ROOT / "docs" / name for name in ("results.md", "results/tables.md", "results/table.json", "results/curves.csv")
+)
+VERDICT_MARKS = ("<!-- verdicts: begin -->", "<!-- verdicts: end -->")
 MARKS = ("<!-- tables: begin -->", "<!-- tables: end -->")
 ORDER = ("testbed", "testbed:wavering", "testbed:robust")  # others follow
+SIGNS = {"improved": "↑", "kept": "=", "lost": "↓"}
 
 
 @dataclass
@@ -47,6 +55,42 @@ def tables(board: dict) -> str:
         heads, rows = bench.heads(section), [bench.cells(section, row) for row in section["rows"]]
         parts += [f"### {section['title']}", bench.table(heads[:-1], [cells[:-1] for cells in rows])]
     return "\n\n".join(parts)
+
+
+def statuses(section: dict, row: dict, objective: str) -> list[str]:
+    """Per run, whether an objective of 0/1 rewards was "improved", "kept" or "lost" from start to end, beyond two standard errors of the
+    change or not. The errors are those of shares of `eval_prompts` problems, taken as independent, as in analysis/verdict.py."""
+    start, prompts = row["objectives"][objective]["start"], section["args"]["eval_prompts"]
+    found = []
+    for end in row["objectives"][objective]["per_seed"]:
+        noise = NOISE * math.sqrt((start * (1 - start) + end * (1 - end)) / (prompts - 1))
+        found.append("improved" if end - start > noise else "lost" if start - end > noise else "kept")
+    return found
+
+
+def verdicts(board: dict, objective: str = "accuracy") -> str:
+    """One table of all sections: what became of an objective in how many runs, and the lowest worst change. Fewest losses first."""
+    sections = board["sections"]
+    names = list(dict.fromkeys(row["algorithm"] for section in sections for row in section["rows"]))
+    lines = []
+    for name in names:
+        cells, every, lowest = [], [], []
+        for section in sections:
+            (row,) = [row for row in section["rows"] if row["algorithm"] == name] or (None,)
+            if row is None:
+                cells.append("–")
+                continue
+            own = statuses(section, row, objective)
+            counts = [f"{own.count(status)}{sign}" for status, sign in SIGNS.items() if status in own]
+            every, lowest = every + own, [*lowest, min(row["worst_change"]["per_seed"])]
+            cells.append(f"{' '.join(counts)} ({lowest[-1]:+.2f})")
+        lost = every.count("lost")
+        lines.append((lost / len(every), -fmean(lowest), [f"`{name}`", f"**{lost}** of {len(every)}", *cells]))
+    heads = ["algorithm", f"{objective} lost"]
+    for section in sections:
+        base = section["args"]["model"].removeprefix("testbed:").replace("testbed", "fragile")
+        heads.append(f"`{base}` {section['args']['estimator'].upper()}")
+    return bench.table(heads, [cells for *_, cells in sorted(lines, key=lambda line: line[:2])])
 
 
 def curves(runs: Sequence[Run]) -> str:
@@ -75,8 +119,10 @@ def main(args: Args) -> None:
         DATA.parent.mkdir(exist_ok=True)
         write_whole(DATA, json.dumps(board | {"definitions": bench.DEFINITIONS}, indent=1) + "\n")
         write_whole(CURVES, curves(runs))
-    insert(PAGE, tables(json.loads(DATA.read_text())), MARKS)
-    print(f"wrote {PAGE.relative_to(ROOT)}")
+    board = json.loads(DATA.read_text())
+    insert(VERDICTS, verdicts(board), VERDICT_MARKS)
+    insert(PAGE, tables(board), MARKS)
+    print(f"wrote {VERDICTS.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

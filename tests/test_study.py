@@ -115,13 +115,44 @@ def _with_rate(folder):
     return run
 
 
-def test_the_tables_of_the_results_page_are_those_of_its_data():
+def test_the_tables_of_the_results_pages_are_those_of_their_data():
     board = json.loads(results.DATA.read_text())
     assert results.tables(board) in results.PAGE.read_text(), "python -m benchmarks.results"
+    assert results.verdicts(board) in results.VERDICTS.read_text(), "python -m benchmarks.results"
     assert sorted(board["sections"], key=results.in_order) == board["sections"]
     for section in board["sections"]:  # seeds once each, and the numbers of a row those of its runs
         for row in section["rows"]:
             assert len(set(row["seeds"])) == len(row["seeds"]) == len(row["worst_change"]["per_seed"])
+
+
+def test_the_verdicts_are_those_of_the_runs():
+    """In every setting an accuracy is lost in as many runs as the leaderboard, which knew the evaluations' own errors, called degraded."""
+    board = json.loads(results.DATA.read_text())
+    for section in board["sections"]:
+        for row in section["rows"]:
+            found = results.statuses(section, row, "accuracy")
+            assert found.count("lost") == row["interference"]["degraded"]["accuracy"], (section["title"], row["algorithm"])
+
+
+def test_the_verdict_table_counts_and_sorts():
+    def section(model, estimator, **algorithms):
+        rows = [
+            {
+                "algorithm": name,
+                "objectives": {"accuracy": {"start": 0.5, "per_seed": ends}},
+                "worst_change": {"per_seed": [end - 0.5 for end in ends]},
+            }
+            for name, ends in algorithms.items()
+        ]
+        return {"args": {"model": model, "estimator": estimator, "eval_prompts": 256}, "rows": rows}
+
+    # two standard errors of a change from .5 to about .58 are .088
+    first = section("testbed", "reinforce", loser=[0.1, 0.9, 0.58], keeper=[0.6, 0.42])
+    lines = results.verdicts({"sections": [first, section("testbed:robust", "grpo", keeper=[0.9])]}).splitlines()
+    assert lines[0] == "| algorithm | accuracy lost | `fragile` REINFORCE | `robust` GRPO |"
+    assert lines[2] == "| `keeper` | **0** of 3 | 1↑ 1= (-0.08) | 1↑ (+0.40) |"
+    assert lines[3] == "| `loser` | **1** of 3 | 1↑ 1= 1↓ (-0.40) | – |"
+    assert len(lines) == 4
 
 
 def test_the_curves_of_the_study_are_of_the_runs_of_its_tables():
