@@ -26,19 +26,18 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewards as reward_functions
-from analysis.report import report
+from commands.command_line import parse, report
 from common import flags, ranks
 from common.batch import micro_batches, mini_batches
 from common.errors import plain_errors, require
+from common.evaluate import score_batch
 from common.grads import clip_gradients
 from common.model import compute_dtype, token_logprobs, token_logprobs_no_grad
 from common.observe import Meter
 from common.rollout import Canary, roll_out
 from common.run import Run
-from common.scoring import score_batch
 from common.seeds import generator, reseed
 from common.setup import load_data, load_models, start
-from common.track import parse
 
 SCRIPT = Path(__file__).stem
 
@@ -312,7 +311,7 @@ def main(args: Args) -> None:
 
     # --- SHARED: close ---
     run.close()
-    ranks.on_first(lambda: report(run.folder))
+    report(run.folder)
     ranks.stop()
 
 

@@ -11,6 +11,7 @@ import filecmp
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -102,10 +103,8 @@ def child(job: dict, argv: list[str], folder: Path, rank: int, port: int) -> Non
             world = str(job["ranks"])
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        from common.track import parse
-
-        script = import_module(f"algos.{job['script']}")
-        script.main(parse(script.Args, job["script"], argv))
+        sys.argv = [f"{job['script']}.py", *argv]
+        runpy.run_path(str(Path(import_module(f"algos.{job['script']}").__file__)), run_name="__main__")
         code = 0
     except BaseException:
         import traceback

@@ -165,7 +165,7 @@ def default_jobs() -> int:
 
 
 def _parsed(args_class: type, name: str, argv: list[str]):
-    from common.track import parse  # loads torch: a mistake in bench's own flags is told at once
+    from commands.command_line import parse  # loads torch: a mistake in bench's own flags is told at once
 
     try:
         return parse(args_class, name, argv)

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from commands import memory
+from commands.command_line import parse
 from commands.scripts import ROOT, algorithms, nearest
 from common import ranks
 from common.batch import pad, right_pad
 from common.errors import UserError
 from common.seeds import derive
-from common.track import parse
 
 USAGE = "[FLAGS]"
 NEW_TOKENS, COMPLETIONS = 32, 4  # of the canary: longest completion, in tokens, and completions per prompt

@@ -1,13 +1,52 @@
-"""Held-out means of every objective, sampled and greedy, on prompts and seeds that stay the same throughout a run and across runs."""
+"""Rewards of completions, each rank its share of them, and held-out means of every objective, sampled and greedy."""
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+import rewards
+from common import ranks
+from common.batch import Batch
 from common.rollout import sample
-from common.scoring import score
 from common.seeds import derive
 from common.setup import Data
+
+
+def score(
+    objectives: dict[str, Callable],
+    texts: list[str],
+    ids: list[list[int]],
+    columns: dict[str, list],
+    mean_length: float,
+    answer_check: str,
+) -> Tensor:
+    """Rewards [B, K] of B completions, on the CPU of every rank; each rank scores a contiguous share of them.
+
+    A prompt's completions are scored by one rank where the number of prompts divides by that of ranks, as it does in training.
+    columns: the dataset's, a value per completion, `prompt` among them. mean_length and answer_check: see rewards.score.
+    Collective. Raises UserError, on every rank, where a reward does.
+    """
+    own = ranks.share(len(texts), ranks.rank(), ranks.count())
+
+    def work() -> Tensor:
+        return rewards.score(
+            objectives,
+            prompts=columns["prompt"][own],
+            completions=texts[own],
+            completion_ids=ids[own],
+            mean_length=mean_length,
+            columns={name: values[own] for name, values in columns.items()},
+            answer_check=answer_check,
+        )
+
+    return torch.cat(ranks.together(work))
+
+
+def score_batch(objectives: dict[str, Callable], batch: Batch, mean_length: float, answer_check: str) -> Tensor:
+    """Rewards [B, K] of a training batch, on its device: see `score`."""
+    sampled = batch.sampled
+    return score(objectives, sampled.texts, sampled.ids, sampled.columns, mean_length, answer_check).to(batch.mask.device)
 
 
 def evaluate(
@@ -20,6 +59,7 @@ def evaluate(
     temperature: float,
 ) -> tuple[dict[str, float], list[dict]]:
     """One completion per held-out prompt at `temperature` and one greedy; (metrics, the first sampled completions with their rewards).
+    Prompts and seeds stay the same throughout a run and across runs.
 
     mean_length: what `conciseness` compares with, in tokens; None takes the sampled completions' own mean, as before training. Keeping
     that value for the whole run gives conciseness a yardstick that does not move, unlike the training reward's running mean.

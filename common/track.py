@@ -2,59 +2,17 @@
 
 import json
 import math
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
 from importlib import import_module
 from pathlib import Path
 
-import tyro
 from torch import Tensor
 from tqdm import tqdm
 
 from common import ranks
 from common.errors import UserError
 from common.files import write_whole
-from common.flags import RETIRED
-from common.presets import named_preset
-
-
-def parse(args_class: type, script: str, argv: list[str] | None = None):
-    """The flags of a script (a dataclass, which is returned filled). `--preset NAME` changes the defaults, and flags given beside it win.
-    `--resume DIR` takes the flags of that run, a preset's values included: others given beside it must agree with them, but for --steps and
-    the two trackers. Raises UserError naming --preset, or the flags that differ."""
-    argv = sys.argv[1:] if argv is None else argv
-    names = {field.name for field in fields(args_class)}
-    chosen = named_preset(argv) if "preset" in names else {}
-    chosen |= dict(getattr(args_class, "PRESET", ())) if chosen else {}  # what the algorithm adds to any preset
-    if missing := sorted(chosen.keys() - names):
-        told = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
-        raise UserError(f"--preset sets {told}, which {script} does not have; drop it and give the flags you need one by one")
-    speaks = os.environ.get("RANK", "0") == "0"  # of several ranks, which all find the same mistake
-    args = tyro.cli(args_class, args=argv, default=args_class(**chosen), console_outputs=speaks)
-    if not args.resume:
-        return args
-    path = Path(args.resume) / "args.json"
-    if not path.is_file():
-        raise UserError(f"--resume {args.resume}: no args.json there; --resume takes the folder of a run, such as runs/{script}-s1")
-    saved = json.loads(path.read_text())
-    if saved["script"] != script:
-        raise UserError(f"--resume {args.resume}: that run is of {saved['script']}, not of {script}")
-    for name in saved.keys() & RETIRED.keys() - names:
-        if saved[name] != RETIRED[name]:
-            told = f"that run had --{name} {saved[name]}, which {script} no longer has"
-            raise UserError(f"--resume {args.resume}: {told}; continue it with the version that began it, or start a new run")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in names}
-    before = args_class(**{**values, "resume": args.resume})  # flags that are newer than the run have their defaults
-    resumed = tyro.cli(args_class, args=argv, default=before, console_outputs=speaks)
-    was, free = asdict(before), {"resume", "steps", "tensorboard", "wandb"}
-    differing = [k for k, v in asdict(resumed).items() if k not in free and v != was[k]]
-    if differing:
-        told = ", ".join(f"--{k.replace('_', '-')} (was {was[k]})" for k in differing)
-        raise UserError(f"--resume {args.resume}: these flags differ from the run's: {told}; drop them, or start a new run with --out")
-    return resumed
 
 
 def run_folder(out: str, resume: str, script: str, seed: int) -> Path:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_script
 
+from commands.command_line import parse
+from commands.presets import PAPER, PRESETS, named_preset
 from common.data import BOXED_SUFFIX
 from common.errors import UserError
-from common.presets import PAPER, PRESETS, named_preset
-from common.track import parse
 
 NAMES = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
 ONE = "qwen2.5-1.5b-math500"

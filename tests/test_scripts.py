@@ -23,13 +23,13 @@ from own_rewards import OWN
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from commands.command_line import parse
 from common.batch import pad
 from common.data import load_prompts
 from common.errors import UserError
 from common.model import load_model, load_tokenizer, token_logprobs
 from common.rollout import TransformersEngine
 from common.seeds import derive
-from common.track import parse
 from testbed.arithmetic import base_path
 
 NAMES = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
@@ -39,7 +39,7 @@ SMALL = {"steps": 3, "prompts": 4, "completions": 4, "eval_prompts": 8, "eval_ev
 def train(name: str, out: Path, picture: bool = False, **flags) -> list[dict]:
     """Run a script's main with few small steps; returns its metrics. The picture takes longer than such a run: one test has it drawn."""
     script = import_module(f"algos.{name}")
-    with nullcontext() if picture else patch("analysis.report.draw"):
+    with nullcontext() if picture else patch("analysis.curves.draw"):
         script.main(script.Args(**(SMALL | {"out": str(out)} | flags)))
     return read_metrics(out)
 

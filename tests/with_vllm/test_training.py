@@ -64,7 +64,7 @@ sys.path.insert(0, {root!r})
 from algos import linear
 from common.errors import plain_errors
 from common.rollout_vllm import VLLMEngine
-from common.track import parse
+from commands.command_line import parse
 
 sync = VLLMEngine.sync
 def stale(self, model, version):
