@@ -14,12 +14,7 @@ from common.setup import Data
 
 
 def score(
-    objectives: dict[str, Callable],
-    texts: list[str],
-    ids: list[list[int]],
-    columns: dict[str, list],
-    mean_length: float,
-    answer_check: str,
+    objectives: dict[str, Callable], texts: list[str], ids: list[list[int]], columns: dict[str, list], mean_length: float, answer_check: str
 ) -> Tensor:
     """Rewards [B, K] of B completions, on the CPU of every rank; each rank scores a contiguous share of them.
 
@@ -50,13 +45,7 @@ def score_batch(objectives: dict[str, Callable], batch: Batch, mean_length: floa
 
 
 def evaluate(
-    engine,
-    data: Data,
-    objectives: dict[str, Callable],
-    mean_length: float | None,
-    batch_size: int,
-    max_new_tokens: int,
-    temperature: float,
+    engine, data: Data, objectives: dict[str, Callable], mean_length: float | None, batch_size: int, max_new_tokens: int, temperature: float
 ) -> tuple[dict[str, float], list[dict]]:
     """One completion per held-out prompt at `temperature` and one greedy; (metrics, the first sampled completions with their rewards).
     Prompts and seeds stay the same throughout a run and across runs.

@@ -79,7 +79,7 @@ def make_engine(
     """
     if name == "transformers":
         return TransformersEngine(model, tokenizer, device, dtype, trust_remote_code)
-    from common.rollout_vllm import VLLMEngine
+    from integrations.vllm_engine import VLLMEngine
 
     stops = stop_tokens(model, tokenizer, trust_remote_code)
     return VLLMEngine(model_path(model), stops, max_length, dtype, seed, vllm_tp, vllm_memory, vllm_sleep, trust_remote_code)

@@ -20,7 +20,7 @@ from torch import nn
 
 from common import ranks
 from common.errors import UserError
-from common.rollout_vllm import VLLMEngine
+from integrations.vllm_engine import VLLMEngine
 
 HERE, STOP, LONGEST = Path(__file__).parent, 1, 128
 pytest.importorskip("vllm", reason="the vLLM environment only: requirements-vllm-cpu.txt")

@@ -63,7 +63,7 @@ import sys
 sys.path.insert(0, {root!r})
 from algos import linear
 from common.errors import plain_errors
-from common.rollout_vllm import VLLMEngine
+from integrations.vllm_engine import VLLMEngine
 from commands.command_line import parse
 
 sync = VLLMEngine.sync

@@ -13,7 +13,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 from test_engine import LONGEST, STOP, disturbed, gap, prompts  # noqa: E402
 
 from common import ranks  # noqa: E402
-from common.rollout_vllm import VLLMEngine  # noqa: E402
+from integrations.vllm_engine import VLLMEngine  # noqa: E402
 
 
 def main(folder: str, tensor_parallel: int, result: Path) -> None:
