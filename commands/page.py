@@ -41,7 +41,13 @@ def page(left: Path, right: Path, docs: Path) -> str:
     body = [f"<h1>{title}</h1>"]
     updates = [_update(docs / f"{name}.md") for name in names]
     if any(updates):
-        body.append("<h2>The update</h2>" + _two(text or "<p>(no page)</p>" for text in updates))
+        body.append(
+            "<h2>The update</h2>"
+            + _two(
+                text or f"<p>No page yet: its update goes into docs/algos/{html.escape(name)}.md.</p>"
+                for name, text in zip(names, updates, strict=True)
+            )
+        )
     body.append("<h2>What they are</h2>" + _two(f'<pre class="doc">{html.escape(text)}</pre>' for text in docstrings))
     body.append("<h2>The scripts</h2>" + _two(f"<strong>{html.escape(str(path))}</strong>" for path in (left, right)))
     body += [_region(a, b) for a, b in pair_regions(*scripts)]

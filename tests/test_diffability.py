@@ -265,7 +265,7 @@ def test_the_page_escapes_and_shows_the_update_tables(tmp_path):
     text = page(tmp_path / "one.py", tmp_path / "two.py", tmp_path)
     assert "<script" not in text
     assert "<td><code>a &lt; b</code> | <strong>c</strong></td>" in text
-    assert "(no page)" in text
+    assert "its update goes into docs/algos/two.md" in text
     assert "no</p>" not in text
     assert "<b>b</b>" in text  # the one word that differs
     cells = Cells()
@@ -275,15 +275,18 @@ def test_the_page_escapes_and_shows_the_update_tables(tmp_path):
 
 def test_every_algorithms_page_has_an_update_table():
     for script in SCRIPTS:
-        text = (ROOT / "docs/algos" / f"{script.stem}.md").read_text()
+        page = ROOT / "docs/algos" / f"{script.stem}.md"
+        assert page.is_file(), f"write {page.relative_to(ROOT)}, with the headings of docs/algos/linear.md"
+        text = page.read_text()
         assert "## The update\n\n|" in text, script.stem
         for heading in ("The idea", "What it needs and costs", "Hyperparameters", "In the logs", "How it fails"):
             assert f"## {heading}\n" in text, (script.stem, heading)
         source, told = script.read_text(), {flag.replace("-", "_") for flag in re.findall(r"^\| `--([a-z-]+)`", text, re.M)}
         own = set(re.findall(r"^    (\w+): [^\n]+ = ", source.split("# --- ALGO: args ---")[1].split("\ndef main(")[0], re.M))
-        assert own <= told, script.stem
+        assert own <= told, f"docs/algos/{script.stem}.md: flags without a row: {own - told}"
         assert all(f"    {flag}: " in source for flag in told), script.stem
-        assert f"[{script.stem}.md]" in PAGE.read_text() or f"]({script.stem}.md)" in PAGE.read_text()
+        linked = f"]({script.stem}.md)" in PAGE.read_text()
+        assert linked, f"docs/algos/README.md: a row with a link to {script.stem}.md"
 
 
 def test_the_page_by_the_command(tmp_path):
