@@ -2,7 +2,7 @@
 
 Paper: arXiv 2602.06869, sections 4 and 6, appendices C and D. It was read as extracted text, without its formulas: equation numbers are the
 paper's, the statements around Theorem 6.4 are a reconstruction. docs/theory.md says what was checked and where each statement stops;
-`python -m benchmarks.theory` draws the pictures; tests/test_theory.py is the check.
+`python -m benchmarks.theory` draws the pictures; tests/mathematics/test_theory.py is the check.
 
 Names: Y completions of one prompt, K objectives, L tokens in a completion, V tokens in the vocabulary, H features of a prefix, N = V^L
 completions of an enumerable model with D = V*H parameters. A leading `...` is any number of prompts. No function changes its arguments.

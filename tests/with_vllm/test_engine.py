@@ -4,7 +4,6 @@ One engine serves all tests, because vLLM starts slowly and once per process; ev
 called vllm, for then `import vllm` would find it from the tests beside it.
 """
 
-import copy
 import functools
 import json
 import subprocess
@@ -16,13 +15,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 import wide
+from sampled import LONGEST, STOP, disturbed, gap, logprobs_of, prompts
 from torch import nn
 
 from common import ranks
 from common.errors import UserError
 from integrations.vllm_engine import VLLMEngine
 
-HERE, STOP, LONGEST = Path(__file__).parent, 1, 128
+HERE = Path(__file__).parent
 pytest.importorskip("vllm", reason="the vLLM environment only: requirements-vllm-cpu.txt")
 
 
@@ -56,35 +56,6 @@ def started(folder) -> VLLMEngine:
 def engine(started, policy) -> VLLMEngine:
     started.sync(policy, 0)
     return started
-
-
-def prompts(count: int, length: int = 6) -> list[list[int]]:
-    """Prompts of different lengths, of no meaning but for the model: it still ends most of its texts."""
-    draw = torch.Generator().manual_seed(0)
-    return [torch.randint(3, 70, (length + i % 3,), generator=draw).tolist() for i in range(count)]
-
-
-def disturbed(model: nn.Module, size: float = 0.05) -> nn.Module:
-    """A copy with noise on all parameters."""
-    model, noise = copy.deepcopy(model), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += size * torch.randn(parameter.shape, generator=noise)
-    return model
-
-
-@torch.no_grad()
-def logprobs_of(model: nn.Module, prompt: list[int], ids: list[int], temperature: float) -> torch.Tensor:
-    """Log-probabilities of the completion's tokens by one full forward, [T]."""
-    logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double()
-    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).squeeze(1)
-
-
-def gap(engine: VLLMEngine, model: nn.Module, asked: list[list[int]], temperature: float = 1.0) -> float:
-    """Mean gap, in nats, of the engine's log-probabilities to the model's at the tokens the engine samples."""
-    ids, logprobs = engine.generate(asked, 4, 24, temperature, list(range(len(asked))))
-    rows = zip([p for p in asked for _ in range(4)], ids, logprobs, strict=True)
-    return torch.cat([(torch.tensor(own).double() - logprobs_of(model, p, i, temperature)).abs() for p, i, own in rows]).mean().item()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
-from test_engine import LONGEST, STOP, disturbed, gap, prompts  # noqa: E402
+from sampled import LONGEST, STOP, disturbed, gap, prompts  # noqa: E402
 
 from common import ranks  # noqa: E402
 from integrations.vllm_engine import VLLMEngine  # noqa: E402

@@ -1,0 +1,276 @@
+"""The figures from runs whose truth is known: which runs are chosen, what the lines carry, what is said where runs are missing."""
+
+import argparse
+import json
+import math
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from analysis import figures
+from analysis.figures import band, choose, cosines, find_runs
+from analysis.runs import load_run
+from benchmarks import figures as command
+from benchmarks import targets
+from commands.bench import plan
+from common.errors import UserError
+from support.running import ROOT
+
+NAMES = ("accuracy", "conciseness", "clarity")
+GRAM = [[4.0, 3.0, -2.0], [3.0, 9.0, 0.0], [-2.0, 0.0, 1.0]]
+FLAGS = {"model": "testbed", "dataset": "arithmetic", "estimator": "reinforce", "steps": 20, "eval_split": "test", "seed": 1}
+FLAGS |= {"objectives": list(NAMES), "rewards": list(NAMES), "eval_prompts": 8, "temperature": 1.0}
+
+
+def write_run(folder: Path, script: str, end: float = 0.8, steps: int = 20, grams: dict[int, list] | None = None, **flags) -> Path:
+    """A run evaluated at steps 0, 10 and 20, accuracy from .5 to `end` on a straight line; `grams` are the lines of gradients.jsonl."""
+    folder.mkdir(parents=True)
+    own = {"cov_targets": []} if script == "ctwa" else {}
+    (folder / "args.json").write_text(json.dumps(FLAGS | own | {"script": script, "out": str(folder)} | flags))
+    rows = []
+    for step in range(steps + 1):
+        row = {"step": step}
+        for k, name in enumerate(NAMES):
+            if step:
+                row |= {f"cov/{name}": end * (k + 1), f"weight/{name}": 1.0 + step * (k == 0), f"weight_share/{name}": 1 / 3}
+                row |= {f"ctwa/deficit/{name}": 0.1 * k} if script == "ctwa" else {}
+            if step % 10 == 0:
+                row[f"eval/{name}"] = 0.5 + (end - 0.5) * step / 20 if k == 0 else 0.9
+        rows.append(json.dumps(row) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(rows))
+    if grams:
+        (folder / "gradients.jsonl").write_text("".join(json.dumps({"step": step, "gram": gram}) + "\n" for step, gram in grams.items()))
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> dict:
+    """The figure objects by the files that they were written into."""
+    written = {}
+    original = command.write_figure
+    monkeypatch.setattr(command, "write_figure", lambda figure, out: (written.update({out.name: figure}), original(figure, out)))
+    return written
+
+
+def draw(out: Path, *numbers: str, runs: Path) -> None:
+    command.main(command.Args(numbers, (str(runs),), str(out)))
+
+
+def line(panel, label: str) -> list[float]:
+    (found,) = (line for line in panel.lines if line.get_label() == label)
+    return list(found.get_ydata())
+
+
+def panels(figure) -> dict[str, object]:
+    return {axes.get_title(loc="left"): axes for axes in figure.axes}
+
+
+def heading(figure) -> str:
+    return " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
+
+
+# --- all of them ---
+
+
+def test_every_figure_from_one_folder_of_runs(tmp_path, drawn, capsys):
+    """Names of folders say nothing, and runs that serve several figures lie beside each other."""
+    names = (f"x{i}" for i in range(1000))
+    runs = tmp_path / "results" / "runs"
+    for script in ("linear", "ctwa", "mgda"):
+        for model in (*command.THREE_MODELS, "testbed:fragile-gpt2"):
+            for estimator in ("reinforce", "grpo"):
+                write_run(runs / next(names), script, model=model, estimator=estimator)
+        write_run(runs / next(names), script, model="testbed:fragile3", dataset="arithmetic3")
+    for values in targets.SETTINGS.values():
+        write_run(runs / next(names), "ctwa", cov_targets=values)
+    for script in ("linear", "ctwa"):
+        write_run(runs / next(names), script, seed=7, grams={0: GRAM, 10: GRAM})
+    out = tmp_path / "figures"
+    draw(out, "all", runs=tmp_path / "results")
+    for number in range(1, 9):
+        assert (out / f"figure-{number}.png").read_bytes().startswith(b"\x89PNG"), number
+        assert (out / f"figure-{number}.pdf").read_bytes().startswith(b"%PDF"), number
+    counts = [len(drawn[f"figure-{number}.png"].axes) for number in range(1, 9)]
+    settings = len(targets.SETTINGS)
+    assert counts == [3 * 3, 4 * 3, 2 * 3, 3 + settings, 3 + 3, 3, 3, 3 * 3]  # mgda does not weigh rewards: not in figure 3
+    for number, words in ((1, "reinforce"), (6, "testbed:fragile3 · arithmetic3"), (7, "testbed:fragile-gpt2"), (8, "grpo")):
+        assert words in heading(drawn[f"figure-{number}.png"])
+    assert "figure-8.png" in capsys.readouterr().out
+
+
+# --- what the lines carry ---
+
+
+def test_lines_are_means_over_seeds_and_bands_their_interval(tmp_path, drawn):
+    for seed, end in ((1, 0.1), (2, 0.3)):
+        write_run(tmp_path / f"a{seed}", "linear", end, seed=seed)
+    for seed, end in ((1, 0.7), (2, 0.9)):
+        write_run(tmp_path / f"b{seed}", "ctwa", end, seed=seed)
+    draw(tmp_path / "out", "1", "3", runs=tmp_path)
+    curves, rows = drawn["figure-1.png"], drawn["figure-3.png"].axes
+    linear, ctwa = panels(curves)["linear"], panels(curves)["ctwa"]
+    assert line(linear, "accuracy") == pytest.approx([0.5, 0.35, 0.2])
+    assert line(ctwa, "accuracy") == pytest.approx([0.5, 0.65, 0.8])
+    assert line(ctwa, "clarity") == pytest.approx([0.9] * 3)
+    assert line(ctwa, "linear") == line(linear, "accuracy")  # behind it, in grey
+    assert "linear" not in [found.get_label() for found in linear.lines]
+    ends = [collection.get_paths()[0].vertices for collection in ctwa.collections][-1]  # accuracy is drawn last, on top
+    assert sorted({round(y, 6) for x, y in ends if x == 20}) == [0.7, 0.9]  # of two seeds, the interval is their range
+    assert "2 seeds" in heading(curves)
+    assert "bootstrap" in heading(curves)
+    assert line(rows[0], "linear") == pytest.approx([0.2] * 20)  # rows are algorithms, columns objectives
+    assert line(rows[2], "linear") == pytest.approx([0.6] * 20)
+    assert line(rows[0], "ctwa") == line(rows[3], "ctwa") == pytest.approx([0.8] * 20)
+
+
+def test_one_seed_has_no_band_and_the_heading_says_so(tmp_path, drawn):
+    write_run(tmp_path / "a", "linear")
+    draw(tmp_path / "out", "1", runs=tmp_path)
+    (panel,) = drawn["figure-1.png"].axes
+    assert all(math.isnan(y) or not len(path.vertices) for c in panel.collections for path in c.get_paths() for _, y in path.vertices)
+    assert "1 seed " in heading(drawn["figure-1.png"]) + " "
+    assert "no band" in heading(drawn["figure-1.png"])
+    assert "interval" not in heading(drawn["figure-1.png"])
+
+
+def test_the_mean_is_interquartile_and_a_gap_leaves_a_seed_out():
+    seeds = [([0, 10], [value, value]) for value in (0.0, 0.4, 0.6, 9.0)]
+    assert band(seeds).middle == pytest.approx([0.5, 0.5])
+    gaps = band([([0, 5], [0.2, math.nan]), ([0, 5], [math.nan, math.nan])])
+    assert gaps.steps == [0, 5]
+    assert gaps.middle[0] == 0.2
+    assert math.isnan(gaps.middle[1])
+    assert all(map(math.isnan, gaps.low))
+
+
+def test_weights_and_what_drives_them(tmp_path, drawn):
+    write_run(tmp_path / "a", "ctwa")
+    draw(tmp_path / "out", "2", runs=tmp_path)
+    weight, share, deficit, held_out = drawn["figure-2.png"].axes
+    assert weight.get_yscale() == "log"
+    assert line(weight, "accuracy") == pytest.approx([1 + step for step in range(1, 21)])
+    assert line(share, "clarity") == pytest.approx([1 / 3] * 20)
+    assert line(deficit, "clarity") == pytest.approx([0.2] * 20)
+    assert line(held_out, "accuracy") == pytest.approx([0.5, 0.65, 0.8])
+
+
+def test_settings_are_compared_on_the_seeds_that_all_have(tmp_path, drawn):
+    for seed, end in ((1, 0.7), (2, 0.9), (3, 0.0)):
+        write_run(tmp_path / f"default{seed}", "ctwa", end, seed=seed)
+        write_run(tmp_path / f"linear{seed}", "linear", end, seed=seed)
+    for seed, end in ((1, 0.2), (2, 0.4)):
+        write_run(tmp_path / f"negative{seed}", "ctwa", end, seed=seed, cov_targets=(-0.15, -0.08, -0.08))
+    draw(tmp_path / "out", "4", runs=tmp_path)
+    figure = drawn["figure-4.png"]
+    accuracy = figure.axes[0]
+    ends = {found.get_label(): found.get_xdata()[0] for found in accuracy.lines if found.get_marker() == "o"}
+    # the end is the mean of the evaluations at steps 10 and 20
+    assert list(ends.values()) == pytest.approx([0.725, 0.725, 0.35])
+    rows = [label.get_text() for label in accuracy.get_yticklabels()]
+    assert rows == ["linear", "default  0.15 0.08 0.08", "negative  -0.15 -0.08 -0.08"]
+    assert line(panels(figure)["negative\n-0.15 -0.08 -0.08"], "accuracy") == pytest.approx([0.5, 0.4, 0.3])
+
+
+def test_cosines(tmp_path, drawn):
+    noisy = [[4.0, 3.0, -2.0], [3.0, -0.1, 0.0], [-2.0, 0.0, 1.0]]
+    run = load_run(write_run(tmp_path / "a", "linear", grams={0: GRAM, 10: noisy}))
+    found = cosines(run)
+    assert found[0, 1][0] == [0, 10]
+    assert found[0, 1][1][0] == 0.5  # 3 / sqrt(4 * 9)
+    assert math.isnan(found[0, 1][1][1])  # a diagonal entry below 0
+    assert found[0, 2][1] == [-1, -1]
+    assert found[1, 2][1][0] == 0
+    draw(tmp_path / "out", "5", runs=tmp_path)
+    figure = drawn["figure-5.png"]
+    pair = panels(figure)["accuracy, conciseness"]
+    assert line(pair, "linear")[0] == 0.5
+    assert math.isnan(line(pair, "linear")[1])
+    assert line(panels(figure)["accuracy"], "linear") == pytest.approx([0.5, 0.65, 0.8])
+    (tmp_path / "a" / "gradients.jsonl").write_text('{"step": 0, "gram": [[1.0, 0.5]]}\n')
+    with pytest.raises(UserError, match="step 0 has no gram of 3 x 3 numbers"):
+        cosines(run)
+
+
+# --- which runs ---
+
+
+def test_runs_are_chosen_by_their_flags(tmp_path):
+    write_run(tmp_path / "runs" / "ctwa-testbed-grpo-s1", "linear")  # the name lies
+    write_run(tmp_path / "runs" / "linear-s2", "linear", seed=2, model="testbed:fragile")  # the same model
+    write_run(tmp_path / "runs" / "linear-s3", "linear", seed=3, estimator="grpo")
+    write_run(tmp_path / "runs" / "linear-s4", "linear", seed=4, model="testbed:robust")
+    write_run(tmp_path / "runs" / "linear-s5", "linear", seed=5, steps=7)  # of 20: not finished
+    write_run(tmp_path / "more" / "runs" / "again", "linear")
+    write_run(tmp_path / "runs" / "ctwa", "ctwa", cov_targets=[0.15, 0.08, 0.08])
+    write_run(tmp_path / "runs" / "negative", "ctwa", cov_targets=[-0.15, -0.08, -0.08])
+    runs, notes = choose(find_runs([tmp_path]), command.wanted(("testbed:fragile",)))
+    assert {script: [run.name for run in seeds] for script, seeds in runs.items()} == {
+        "linear": ["ctwa-testbed-grpo-s1", "linear-s2"],
+        "ctwa": ["ctwa"],
+    }
+    assert any("at step 7 of 20" in note for note in notes)
+    assert "left out: 1 with the flags and the seed of another" in notes
+
+
+def test_runs_that_do_not_compare_are_refused(tmp_path):
+    write_run(tmp_path / "a", "linear", lr=1e-4)
+    write_run(tmp_path / "b", "linear", lr=3e-4, seed=2)
+    with pytest.raises(UserError, match="differ in --lr: .*a has 0.0001, .*b has 0.0003"):
+        choose(find_runs([tmp_path]), command.wanted(("testbed:fragile",)))
+    write_run(tmp_path / "c" / "linear", "linear")
+    write_run(tmp_path / "c" / "ctwa", "ctwa", eval_prompts=9)
+    with pytest.raises(UserError, match="differ in --eval-prompts"):
+        draw(tmp_path / "out", "1", runs=tmp_path / "c")
+    with pytest.raises(UserError, match="--runs .*nowhere: no such folder"):
+        find_runs([tmp_path / "nowhere"])
+
+
+def test_missing_runs_are_told_with_the_command_that_makes_them(tmp_path, drawn, capsys):
+    write_run(tmp_path / "a", "linear")
+    with pytest.raises(UserError, match="figure 8: no finished run .*--models testbed .*--estimator grpo makes them"):
+        draw(tmp_path / "out", "all", runs=tmp_path)
+    printed = capsys.readouterr()
+    assert set(drawn) == {f"figure-{number}.{ending}" for number in (1, 3) for ending in ("png", "pdf")}  # what can be drawn is
+    assert "without ctwa, tchebycheff, " in printed.out
+    assert f"to make what is missing: {command.TESTBED}" in printed.out
+    for number, made_by in (("4", "python -m benchmarks.targets"), ("5", "python -m benchmarks.gradients"), ("6", "arithmetic3")):
+        assert f"figure {number}: " in printed.err
+        assert made_by in printed.err
+
+
+@pytest.mark.parametrize("number", "123678")
+def test_the_command_of_a_figure_makes_its_runs(tmp_path, number):
+    parser = argparse.ArgumentParser()
+    for flag in ("--algos", "--models", "--estimator"):
+        parser.add_argument(flag, nargs="+", default=())
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--out")
+    words = shlex.split(command.FIGURES[number][2])
+    assert words[:3] == ["python", "run.py", "bench"]
+    cut = words.index("--") if "--" in words else len(words)
+    flags = parser.parse_args(words[3:cut])
+    assert flags.out == command.STUDY
+    scripts = {"ctwa": (ROOT / "algos" / "ctwa.py", import_module("algos.ctwa").Args)}
+    for job in plan(scripts, flags.seeds, flags.models, flags.estimator, 20, words[cut + 1 :], tmp_path):
+        write_run(job.folder, **job.args | {"objectives": list(NAMES)})
+    figure, _ = command.FIGURES[number][0](find_runs([tmp_path]))
+    assert len(figure.axes) == {"1": 3, "2": 12, "3": 3, "6": 1, "7": 1, "8": 3}[number]
+    assert f"{flags.seeds} seeds" in heading(figure)
+
+
+def test_the_settings_of_figure_4_are_planned_as_they_are_looked_for(tmp_path):
+    planned = targets.plans(targets.Args(seeds=2, steps=5, out=str(tmp_path)), ["--prompts", "4"])
+    assert [folder.name for folder in planned] == list(targets.SETTINGS)
+    assert len(set(targets.SETTINGS.values())) == len(targets.SETTINGS)
+    for folder, jobs in planned.items():
+        assert [job.folder for job in jobs] == [folder / "runs" / f"ctwa-testbed-reinforce-s{seed}" for seed in (1, 2)]
+        assert all(job.args["cov_targets"] == list(targets.SETTINGS[folder.name]) for job in jobs)
+        assert all(job.args["prompts"] == 4 and job.steps == 5 for job in jobs)
+    with pytest.raises(UserError, match="--cov-targets"):
+        targets.plans(targets.Args(out=str(tmp_path)), ["--cov-targets", "1", "1", "1"])
+
+
+def test_order_names_the_scripts_that_there_are():
+    assert sorted(figures.ORDER) == sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))

@@ -1,0 +1,54 @@
+"""Who may import whom: each layer by itself, and tests from support/ alone."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from support.running import ROOT
+
+FORBIDDEN = {
+    "common": {"algos", "analysis", "commands"},
+    "rewards": {"algos", "analysis", "commands"},
+    "testbed": {"algos", "analysis", "commands"},
+    "integrations": {"algos", "analysis", "commands"},
+    "analysis": {"algos", "commands"},  # it reads run folders, and is given the scripts where it needs them
+    "algos": {"algos"},  # a script is complete
+}
+
+
+def imported(source: str) -> set[str]:
+    """The modules that a file imports, at its top or later, `from a import b` as a and as a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def faults(folder: Path, forbidden: set[str]) -> list[str]:
+    return sorted(
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in folder.rglob("*.py")
+        for module in imported(path.read_text(encoding="utf-8"))
+        if module.split(".")[0] in forbidden
+    )
+
+
+@pytest.mark.parametrize(("layer", "forbidden"), FORBIDDEN.items())
+def test_a_layer_does_not_know_those_above_it(layer, forbidden):
+    assert list((ROOT / layer).glob("*.py"))
+    assert faults(ROOT / layer, forbidden) == []
+
+
+def test_tests_import_from_no_other_test():
+    tests = {path.stem for path in (ROOT / "tests").rglob("*.py") if path.stem.startswith("test_") or path.stem == "conftest"}
+    assert len(tests) > 30
+    assert faults(ROOT / "tests", tests) == []
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = "import a.b\n\n\ndef f():\n    from c import d as e\n    import g as h\n"
+    assert imported(source) == {"a.b", "c", "c.d", "g"}
