@@ -124,7 +124,7 @@ def differences(left: Path, right: Path) -> list[str]:
     found = []
     for name in ("metrics.jsonl", "statistics.jsonl", "completions.jsonl", "args.json"):
         if content(left / name) != content(right / name):
-            found.append(name)
+            found.append(f"{name} ({flags_apart(left / name, right / name)})" if name == "args.json" else name)
     if printed(left) != printed(right):
         found.append("output")
     names = sorted({path.name for folder in (left, right) for path in (folder / "model").iterdir()})
@@ -140,6 +140,12 @@ def content(path: Path) -> str:
     if path.name == "args.json":  # in whatever order
         return json.dumps(json.loads(path.read_text()) | {"out": ""}, sort_keys=True)
     return path.read_text()
+
+
+def flags_apart(left: Path, right: Path) -> str:
+    """The flags that only one of two runs has, or that differ."""
+    one, other = (json.loads(path.read_text()) | {"out": ""} for path in (left, right))
+    return ", ".join(sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)))
 
 
 def printed(folder: Path) -> str:
