@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from analysis.runs import Run
 from common.errors import UserError
 
+FLAT_STEPS = 5  # steps without any difference between completions at the end of training, to speak of a collapse
 NOISE = 2.0  # a change counts beyond this many standard errors
 
 
@@ -45,9 +46,24 @@ def verdict(run: Run) -> Verdict:
     statuses = {objective.status for objective in objectives}
     steps = sorted({step for name in run.objectives for step in run.series(f"eval/{name}")[0]})
     compared = len(steps) > 1
-    words = _in_words(objectives) if compared else f"Evaluated only once, at step {steps[0]}: nothing to compare yet."
+    words = _in_words(objectives) + collapse(run) if compared else f"Evaluated only once, at step {steps[0]}: nothing to compare yet."
     text = f"{_table(objectives, length, compared)}\n{words}"
     return Verdict(objectives, length, {"improved", "degraded"} <= statuses, text)
+
+
+def collapse(run: Run) -> str:
+    """A sentence, after a space, where training ended with completions that no longer differed in any reward; else nothing."""
+    signals = [run.series(f"signal/{name}") for name in run.objectives]
+    varied = [step for steps, values in signals for step, value in zip(steps, values, strict=True) if value > 0]
+    last = max((step for steps, _ in signals for step in steps), default=0)
+    since = max(varied, default=0)
+    if last - since < FLAT_STEPS:
+        return ""
+    told = f" From step {since + 1} on no prompt's completions differed in any reward"
+    rewards = [run.series(f"reward/{name}")[1] for name in run.objectives]
+    if all(values[-1] >= values[0] for values in rewards):
+        return f"{told}: there was nothing left to learn from."
+    return f"{told}: the policy has collapsed and learned nothing more; start again with a lower --lr."
 
 
 def change_of(run: Run, name: str, words: tuple[str, str] = ("improved", "degraded")) -> Change:

@@ -20,6 +20,7 @@ from analysis.runs import Run, load_run
 from analysis.verdict import NOISE, change_of, verdict
 from common.errors import UserError, require
 from common.files import write_whole
+from common.track import Hold
 
 USAGE = "RUN [RUN ...] [--out FILE] [--once]"
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -114,6 +115,18 @@ def _write(file: Path, text: str) -> None:
 def finished(run: Run) -> bool:
     """The last step is there, and the model that is exported after it."""
     return run.rows[-1]["step"] >= _steps(run) and (run.path / "model").is_dir()
+
+
+def gone(run: Run) -> bool:
+    """No process on this machine trains it, and none has written for longer than a few steps take; False where that cannot be told.
+
+    Both, because a run of another machine, on a shared disk, may hold a lock that is not seen here.
+    """
+    try:
+        quiet = time.time() - (run.path / "metrics.jsonl").stat().st_mtime
+        return quiet > max(60.0, 10 * _pace(run)) and Hold(run.path).locked
+    except (OSError, UserError):
+        return False
 
 
 def page(runs: Sequence[Run], state: str, every: float = 5.0) -> str:
@@ -237,6 +250,8 @@ def _progress(run: Run) -> str:
     step, steps = run.rows[-1]["step"], _steps(run)
     if finished(run):
         return f"{step} steps"
+    if gone(run):
+        return f"step {step} of {steps}, and its process is gone: --resume {run.path} goes on"
     seconds = round(_pace(run) * (steps - step))
     hours = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}" if seconds >= 3600 else f"{seconds // 60}:{seconds % 60:02}"
     return f"step {step} of {steps}" + (f", about {hours} left" if seconds > 0 else "")

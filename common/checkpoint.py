@@ -84,10 +84,12 @@ def save_checkpoint(run: Path, step: int, policy: nn.Module, optimizer: torch.op
         ranks.on_first(publish)
     except UserError as error:
         ranks.on_first(lambda: shutil.rmtree(temporary, ignore_errors=True))
-        raise UserError(
-            f"step {step}: the checkpoint cannot be written to {folder} ({error}); those before it are intact. "
-            f"Make room there or make it writable, then continue with --resume {run}"
-        ) from error
+        told = f"step {step}: the checkpoint cannot be written to {folder} ({error})"
+        if ranks.on_first(lambda: bool(_folders(run))):
+            goes_on = f"those before it are intact. Make room there or make it writable, then continue with --resume {run}"
+        else:
+            goes_on = "there is none before it. Make room there, or give another --out, and start again"
+        raise UserError(f"{told}; {goes_on}") from error
     ranks.on_first(lambda: [shutil.rmtree(old, ignore_errors=True) for old in _folders(run)[:-KEPT]])
 
 
@@ -221,6 +223,8 @@ def _as_user_error(file: str = "") -> Iterator[None]:
     except (Exception, CheckpointException) as error:  # a broken pickle may raise anything; CheckpointException is no Exception
         if isinstance(error, CheckpointException):
             error = next(iter(error.failures.values()))[0]  # of the first rank that failed
+            if isinstance(error, KeyboardInterrupt):
+                raise error
         if isinstance(error, UserError):
             raise error
         disk = error

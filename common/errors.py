@@ -10,6 +10,14 @@ class UserError(Exception):
     """A mistake in the flags, the data or a reward. The message names the flag and the fix in one line."""
 
 
+class Interrupted(Exception):
+    """A run that was asked to stop, and is saved. The message says where and how to go on; exit code 128 + signal."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 def require(condition: bool, message: str) -> None:
     """Raise UserError(message) unless the condition holds."""
     if not condition:
@@ -29,9 +37,13 @@ def plain_errors() -> Iterator[None]:
         if first:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stop:
+        if first:
+            print(f"\n{stop}", file=sys.stderr)
+        sys.exit(128 + stop.number)
     except BrokenPipeError:  # `| head` has seen enough; Python would complain once more when it flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         if first:
-            print("\nstopped by Ctrl-C; --resume RUN continues from the last checkpoint, if one was written", file=sys.stderr)
+            print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)

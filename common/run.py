@@ -1,6 +1,8 @@
 """A run: its folder, its steps, its log, its evaluations and its checkpoints. What is learned, and how, is the script's."""
 
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,13 +13,15 @@ from tqdm import tqdm
 from common import ranks
 from common.batch import Batch
 from common.checkpoint import load_checkpoint, save_checkpoint
-from common.errors import UserError
+from common.errors import Interrupted, UserError, require
 from common.evaluate import evaluate
 from common.flags import RunFlags
+from common.interrupt import Signals
 from common.model import compute_dtype, export
 from common.setup import Data
-from common.track import Tracker, run_folder
+from common.track import Hold, Tracker, run_folder
 
+PATIENCE = 5  # steps without a difference between completions, before it is told
 MAX_FAILURES = 5  # updates in a row that were skipped because their gradient was not finite, before the run stops
 
 
@@ -45,24 +49,49 @@ class Run:
         self.seen = [0.0, 0]  # tokens and number of all training completions so far
         self.yardstick = None  # tokens: mean length of the untrained model's completions, which evaluation compares with
         if args.resume:
+            ranks.on_first(lambda: self._hold(Path(args.resume)))
             self.last_step, saved = load_checkpoint(Path(args.resume), policy, optimizer)
+            told = f"--steps {args.steps} is below the {self.last_step} steps that --resume {args.resume} has taken"
+            require(args.steps >= self.last_step, f"{told}: give more, or leave it out")
             state.update(saved["algorithm"])
             self.seen, self.yardstick = saved["seen"], saved["yardstick"]
         self.folder = run_folder(args.out, args.resume, script, args.seed)
+        self.saved = self.last_step  # the step of the newest checkpoint
+        if not args.resume:
+            ranks.on_first(lambda: self._hold(self.folder))
         config = {"script": script, "objectives": list(objectives), **asdict(args), "out": str(self.folder), "resume": ""}
         self.tracker = Tracker(self.folder, config, self.last_step if args.resume else None, args.tensorboard, args.wandb)
         self.say = self.tracker.say
+        self.flat, self.varied = 0, set()  # see _alarm
+        self.screen = ranks.rank() == 0 and sys.stderr.isatty()  # a log file gets a line per evaluation, and no bar
 
-    def steps(self) -> tqdm:
-        """The steps still to take, with a progress bar. A new run is evaluated before the first."""
+    def _hold(self, folder: Path) -> None:
+        self.hold = Hold(folder)
+
+    def steps(self) -> Iterator[int]:
+        """The steps still to take, with a progress bar. A new run is evaluated before the first. From here on a signal waits for a
+        step's end, or that of its sampling."""
+        self.signals = Signals()
         if not self.args.resume:
             self.log(0, self.evaluate(0), {})
         first, last = self.last_step, self.args.steps
-        self.bar = tqdm(range(first + 1, last + 1), initial=first, total=last, desc=self.folder.name, unit="step", disable=ranks.rank() > 0)
-        return self.bar
+        self.bar = tqdm(range(first + 1, last + 1), initial=first, total=last, desc=self.folder.name, unit="step", disable=not self.screen)
+        try:
+            yield from self.bar
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Of the signals and of the folder."""
+        self.signals.release()
+        self.hold = None
 
     def mean_length(self, batch: Batch) -> float:
-        """Tokens: mean length of all training completions before this batch, which is then counted; the first has its own mean."""
+        """Tokens: mean length of all training completions before this batch, which is then counted; the first has its own mean.
+
+        Raises Interrupted, after a checkpoint of the step before: sampling has changed nothing yet.
+        """
+        self._stop_if_asked()
         before = self.seen[0] / self.seen[1] if self.seen[1] else batch.lengths.mean().item()
         self.seen = [self.seen[0] + batch.lengths.sum().item(), self.seen[1] + len(batch.mask)]
         return before
@@ -89,23 +118,59 @@ class Run:
             self.tracker.keep(step, kept)
         self.tracker.log(step, row, self.samples)
         self.samples = []
+        if not self.screen and "eval/length" in row:
+            means = " ".join(f"{name} {row[f'eval/{name}']:.3f}" for name in self.objectives)
+            self.say(f"step {step} of {self.args.steps}: held-out {means} length {row['eval/length']:.1f}")
         if step > 0:
+            self._alarm(step, row)
             shown = {name: f"{row[f'reward/{name}']:.2f}" for name in self.objectives}
             self.bar.set_postfix(shown | {"length": f"{row['length/mean']:.0f}"})
+
+    def _alarm(self, step: int, row: dict[str, float]) -> None:
+        """Tell, once each, of an objective that has never varied, and of a policy whose completions no longer differ in any reward."""
+        self.flat = self.flat + 1 if not any(row[f"signal/{name}"] for name in self.objectives) else 0
+        self.varied |= {name for name in self.objectives if row[f"reward_std/{name}"] > 0}
+        if step == PATIENCE:
+            for name in self.objectives.keys() - self.varied:
+                told = f"{name} was {row[f'reward/{name}']:g} for every completion so far: nothing can be learned from it"
+                self.say(f"step {step}: {told}; look at it with python run.py score")
+        if self.flat == PATIENCE:
+            told = f"for {PATIENCE} steps no prompt's completions differed in any reward, so nothing is learned any more"
+            self.say(
+                f"step {step}: {told}; KL {row['loss/kl']:.2g} nats per token. If the policy has collapsed, start again with a lower --lr"
+            )
 
     def save(self, step: int, failures: int = 0) -> None:
         """A checkpoint, every --checkpoint-every steps and after the last. failures: updates in a row that were skipped.
 
         Raises UserError, after a checkpoint, where these are too many to go on.
         """
-        stop = failures >= MAX_FAILURES
+        stop, self.last_step = failures >= MAX_FAILURES, step
         if stop or self._due(step, self.args.checkpoint_every):
-            state = {"algorithm": self.state, "seen": self.seen, "yardstick": self.yardstick}
-            save_checkpoint(self.folder, step, self.policy, self.optimizer, state)
+            self._save()
+        if step < self.args.steps:
+            self._stop_if_asked()
         if stop:
+            self._let_go()
             raise UserError(
                 f"step {step}: {failures} updates in a row had a loss or gradient that is not finite and were skipped; lower --lr "
                 f"(now {self.args.lr}). The last good state is in {self.folder / 'checkpoints'}"
+            )
+
+    def _save(self) -> None:
+        state = {"algorithm": self.state, "seen": self.seen, "yardstick": self.yardstick}
+        save_checkpoint(self.folder, self.last_step, self.policy, self.optimizer, state)
+        self.saved = self.last_step
+
+    def _stop_if_asked(self) -> None:
+        if number := self.signals.asked():
+            if self.saved < self.last_step:
+                self._save()
+            self.tracker.close()
+            self._let_go()
+            told = f"stopped by {signal.Signals(number).name} after step {self.last_step} of {self.args.steps}"
+            raise Interrupted(
+                number, f"{told}; --resume {self.folder} goes on" if self.last_step else f"{told}; the same command starts anew"
             )
 
     def _due(self, step: int, every: int) -> bool:

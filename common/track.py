@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -13,6 +15,8 @@ from tqdm import tqdm
 from common import ranks
 from common.errors import UserError
 from common.files import write_whole
+
+LOGS = ("metrics.jsonl", "completions.jsonl", "statistics.jsonl")  # a line per step, or per completion
 
 
 def run_folder(out: str, resume: str, script: str, seed: int) -> Path:
@@ -32,12 +36,50 @@ def _new_folder(out: str, script: str, seed: int) -> Path:
                 folder.mkdir(parents=True)
                 return folder
             except FileExistsError:
+                if _never_stepped(folder):
+                    Hold(folder)
+                    print(f"{folder} held a run that never took a step: started anew")
+                    shutil.rmtree(folder)
+                    continue
                 if out:
                     raise UserError(f"--out {out} exists already; give another folder, or continue that run with --resume {out}") from None
                 number += 1
                 folder = Path("runs") / f"{name}-{number}"
     except OSError as error:
         raise UserError(f"--out {folder} cannot be made: {error.strerror}") from error
+
+
+def _never_stepped(folder: Path) -> bool:
+    """Whether a folder holds what a run leaves that ended before its first step, and nothing else."""
+    left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if "args.json" not in left or not left <= {"args.json", *LOGS} or (folder / "args.json").is_symlink():
+        return False
+    metrics = folder / "metrics.jsonl"
+    return not metrics.exists() or metrics.read_bytes().count(b"\n") <= 1
+
+
+class Hold:
+    """Keeps other processes from training in a run's folder while this object lives. Nothing where the system has no such lock.
+
+    Raises UserError naming --resume if another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.handle, self.locked = None, False
+        try:
+            import fcntl
+
+            self.handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.locked = True
+        except BlockingIOError:
+            raise UserError(f"--resume {folder}: another process is training in it; wait for its end, or stop it") from None
+        except (ImportError, OSError):  # Windows; a disk that machines share without locks
+            return
+
+    def __del__(self) -> None:
+        if self.handle is not None:
+            os.close(self.handle)
 
 
 class Tracker:
@@ -57,13 +99,19 @@ class Tracker:
         with _writing(self.folder / "args.json") as path:
             write_whole(path, json.dumps(config, indent=2) + "\n")
         if last_step is not None:
-            for name in ("metrics.jsonl", "completions.jsonl", "statistics.jsonl"):
+            for name in LOGS:
                 with _writing(self.folder / name) as path:
                     self._cut(path, last_step)
         if board:
             self.board = board.SummaryWriter(str(self.folder), purge_step=None if last_step is None else last_step + 1)
         if cloud:
-            self.wandb = cloud.init(project="cleanmoa", name=self.folder.name, config=config, dir=str(self.folder))
+            try:
+                self.wandb = cloud.init(project="cleanmoa", name=self.folder.name, config=config, dir=str(self.folder))
+            except Exception as error:  # not logged in, no network: its own classes, which change
+                if last_step is None:
+                    shutil.rmtree(self.folder)
+                told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise UserError(f"--wandb could not start: {told}; `wandb login` first, or set WANDB_MODE=offline") from error
 
     def _package(self, module: str, name: str, last_step: int | None):
         try:

@@ -4,6 +4,7 @@ A reward is a function in the convention of TRL: it takes keyword arguments only
 which keywords arrive.
 """
 
+import copy
 import difflib
 import importlib
 import importlib.util
@@ -124,15 +125,25 @@ def _call(batch: dict[str, list], constants: dict, functions: dict[str, Callable
                 "add it to the data or take the reward out of --rewards"
             )
         try:
-            values = function(**batch, **constants)
+            values = function(**{name: _copies(values) for name, values in batch.items()}, **constants)
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             culprit = _culprit(error, function, batch, constants)
             hint = f"; the columns there are {_listed(columns)}" if isinstance(error, TypeError | KeyError) else ""
             raise UserError(f"the reward {objective!r} raised {_describe(error)} {culprit}{hint}") from error
         rewards.append(_numbers(objective, values, batch["completions"]))
     return list(zip(*rewards, strict=True))
+
+
+def _copies(values: list) -> list:
+    """The values for one reward alone: what it changes in place must not reach the next one."""
+    return [_copy(value) if isinstance(value, list | dict) else value for value in values]
+
+
+def _copy(value: list | dict) -> list | dict:
+    flat = isinstance(value, list) and {int, float, str}.issuperset(map(type, value))  # token ids: a hundred times faster than deepcopy
+    return value.copy() if flat else copy.deepcopy(value)
 
 
 def _numbers(objective: str, values: object, completions: list[str]) -> list[float]:
@@ -155,12 +166,12 @@ def _numbers(objective: str, values: object, completions: list[str]) -> list[flo
     return numbers
 
 
-def _culprit(error: Exception, function: Callable, batch: dict[str, list], constants: dict) -> str:
+def _culprit(error: BaseException, function: Callable, batch: dict[str, list], constants: dict) -> str:
     """Find the completion that makes the reward raise, by giving it one at a time."""
     for i, completion in enumerate(batch["completions"]):
         try:
-            function(**{name: values[i : i + 1] for name, values in batch.items()}, **constants)
-        except Exception as alone:
+            function(**{name: _copies(values[i : i + 1]) for name, values in batch.items()}, **constants)
+        except (Exception, SystemExit) as alone:
             # A reward may be undefined on a single completion; that is another error than the one looked for.
             if type(alone) is type(error):
                 return f"on completion {i}, {_shorten(completion)}"
@@ -174,7 +185,7 @@ def _import(module_name: str, path: str) -> ModuleType:
     importlib.invalidate_caches()  # a module written a moment ago counts
     try:
         return _import_file(Path(module_name).resolve()) if is_file else importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Of `a.b`, `a` or `a.b` itself may be missing; any other missing module is one that it imports.
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise UserError(f"--rewards {path!r}: there is no module {error.name!r}{_did_you_mean(path)}") from error
@@ -182,7 +193,14 @@ def _import(module_name: str, path: str) -> ModuleType:
 
 
 def _import_file(file: Path) -> ModuleType:
-    name = f"rewards_file:{file}"  # no import statement can mean this name, so a file called math.py hides nothing
+    # by its own name where that hides nothing, so that a process pool finds the functions that it is sent
+    spec = _spec(file.stem)
+    if spec is None and file.stem.isidentifier():
+        sys.path.append(str(file.parent))
+        return importlib.import_module(file.stem)
+    if spec is not None and spec.origin and Path(spec.origin).resolve() == file:
+        return importlib.import_module(file.stem)
+    name = f"rewards_file:{file}"  # no import statement can mean this one, so a file called math.py hides nothing
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)
         sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up while it is executed
@@ -192,6 +210,13 @@ def _import_file(file: Path) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
+
+
+def _spec(name: str):
+    try:
+        return importlib.util.find_spec(name)
+    except ValueError:  # a module without a spec, such as __main__
+        return importlib.util.spec_from_loader(name, None)
 
 
 def _takes_every_keyword(function: Callable) -> bool:
@@ -207,7 +232,7 @@ def _did_you_mean(path: str) -> str:
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """Type, message and the line of the user's code that led to it, in one line."""
     text = f"{type(error).__name__}: {_shorten(' '.join(str(error).split()), quote=False)}"
     for frame in traceback.extract_tb(error.__traceback__):

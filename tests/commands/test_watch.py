@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from analysis.verdict import verdict
 from commands import watch
 from commands.watch import alarms, finished, follow, law_intervals, page, page_data
 from common.errors import UserError
+from common.track import Hold
 from support.folders import write_run
 
 LOST = {"accuracy": [0.55, 0.3, 0.06], "clarity": [0.4, 0.7, 1.0]}
@@ -177,6 +179,17 @@ def test_law_is_summed_over_the_steps_between_two_evaluations(tmp_path):
     assert [row[2] for row in rows] == pytest.approx([-0.25, -0.24])
     assert [row[3] for row in rows] == pytest.approx([0.02 * 2**0.5] * 2)
     assert [row[4] for row in rows] == [sum(range(1, 11)), sum(range(11, 21))]
+
+
+def test_a_run_whose_process_is_gone_says_so(tmp_path):
+    folder = a_run(tmp_path / "run", steps=60)
+    os.utime(folder / "metrics.jsonl", (time.time() - 3600,) * 2)
+    assert page_data([load_run(folder)], "live")["status"].endswith(f"step 20 of 60, and its process is gone: --resume {folder} goes on")
+    hold = Hold(folder)  # as the run's own process does
+    assert page_data([load_run(folder)], "live")["status"].endswith("about 1:20 left")
+    del hold
+    os.utime(folder / "metrics.jsonl")  # written a moment ago: by a machine whose lock is not seen here
+    assert page_data([load_run(folder)], "live")["status"].endswith("about 1:20 left")
 
 
 def test_intervals_without_a_law_are_left_out(tmp_path):

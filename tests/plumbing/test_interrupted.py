@@ -1,0 +1,259 @@
+"""Runs that are stopped from outside, and what stands in the way of the next one: nothing is lost, and what is said is true."""
+
+import gc
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from analysis.runs import Run as AnalysedRun
+from analysis.verdict import collapse
+from common.errors import Interrupted, UserError
+from common.interrupt import Signals
+from common.rollout import TransformersEngine
+from common.run import Run
+from common.track import Hold
+from support.running import ROOT, read_metrics, run_script, train, weights_of
+
+LONG = {"steps": 6, "checkpoint_every": 100, "lr": 1e-3}
+
+
+def stopped(out: Path, **flags) -> tuple[int, str]:
+    """Train until the run is interrupted: (the signal, the message)."""
+    with pytest.raises(Interrupted) as stop:
+        train("linear", out, **(LONG | flags))
+    found = stop.value.number, str(stop.value)
+    del stop
+    gc.collect()
+    return found
+
+
+def signal_at(monkeypatch, call: int, number: int) -> None:
+    """Send this process a signal within the call-th training rollout, before its completions are there."""
+    generate, calls = TransformersEngine.generate, []
+
+    def generating(self, prompts, completions, *rest):
+        if completions > 1:
+            calls.append(1)
+            if len(calls) == call:
+                os.kill(os.getpid(), number)
+        return generate(self, prompts, completions, *rest)
+
+    monkeypatch.setattr(TransformersEngine, "generate", generating)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_rollout_saves_the_step_before_and_nothing_is_lost(number, tmp_path, monkeypatch):
+    whole = train("linear", tmp_path / "whole", **LONG)
+    signal_at(monkeypatch, 4, number)
+    came, told = stopped(tmp_path / "run")
+    assert came == number
+    assert f"stopped by {number.name} after step 3 of 6; --resume {tmp_path / 'run'} goes on" in told
+    assert getattr(signal.getsignal(number), "__func__", None) is not Signals._note  # given back
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_000003"]
+    done = run_script("algos/linear.py", "--resume", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(tmp_path / "run") == whole
+    before, after = weights_of(tmp_path / "whole/model"), weights_of(tmp_path / "run/model")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_signal_in_an_update_lets_the_step_end(tmp_path, monkeypatch):
+    script, losses = import_module("algos.linear"), []
+    loss = script.policy_loss
+
+    def loss_and_signal(*given):
+        losses.append(1)
+        if len(losses) == 3:  # the first mini-batch of the second step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(*given)
+
+    monkeypatch.setattr(script, "policy_loss", loss_and_signal)
+    _, told = stopped(tmp_path / "run")
+    assert "after step 2 of 6" in told
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 2
+
+
+def test_a_signal_while_a_checkpoint_is_written_leaves_it_whole(tmp_path, monkeypatch):
+    save = dcp.save
+    monkeypatch.setattr(dcp, "save", lambda *given, **more: (os.kill(os.getpid(), signal.SIGINT), save(*given, **more)))
+    _, told = stopped(tmp_path / "run", checkpoint_every=2)
+    assert "after step 2 of 6" in told
+    monkeypatch.undo()
+    assert run_script("algos/linear.py", "--resume", str(tmp_path / "run")).returncode == 0
+
+
+def test_ctrl_c_while_a_checkpoint_is_read_is_no_damaged_checkpoint(tmp_path, monkeypatch, capsys):
+    train("linear", tmp_path / "run", steps=4)
+
+    def interrupted(*given, **more):
+        raise CheckpointException("all_gather", {0: (KeyboardInterrupt(), None)})
+
+    monkeypatch.setattr(dcp, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train("linear", tmp_path / "again", steps=4, resume=str(tmp_path / "run"))
+    assert "cannot be read" not in capsys.readouterr().out
+
+
+def test_a_second_ctrl_c_stops_at_once_but_torchruns_echo_does_not(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    signals = Signals()
+    try:
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):  # the terminal's, and what torchrun sends on
+            os.kill(os.getpid(), number)
+        assert signals.asked() == signal.SIGINT
+        now[0] += 5
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signals.release()
+
+
+def test_ranks_stop_together(tmp_path):
+    """Ctrl-C in a terminal: torchrun and its ranks get it, and torchrun passes it on."""
+    flags = ["--steps", "50", "--prompts", "4", "--completions", "4", "--eval-prompts", "8", "--checkpoint-every", "100"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "algos/linear.py", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [*command, "--out", str(tmp_path / "run")], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        metrics = tmp_path / "run/metrics.jsonl"
+        deadline = time.time() + 240
+        while (not metrics.exists() or metrics.read_bytes().count(b"\n") < 3) and time.time() < deadline and process.poll() is None:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(120)
+    text = (tmp_path / "log").read_text()
+    last = read_metrics(tmp_path / "run")[-1]["step"]
+    assert f"stopped by SIGINT after step {last} of 50" in text, text[-2000:]
+    assert (tmp_path / f"run/checkpoints/step_{last:06d}/manifest.json").exists()
+
+
+# --- the next run ---
+
+
+def test_fewer_steps_than_were_taken_are_refused_and_change_nothing(tmp_path):
+    train("linear", tmp_path / "run", steps=4)
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("args.json", "metrics.jsonl", "statistics.jsonl")}
+    refused = run_script("algos/linear.py", "--resume", str(tmp_path / "run"), "--steps", "3")
+    assert refused.returncode == 2
+    assert "--steps 3 is below the 4 steps" in refused.stderr
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
+
+
+def test_a_run_is_resumed_by_one_process_at_a_time(tmp_path):
+    train("linear", tmp_path / "run", steps=2)
+    hold = Hold(tmp_path / "run")
+    refused = run_script("algos/linear.py", "--resume", str(tmp_path / "run"), "--steps", "4")
+    assert refused.returncode == 2
+    assert "another process is training in it" in refused.stderr
+    del hold
+    assert run_script("algos/linear.py", "--resume", str(tmp_path / "run"), "--steps", "4").returncode == 0
+
+
+def broken(folder: Path) -> str:
+    (folder / "broken.py").write_text("def broken(prompts, **rest):\n    return [0.0] * len(prompts) if len(prompts) == 8 else 1 / 0\n")
+    return f"{folder / 'broken.py'}:broken"
+
+
+def test_a_run_that_never_stepped_is_not_in_the_way(tmp_path, capsys):
+    with pytest.raises(UserError, match="ZeroDivisionError"):  # at the first step: the evaluation has eight prompts
+        train("linear", tmp_path / "run", rewards=("rewards.accuracy:accuracy", broken(tmp_path)))
+    gc.collect()
+    assert (tmp_path / "run/args.json").exists()
+    assert [row["step"] for row in train("linear", tmp_path / "run", steps=1)] == [0, 1]
+    assert "never took a step: started anew" in capsys.readouterr().out
+    with pytest.raises(UserError, match="exists already"):  # this one did
+        train("linear", tmp_path / "run", steps=1)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "checkpoints", "model"])
+def test_a_folder_with_anything_else_is_left_alone(name, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/args.json").write_text("{}")
+    (tmp_path / "run" / name).mkdir() if name != "notes.txt" else (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        train("linear", tmp_path / "run", steps=1)
+    assert (tmp_path / "run" / name).exists()
+
+
+def test_a_tracker_that_does_not_start_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch):
+    def init(**given):
+        raise RuntimeError("api_key not configured (no-tty). call wandb.login(key=[your_api_key])\nmore")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    with pytest.raises(UserError, match="--wandb could not start: api_key not configured.*`wandb login` first") as error:
+        train("linear", tmp_path / "run", wandb=True)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_log_file_gets_lines_and_no_progress_bar(tmp_path):
+    flags = ["--steps", "3", "--eval-every", "2", "--prompts", "4", "--completions", "4", "--eval-prompts", "8"]
+    done = run_script("algos/linear.py", *flags, "--out", str(tmp_path / "run"))
+    assert "\r" not in done.stdout + done.stderr
+    assert re.findall(r"^step (\d) of 3: held-out accuracy [\d.]+ conciseness [\d.]+ clarity [\d.]+ length", done.stdout, re.M) == list(
+        "023"
+    )
+
+
+# --- what is told while it trains ---
+
+
+def rows_of(signals: list[list[float]], rewards: list[list[float]]) -> list[dict]:
+    names = ("a", "b")
+    return [
+        {f"signal/{n}": s for n, s in zip(names, signal, strict=True)}
+        | {f"reward/{n}": r for n, r in zip(names, reward, strict=True)}
+        | {f"reward_std/{n}": float(s > 0) for n, s in zip(names, signal, strict=True)}
+        | {"loss/kl": 7.0}
+        for signal, reward in zip(signals, rewards, strict=True)
+    ]
+
+
+def told(rows: list[dict]) -> list[str]:
+    said = []
+    run = SimpleNamespace(objectives={"a": None, "b": None}, flat=0, varied=set(), say=said.append)
+    for step, row in enumerate(rows, 1):
+        Run._alarm(run, step, row)
+    return said
+
+
+def test_a_reward_that_never_varies_is_told_once():
+    said = told(rows_of([[0.5, 0.0]] * 12, [[0.4, 1.0]] * 12))
+    assert len(said) == 1
+    assert said[0].startswith("step 5: b was 1 for every completion so far")
+    assert told(rows_of([[0.5, 0.0]] * 3 + [[0.5, 0.1]] * 9, [[0.4, 1.0]] * 12)) == []
+
+
+def test_a_collapsed_policy_is_told_once_and_in_the_verdict():
+    said = told(rows_of([[0.5, 0.5]] * 3 + [[0.0, 0.0]] * 9, [[0.4, 0.4]] * 3 + [[0.0, 1.0]] * 9))
+    assert len(said) == 1
+    assert re.match(r"step 8: for 5 steps no prompt's completions differed.* KL 7 nats.* lower --lr", said[0])
+    assert told(rows_of([[0.5, 0.5]] * 3 + [[0.0, 0.0]] * 4 + [[0.1, 0.0]], [[0.4, 0.4]] * 8)) == []
+
+
+@pytest.mark.parametrize(
+    ("flat", "last", "words"),
+    [
+        (5, [0.0, 1.0], "From step 4 on .* the policy has collapsed"),
+        (5, [0.9, 1.0], "From step 4 on .* nothing left to learn"),
+        (4, [0.0, 1.0], "^$"),
+    ],
+)
+def test_the_verdict_of_a_run_without_differences(flat, last, words):
+    rows = rows_of([[0.5, 0.5]] * 3 + [[0.0, 0.0]] * flat, [[0.4, 0.4]] * 3 + [last] * flat)
+    run = AnalysedRun(Path(), {"objectives": ["a", "b"]}, [{"step": step} | row for step, row in enumerate(rows, 1)])
+    assert re.search(words, collapse(run))
