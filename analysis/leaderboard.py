@@ -33,7 +33,7 @@ LAST = 3  # evaluations whose mean is a run's end
 SETTING = ("model", "dataset", "estimator", "steps", "eval_split")
 MEASURE = ("rewards", "answer_check", "eval_prompts", "temperature", "max_new_tokens", "prompt_suffix")
 PACKAGES = ("torch", "transformers", "numpy", "vllm")
-CODE = ("algos", "common", "rewards", "testbed")  # what decides the numbers of a run
+CODE = ("algos", "common", "integrations", "prompts", "rewards", "testbed")  # what decides the numbers of a run
 
 # --- reading runs ---
 

@@ -450,10 +450,10 @@ def sample_testbed(prompts: int, group: int, seed: int, draw: int = 1):
     """
     import rewards as reward_functions
     from common.batch import pad
-    from common.data import load_prompts
     from common.model import load_model, load_tokenizer
     from common.rollout import TransformersEngine
     from common.seeds import derive
+    from prompts import load_prompts
 
     policy, tokenizer = load_model("testbed", torch.device("cpu")), load_tokenizer("testbed")
     problems = load_prompts("arithmetic", tokenizer, "", "", "", 64)["train"].batch(1, prompts, seed)

@@ -24,12 +24,12 @@ from tqdm import tqdm
 import rewards as reward_functions
 from commands.command_line import parse
 from common.batch import Batch, micro_batches, pad
-from common.data import Prompts, load_prompts
 from common.errors import plain_errors, require
 from common.grads import backward_each
 from common.model import load_model, load_tokenizer, token_logprobs
 from common.rollout import TransformersEngine
 from common.seeds import derive
+from prompts import Prompts, load_prompts
 
 
 @dataclass

@@ -18,11 +18,11 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from common.data import ARITHMETIC, load_prompts
 from common.errors import plain_errors, require
 from common.model import TESTBED, load_tokenizer, load_whole, model_path
 from common.rollout import TransformersEngine, sample
 from common.seeds import derive
+from prompts import ARITHMETIC, load_prompts
 from rewards.accuracy import accuracy
 from testbed.arithmetic import BASES, SLIPS, solution, split
 

@@ -10,10 +10,10 @@ from statistics import median
 import torch
 import tyro
 
-from common.data import load_prompts
 from common.model import load_model, load_tokenizer
 from common.rollout import TransformersEngine
 from common.seeds import derive
+from prompts import load_prompts
 
 
 @dataclass

@@ -53,9 +53,9 @@ def forward_and_backward(threads: int, repeats: int = 20) -> tuple[float, float]
     import torch
 
     from common.batch import pad
-    from common.data import load_prompts
     from common.model import load_model, load_tokenizer, token_logprobs
     from common.rollout import TransformersEngine
+    from prompts import load_prompts
 
     torch.set_num_threads(threads)
     tokenizer, policy = load_tokenizer("testbed"), load_model("testbed", torch.device("cpu"))

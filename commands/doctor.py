@@ -183,8 +183,8 @@ def model(visit: Visit) -> str:
 
 
 def dataset(visit: Visit) -> str:
-    from common.data import load_prompts
     from common.model import longest_sequence
+    from prompts import load_prompts
 
     visit.need("model")
     args = visit.args

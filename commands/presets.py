@@ -16,8 +16,8 @@ from importlib import import_module
 import tyro
 
 from commands.scripts import algorithms
-from common.data import BOXED_SUFFIX
 from common.errors import UserError
+from prompts import BOXED_SUFFIX
 
 USAGE = ""
 

@@ -85,7 +85,7 @@ def look_at(
     Raises UserError naming the flag, or the reward and the completion.
     """
     import rewards as reward_functions  # here and below: these load torch, and a mistake in the flags is told at once
-    from common.data import ARITHMETIC
+    from prompts import ARITHMETIC
 
     run = _run_of(Path(completions))
     functions = reward_functions.load(rewards or run.get("rewards") or [f"rewards.{o}:{o}" for o in reward_functions.OBJECTIVES])
@@ -192,7 +192,7 @@ def _read(file: Path) -> dict[str, list]:
     from datasets import disable_progress_bars, load_dataset
     from datasets.exceptions import DatasetsError
 
-    from common.data import FORMATS
+    from prompts import FORMATS
 
     kinds = ", ".join(FORMATS)
     require(file.is_file(), f"--completions {file}: there is no such file; it must be one of {kinds}")
@@ -242,7 +242,7 @@ def _run_of(file: Path) -> dict:
 
 def _joined(data: Completions, dataset: str, encoder, names: tuple[str, str, str]) -> dict[str, list]:
     """The columns of the data set that the file lacks, B values each, found by the prompt's text. names: column flags as in training."""
-    from common.data import load_prompts
+    from prompts import load_prompts
 
     columns = {}
     for prompts in load_prompts(dataset, encoder, *names, sys.maxsize).values():

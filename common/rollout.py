@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from common import ranks
 from common.batch import Batch, Sampled, pad, right_pad
-from common.data import Prompts
 from common.errors import UserError
 from common.model import full_parameters, load_whole, model_path
+from prompts import Prompts
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from common import ranks
-from common.data import ARITHMETIC, Prompts, load_prompts
 from common.errors import require
 from common.flags import RunFlags, check_flags
 from common.model import load_model, load_tokenizer, longest_sequence
 from common.rollout import make_engine
+from prompts import ARITHMETIC, Prompts, load_prompts
 
 
 def start(args: RunFlags) -> torch.device:

@@ -65,7 +65,7 @@ def test_a_drifted_script_is_found(old, new, fault, tmp_path):
 
 
 def test_nothing_below_the_scripts_knows_an_algorithm():
-    below = {str(p): p.read_text() for folder in ("common", "rewards", "testbed") for p in (ROOT / folder).glob("*.py")}
+    below = {str(p): p.read_text() for folder in ("common", "prompts", "rewards", "testbed") for p in (ROOT / folder).glob("*.py")}
     assert naming(below) == []
     assert naming(shared_texts()) == []
     assert [path for path, text in below.items() if "algos" in text] == []

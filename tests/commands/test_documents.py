@@ -14,7 +14,7 @@ from support.running import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md"]
 COLUMNS = 120
-FOLDERS = "algos|analysis|benchmarks|commands|common|docs|integrations|rewards|testbed|tests"
+FOLDERS = "algos|analysis|benchmarks|commands|common|docs|integrations|prompts|rewards|testbed|tests"
 BLOCK = re.compile(r"^ *```.*?^ *```", re.M | re.S)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 

@@ -10,6 +10,7 @@ from support.running import ROOT
 FORBIDDEN = {
     "common": {"algos", "analysis", "commands"},
     "rewards": {"algos", "analysis", "commands"},
+    "prompts": {"algos", "analysis", "commands"},
     "testbed": {"algos", "analysis", "commands"},
     "integrations": {"algos", "analysis", "commands"},
     "analysis": {"algos", "commands"},  # it reads run folders, and is given the scripts where it needs them
@@ -41,6 +42,14 @@ def faults(folder: Path, forbidden: set[str]) -> list[str]:
 def test_a_layer_does_not_know_those_above_it(layer, forbidden):
     assert list((ROOT / layer).glob("*.py"))
     assert faults(ROOT / layer, forbidden) == []
+
+
+def test_rewards_are_plain_functions():
+    assert [module for path in (ROOT / "rewards").glob("*.py") for module in imported(path.read_text()) if module.endswith("ranks")] == []
+
+
+def test_common_stays_small():
+    assert sum(len(path.read_text().splitlines()) for path in (ROOT / "common").glob("*.py")) <= 2000
 
 
 def test_tests_import_from_no_other_test():

@@ -11,8 +11,8 @@ import pytest
 
 from commands.command_line import parse
 from commands.presets import PAPER, PRESETS, named_preset
-from common.data import BOXED_SUFFIX
 from common.errors import UserError
+from prompts import BOXED_SUFFIX
 from support.running import ROOT, run_script
 
 NAMES = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))

@@ -100,8 +100,8 @@ def test_weights_accumulate_the_distance_and_the_ideal_is_the_best_in_training(t
 
 def test_the_ideal_point_is_that_of_training_completions_only(tmp_path):
     """A reward that only evaluation prompts can earn does not move it."""
-    from common.data import load_prompts
     from common.model import load_tokenizer
+    from prompts import load_prompts
 
     train_prompts = load_prompts("arithmetic", load_tokenizer("testbed"), "", "", "", 64)["train"].batch(1, 4, 1).columns["prompt"]
     (tmp_path / "held.py").write_text(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from common.data import BOXED_SUFFIX, Prompts, load_prompts
 from common.errors import UserError
+from prompts import BOXED_SUFFIX, Prompts, load_prompts
 from support.running import ROOT
 from testbed.arithmetic import tokenizer
 

@@ -15,11 +15,11 @@ from algos.gradnorm import FLOOR, gradnorm_step
 from algos.mgda import min_norm_weights
 from analysis.runs import load_run, load_statistics
 from commands.command_line import parse
-from common.data import Prompts
 from common.evaluate import evaluate
 from common.grads import clip_gradients
 from common.model import load_model
 from common.setup import Data
+from prompts import Prompts
 from support.running import policy_of, read_metrics, train, weights_of
 from support.tensors import tensor
 from testbed.arithmetic import base_path, problems, tokenizer

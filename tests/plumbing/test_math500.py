@@ -11,9 +11,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from common.data import BOXED_SUFFIX, load_prompts
 from common.model import load_tokenizer
 from common.rollout import TransformersEngine
+from prompts import BOXED_SUFFIX, load_prompts
 from support.models import SHAPE
 from support.running import ROOT, read_metrics, train
 

@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from commands.command_line import parse
 from common.batch import pad
-from common.data import load_prompts
 from common.errors import UserError
 from common.model import load_model, load_tokenizer, token_logprobs
 from common.rollout import TransformersEngine
 from common.seeds import derive
+from prompts import load_prompts
 from support.own_rewards import OWN
 from support.running import NAMES, ROOT, SMALL, policy_of, read_metrics, run_script, train, weights_of
 from testbed.arithmetic import base_path

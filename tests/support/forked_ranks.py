@@ -29,9 +29,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalL
 import analysis.curves  # noqa: E402
 import common.setup  # noqa: E402
 from commands.command_line import parse  # noqa: E402
-from common.data import load_prompts  # noqa: E402
 from common.errors import plain_errors  # noqa: E402
 from common.model import load_whole  # noqa: E402
+from prompts import load_prompts  # noqa: E402
 from testbed.arithmetic import tokenizer  # noqa: E402
 
 SEEN: list[torch.Tensor] = []  # what this rank took for the advantages
