@@ -295,8 +295,8 @@ def main(args: Args) -> None:
         after = reward_max - reweighted_rewards(rewards.double(), log_ratio, G) + FLOOR
         logits, z = state["logits"], state["logits"].softmax(0)
         direction = famo_direction(logits, gaps, after) + args.gamma * logits
-        adam = state["m"], state["v"], state["t"]
-        logits, m, v, t = adam_step(logits, direction, *adam, args.weight_lr)
+        m, v, t = state["m"], state["v"], state["t"]
+        logits, m, v, t = adam_step(logits, direction, m, v, t, args.weight_lr)
         state |= {"logits": logits, "m": m, "v": v, "t": t}
         extra = {"famo/gap": gaps, "famo/improvement": gaps.log() - after.log(), "famo/z": z}
 

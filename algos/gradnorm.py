@@ -290,10 +290,11 @@ def main(args: Args) -> None:
                     if len(state["first_losses"]) < FIRST:
                         state["first_losses"] = [*state["first_losses"], gaps]
                     initial = torch.stack(state["first_losses"]).mean(0)
-                    own, own_norms = state["weights"][present], gram.diagonal().sqrt()[present]
-                    scale, lengths = own.mean(), own_norms.float()
-                    rates = gaps[present], initial[present], args.alpha, args.weight_lr
-                    own = scale * gradnorm_step(own / scale, lengths, *rates)
+                    own, first, gap = state["weights"][present], initial[present], gaps[present]
+                    scale, lengths = own.mean(), gram.diagonal().sqrt()[present].float()
+                    own = scale * gradnorm_step(
+                        own / scale, lengths, gap, first, args.alpha, args.weight_lr
+                    )
                     state["weights"] = state["weights"].masked_scatter(present, own)
                 # --- SHARED: weighted gradient ---
                 gradients.combine(
