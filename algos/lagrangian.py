@@ -214,8 +214,8 @@ def main(args: Args) -> None:
     # --- ALGO: state ---
     names = list(objectives)
     require(K >= 2, f"--rewards has one objective, {names[0]}: nothing to constrain; use linear")
-    known = ", ".join(names)
-    require(args.primary in ("", *names), f"--primary {args.primary} is no objective: take {known}")
+    known, valid = ", ".join(names), args.primary in ("", *names)
+    require(valid, f"--primary {args.primary} is not an objective; choose one of {known}")
     primary = names.index(args.primary) if args.primary else 0
     constraints = [k for k in range(K) if k != primary]
     of = [names[k] for k in constraints]

@@ -76,6 +76,16 @@ def min_norm_weights(gram: Tensor) -> Tensor:
     return weights[gaps <= gaps.min() + 1e-12 * lengths + 1e-16 * scale[valid]].mean(0)
 
 
+def merge_equal(gram: Tensor) -> Tensor:
+    """The Gram matrix with gradients that differ by float32's rounding made the same: which of them
+    the weights favour would be chance, and another one on every number of ranks. [K,K] -> [K,K]."""
+    squared = gram.diagonal()
+    apart = squared[:, None] + squared - 2 * gram  # ||g_i - g_j||^2
+    same = (apart <= 1e-12 * torch.maximum(squared[:, None], squared)).to(gram)
+    mean = same / same.sum(1, keepdim=True)
+    return mean @ gram @ mean.T
+
+
 # --- SHARED: advantages and loss ---
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
     """One advantage per completion, shared by all its tokens. scores, lengths in tokens [B] -> [B].
@@ -276,7 +286,7 @@ def main(args: Args) -> None:
                 mini_weights = torch.full((K,), 1 / K)
                 # of those that have a gradient: with a zero among them the shortest is 0
                 if present.any():
-                    part = gram[present][:, present]
+                    part = merge_equal(gram[present][:, present])
                     scale = part.diagonal().rsqrt() if args.normalize else torch.ones(len(part))
                     found = scale * min_norm_weights(scale[:, None] * part * scale)
                     found = (found / found.sum()).float()

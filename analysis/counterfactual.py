@@ -103,7 +103,7 @@ def _unknown(steps: list[Step]) -> Chosen:
     yield from (None for _ in steps)
 
 
-# --- the ten, each as its script's loop has it ---
+# --- the controllers, each as its script's loop has it ---
 
 
 def _linear(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
@@ -192,6 +192,7 @@ def _famo(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chose
 
 def _mgda(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
     def weigh(gram: Tensor) -> Tensor:
+        gram = script.merge_equal(gram)
         scale = gram.diagonal().rsqrt() if args.normalize else torch.ones(len(gram), dtype=gram.dtype)
         found = scale * script.min_norm_weights(scale[:, None] * gram * scale)
         return found / found.sum()

@@ -20,6 +20,7 @@ from common.errors import UserError, require
 
 BASELINE = "linear"
 # Methods that weigh rewards, then those that weigh gradients; a script that is not among them comes last.
+# of the study's scripts; others follow by name
 ORDER = (BASELINE, "ctwa", "tchebycheff", "lagrangian", "dynamic_weighting", "famo", "pama", "mgda", "gradnorm", "nash_mtl")
 REWARD_LEVEL = ORDER[:7]
 BEHIND = {"color": GREY, "linestyle": "-.", "linewidth": 0.9}  # the line of another algorithm, to compare with

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     @dataclass
     class Args(script.Args):
         algorithm: str = name
-        """the algorithm that will be trained; its own flags, and those of all ten, follow here as they will there"""
+        """the algorithm that will be trained; its own flags, and those of all scripts, follow here as they will there"""
 
     failed = examine(parse(Args, name, argv), name)
     ranks.stop()

@@ -272,5 +272,6 @@ def test_the_settings_of_figure_4_are_planned_as_they_are_looked_for(tmp_path):
         targets.plans(targets.Args(out=str(tmp_path)), ["--cov-targets", "1", "1", "1"])
 
 
-def test_order_names_the_scripts_that_there_are():
-    assert sorted(figures.ORDER) == sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
+def test_order_names_scripts_that_there_are():
+    assert set(figures.ORDER) <= {path.stem for path in (ROOT / "algos").glob("[a-z]*.py")}  # those of the study; others follow
+    assert len(set(figures.ORDER)) == len(figures.ORDER)

@@ -54,8 +54,8 @@ def test_help_lists_commands_and_algorithms(arguments):
     assert done.returncode == 0
     assert ALGORITHMS
     for name in ALGORITHMS:
-        first = re.match(r'\s*"""(.*)', (ROOT / "algos" / f"{name}.py").read_text())[1]
-        assert re.search(rf"^  {name} +{re.escape(first)}$", done.stdout, re.M)
+        idea = re.match(r'\s*"""(.*?)\n\n', (ROOT / "algos" / f"{name}.py").read_text(), re.S)[1].replace("\n", " ")
+        assert re.search(rf"^  {name} +{re.escape(idea)}$", done.stdout, re.M)
     for command in ("diff A B", "plot RUN"):
         assert re.search(rf"^  {re.escape(command)}", done.stdout, re.M)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from algos.mgda import min_norm_weights
+from algos.mgda import merge_equal, min_norm_weights
 from common.errors import UserError
 from support.own_rewards import EQUAL, OWN
 from support.running import run_script, train
@@ -157,3 +157,21 @@ def test_a_wrong_flag_is_one_line(tmp_path):
     wrong = run_script("algos/mgda.py", "--weights", "1", "1", "1", "--out", str(tmp_path / "run"))
     assert wrong.returncode != 0
     assert "--weights" in wrong.stderr
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10**6), K=st.sampled_from([2, 3, 5]), scale=st.floats(1e-4, 1e4))
+def test_gradients_that_differ_by_rounding_share_the_weights(seed, K, scale):
+    """In float32, summed in another order as on another number of ranks: the weights must not depend on it."""
+    generator = torch.Generator().manual_seed(seed)
+    gradients = scale * torch.randn(K, 40, generator=generator, dtype=torch.float64)
+    gradients[1] = gradients[0]  # two objectives that earn the same
+    found = []
+    for _ in range(3):
+        rounded = gradients * (1 + 3e-8 * torch.randn(K, 40, generator=generator, dtype=torch.float64))
+        found.append(min_norm_weights(merge_equal(rounded @ rounded.T)))
+    assert found[0][0] == pytest.approx(float(found[0][1]), abs=1e-9)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=1e-5)
+    apart = scale * torch.randn(K, 40, generator=generator, dtype=torch.float64)
+    assert torch.equal(merge_equal(apart @ apart.T), apart @ apart.T)  # others are left as they are, to the last bit

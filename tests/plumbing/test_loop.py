@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from algos.dynamic_weighting import step_factor
 from algos.gradnorm import FLOOR, gradnorm_step
+from algos.hypervolume import extend, step_factor
 from algos.mgda import min_norm_weights
 from analysis.runs import load_run, load_statistics
 from commands.command_line import parse
@@ -204,13 +204,13 @@ def test_famo_has_its_own_best_rewards_and_decays_its_logits(tmp_path):
     assert spreads[100.0] < 1.2  # it pulls back whatever Adam moved; away from 0 it would have driven them to 5
 
 
-def test_the_front_of_dynamic_weighting_is_kept(tmp_path):
+def test_the_front_of_hypervolume_is_kept(tmp_path):
     rows = train("hypervolume", tmp_path / "run", steps=5, lr=2e-3, prompts=8)[1:]
     means = [torch.tensor(line["rewards"], dtype=torch.float64).mean(0) for line in statistics(tmp_path / "run")]
     front = torch.zeros(0, 3, dtype=torch.float64)
     for row, mean in zip(rows, means, strict=True):
-        factor, front = step_factor(front, mean, means[0])
-        assert row["lr"] == pytest.approx(2e-3 * factor, rel=1e-4)
+        gain, front = extend(front, mean, means[0])
+        assert row["lr"] == pytest.approx(2e-3 * step_factor(gain), rel=1e-4)
 
 
 def test_mgda_of_gradients_of_norm_1(tmp_path):
