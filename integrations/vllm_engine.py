@@ -41,8 +41,8 @@ class VLLMEngine:
         cache may take. sleep: give that memory back after every generate(). One engine per process. Raises UserError naming the flag, also
         for what vLLM refuses, and if vLLM is not installed.
         """
-        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         cuda, local = torch.cuda.is_available(), int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count()))
+        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")  # as ranks.start has it
         for size, of in ((ranks.count(), "ranks"), (local, "ranks of a node")):
             require(tensor_parallel >= 1 and size % tensor_parallel == 0, f"--vllm-tp {tensor_parallel} must divide the {size} {of}")
         require(cuda or not sleep, "--vllm-sleep gives back the memory of a GPU, and there is none: leave it out")
