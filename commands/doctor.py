@@ -166,18 +166,13 @@ def processes(visit: Visit) -> str:
 
 
 def model(visit: Visit) -> str:
-    from transformers import AutoConfig
-
-    from common.model import compute_dtype, load_tokenizer, model_path
+    from common.model import compute_dtype, load_config, load_tokenizer
 
     visit.need("ranks")
     args, made = visit.args, visit.made
     made["compute"] = compute_dtype(args.compute_dtype, made["device"])
     made["tokenizer"] = load_tokenizer(args.model, args.trust_remote_code)
-    try:
-        made["config"] = AutoConfig.from_pretrained(model_path(args.model), trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise Failed(f"--model {args.model}: {_line(error)}") from error
+    made["config"] = load_config(args.model, args.trust_remote_code)
     made["shape"] = shape = memory.shape_of(made["config"], args.trust_remote_code)
     return f"{args.model}: {_count(shape.parameters)} parameters, {shape.layers} layers, vocabulary of {shape.vocab:,}"
 
@@ -360,9 +355,12 @@ def tied(visit: Visit) -> str:
     args, made = visit.args, visit.made
     length, vllm = args.max_prompt_length + args.max_new_tokens, (args.vllm_tp, args.vllm_memory, args.vllm_sleep)
     source = args.model, made["tokenizer"], made["device"], made["compute"]
-    made["engine"] = make_engine(args.engine, *source, length, args.seed, args.trust_remote_code, *vllm)
     made["canary"] = Canary(args.max_logp_gap, made["compute"])
-    made["policy"] = policy = load_model(args.model, made["device"], args.trust_remote_code, made["compute"])
+    try:
+        made["engine"] = make_engine(args.engine, *source, length, args.seed, args.trust_remote_code, *vllm)
+        made["policy"] = policy = load_model(args.model, made["device"], args.trust_remote_code, made["compute"])
+    except UserError as error:
+        raise Failed(str(error), "give --model a whole checkpoint of a decoder-only language model") from error
     is_tied = policy.get_output_embeddings().weight is policy.get_input_embeddings().weight
     if is_tied != bool(made["config"].get_text_config().tie_word_embeddings):
         raise Failed(f"the config says {'un' * is_tied}tied, and the loaded policy is {'' if is_tied else 'un'}tied")

@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from common import ranks
 from common.batch import Batch, micro_batches
-from common.errors import UserError
+from common.errors import UserError, require
+from common.model_checks import check_config, check_weights, loading
 
 TESTBED = "testbed"
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32, of which a pass holds a few copies; 220 tokens of a 150k vocabulary
@@ -43,15 +44,23 @@ def load_tokenizer(model: str, trust_remote_code: bool = False):
         return tokenizer()
     from transformers import AutoTokenizer
 
-    try:
+    with loading(model, "no tokenizer could be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {model}: no tokenizer could be loaded ({_first_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"--model {model}: its tokenizer has no end-of-sequence token, so completions would never end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masks, not ids, tell padding from tokens, so any id will do
     return tokenizer
+
+
+def load_config(model: str, trust_remote_code: bool = False):
+    """The config of a model that can be trained. Raises UserError naming --model."""
+    from transformers import AutoConfig
+
+    with loading(model, "its config could not be loaded"):
+        config = AutoConfig.from_pretrained(model_path(model), trust_remote_code=trust_remote_code)
+    check_config(model, config)
+    return config
 
 
 def longest_sequence(model: str, prompts: list[list[int]], max_new_tokens: int, trust_remote_code: bool = False) -> int:
@@ -60,12 +69,7 @@ def longest_sequence(model: str, prompts: list[list[int]], max_new_tokens: int, 
     Raises UserError naming the flags if the model has fewer positions: learned ones end there, in an IndexError, and rotary ones were
     never trained beyond.
     """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(model_path(model), trust_remote_code=trust_remote_code).get_text_config()
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {model}: its config could not be loaded ({_first_line(error)})") from error
+    config = load_config(model, trust_remote_code).get_text_config()
     longest = max(map(len, prompts))
     positions = getattr(config, "max_position_embeddings", None) or longest + max_new_tokens  # none where the architecture has no bound
     if longest + max_new_tokens > positions:
@@ -86,22 +90,21 @@ def load_whole(model: str, device: torch.device, trust_remote_code: bool = False
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one per file; the run has its own
+    load_config(model, trust_remote_code)  # says what is wrong with it in our words
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of weights that do not fit is a table; ours is a line
+    # safetensors alone: a pickled checkpoint runs code when it is loaded. `info` tells of weights that are missing or of another shape
+    flags = {"trust_remote_code": trust_remote_code, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        # safetensors alone: a pickled checkpoint runs code when it is loaded
-        loaded = AutoModelForCausalLM.from_pretrained(
-            model_path(model), dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        known = "a hub name, a folder with config.json and *.safetensors, or testbed[:base]"
-        raise UserError(f"--model {model} could not be loaded: {_first_line(error)} (expected {known})") from error
+        with loading(model, "no weights could be loaded, from a hub name, a folder with config.json and *.safetensors, or testbed[:base]"):
+            loaded, info = AutoModelForCausalLM.from_pretrained(model_path(model), dtype=dtype, **flags)
+    finally:
+        logging.set_verbosity(verbosity)
+    check_weights(model, loaded, info)
     for name in POSTPROCESSING:
         if any(getattr(config, name, None) not in (None, 1, 1.0) for config in (loaded.config, loaded.config.get_text_config())):
             raise UserError(f"--model {model}: its config sets {name}, which log-probabilities by chunks of lm_head would leave out")
     return loaded.to(device).eval()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 # --- Sharding ---

@@ -1,0 +1,87 @@
+"""Whether a model can be trained here: its files are whole, its tokenizer fits it, its architecture does what a run asks for, and it can be
+written again. Everything is found before the first step, as a UserError naming --model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from common.errors import UserError, require
+
+POINTER = b"version https://git-lfs"  # how the file begins that Git leaves in the place of a large one
+
+
+@contextmanager
+def loading(model: str, failed: str) -> Iterator[None]:
+    """Turn whatever a library raises about the files of a model into one line: what failed, and which file is to blame."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # tokenizers, safetensors and optional packages raise classes of their own, or Exception itself
+        raise UserError(f"--model {model}: {failed} ({_broken_file(Path(model)) or first_line(error)})") from error
+
+
+def _broken_file(folder: Path) -> str:
+    """The first file of a local model that is a Git LFS pointer or no whole safetensors file, and the fix; empty if there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(f for f in folder.glob("*.*") if f.is_file()):
+        with open(file, "rb") as content:
+            if content.read(len(POINTER)) == POINTER:
+                return f"{file.name} is a Git LFS pointer, not the file itself; run `git lfs pull` in {folder}"
+        try:
+            if file.suffix == ".safetensors":
+                safe_open(file, "pt").__exit__(None, None, None)
+        except SafetensorError as error:
+            return f"{file.name} is cut short or damaged, {error}; download it again"
+    return ""
+
+
+def first_line(error: Exception) -> str:
+    line = (str(error).strip() or "no message").splitlines()[0]
+    return line if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {line}"
+
+
+def check_config(model: str, config) -> None:
+    """Refuse what no weights need to be read for: quantised checkpoints, whose weights have no gradient, and encoder-decoders."""
+    for part in (config, config.get_text_config()):
+        for name in ("quantization_config", "compression_config"):
+            if found := getattr(part, name, None):
+                method = (found if isinstance(found, dict) else vars(found)).get("quant_method", name)
+                told = f"its weights are quantised ({getattr(method, 'value', method)}), and cannot be trained"
+                raise UserError(f"--model {model}: {told}; give the checkpoint in bfloat16 or float32 that it was made from")
+    told = "an encoder-decoder, which is not supported; give a decoder-only language model"
+    require(not config.is_encoder_decoder, f"--model {model} is {told}")
+
+
+def check_weights(model: str, loaded: nn.Module, info: dict) -> None:
+    """Refuse a model with weights that its files lack (they would be random, other ones in policy and reference), have in another shape,
+    or have beside those that its config.json speaks of. info: transformers' `output_loading_info`, in which tied weights are not missing."""
+    if info["mismatched_keys"]:
+        name, stored, wanted = min((name, tuple(stored), tuple(wanted)) for name, stored, wanted in info["mismatched_keys"])
+        told = f"{name} has the shape {stored} in its files and {wanted} by its config.json"
+    elif info["missing_keys"]:
+        told = f"{_first_of(info['missing_keys'])} is missing from its files"
+    elif beside := [name for name in info["unexpected_keys"] if _is_left_out(loaded, name)]:
+        told = f"{_first_of(beside)} is in its files, and config.json has no place for it"
+    else:
+        return
+    raise UserError(f"--model {model}: {told}; get config.json and weights from one and the same checkpoint, merged and not quantised")
+
+
+def _first_of(names: set[str] | list[str]) -> str:
+    more = f", one of {len(names)}," if len(names) > 1 else ""
+    return f"the weight {min(names)}{more}"
+
+
+def _is_left_out(loaded: nn.Module, name: str) -> bool:
+    """Whether a stored weight is of a layer that the model has, or of a further one in a list of layers. Others, such as a value head or
+    the part for pictures, are no part of the language model."""
+    modules = dict(loaded.named_modules())
+    owner = name.rpartition(".")[0]
+    while owner and owner not in modules:
+        owner = owner.rpartition(".")[0]
+    module = modules.get(owner)
+    return owner != "" and (isinstance(module, nn.ModuleList) or any(True for _ in module.parameters(recurse=False)))
