@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from common import ranks
 from common.batch import Batch, micro_batches
-from common.errors import UserError, require
-from common.model_checks import check_config, check_weights, loading
+from common.errors import UserError
+from integrations.model_checks import check_config, check_weights, loading
 
 TESTBED = "testbed"
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32, of which a pass holds a few copies; 220 tokens of a 150k vocabulary

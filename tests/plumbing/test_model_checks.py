@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_script
 from safetensors.torch import load_file, save_file
 
 from commands import doctor
 from common.errors import UserError
 from common.model import load_config, load_tokenizer, load_whole
+from support.running import ROOT, run_script
 from testbed.arithmetic import base_path, tokenizer
 
 CPU = torch.device("cpu")

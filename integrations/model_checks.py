@@ -58,7 +58,7 @@ def check_config(model: str, config) -> None:
 
 def check_weights(model: str, loaded: nn.Module, info: dict) -> None:
     """Refuse a model with weights that its files lack (they would be random, other ones in policy and reference), have in another shape,
-    or have beside those that its config.json speaks of. info: transformers' `output_loading_info`, in which tied weights are not missing."""
+    or have beside those that its config.json speaks of. info: transformers' `output_loading_info`, in which no tied weight is missing."""
     if info["mismatched_keys"]:
         name, stored, wanted = min((name, tuple(stored), tuple(wanted)) for name, stored, wanted in info["mismatched_keys"])
         told = f"{name} has the shape {stored} in its files and {wanted} by its config.json"
