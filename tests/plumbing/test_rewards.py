@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import rewards.accuracy
 from common.errors import UserError
 from rewards import OBJECTIVES, load, score
-from rewards.accuracy import MAX_ANSWER_LENGTH, accuracy, last_boxed, normalize_answer
+from rewards.accuracy import accuracy
+from rewards.answers import MAX_ANSWER_LENGTH, last_boxed, normalize_answer
 from rewards.clarity import clarity
 from rewards.conciseness import conciseness
 from support.running import ROOT
@@ -252,7 +253,7 @@ def test_math_verify_works_without_sigalrm(monkeypatch):
     assert check(r"\boxed{\frac{29}{58}}", r"\frac{23}{46}", "math-verify") == 1.0
 
 
-@pytest.mark.parametrize("gold", ["15)", "١٥", r"\frac{1"])
+@pytest.mark.parametrize("gold", ["15)", "?!", r"\frac{1"])
 def test_a_gold_answer_that_cannot_be_parsed_is_an_error(gold):
     for completion in (r"\boxed{15}", "no box", f"\\boxed{{{gold}}}"):
         with pytest.raises(UserError, match="--answer-check math-verify cannot use the gold answer") as error:
@@ -270,10 +271,10 @@ def test_an_error_inside_the_checker_is_no_wrong_answer(monkeypatch):
         check(r"\boxed{41/42}", "41/42", "math-verify")
 
 
-def test_a_gold_answer_that_does_not_equal_itself_is_an_error(monkeypatch):
+def test_a_gold_answer_that_does_not_equal_itself_is_compared_as_text(monkeypatch):
     monkeypatch.setattr("math_verify.verify", lambda *args, **kwargs: False)
-    with pytest.raises(UserError, match=r"'43/44' \(it does not equal itself\)"):
-        check(r"\boxed{43/44}", "43/44", "math-verify")
+    assert check(r"\boxed{43/44}", "43/44", "math-verify") == 1.0
+    assert check(r"\boxed{86/88}", "43/44", "math-verify") == 0.0
 
 
 def test_a_gold_answer_is_parsed_once(monkeypatch):
@@ -464,7 +465,7 @@ BAD_PATHS = [
     ("nowhere.py:f", "there is no file 'nowhere.py'"),
     ("rewards.clarity:clairty", "rewards.clarity has no 'clairty'; its functions: clarity"),
     ("rewards.accuracy:TIME_LIMIT", "TIME_LIMIT is of type int, not a function"),
-    ("rewards.accuracy:last_boxed", "last_boxed must accept every keyword: end its parameters with **kwargs"),
+    ("rewards.answers:last_boxed", "last_boxed must accept every keyword: end its parameters with **kwargs"),
     ("math:hypot", "hypot must accept every keyword"),
     ("bad_import:f", "importing bad_import raised ModuleNotFoundError: No module named 'not_installed' (bad_import.py, line 2)"),
     ("bad_import.py:f", "importing bad_import.py raised ModuleNotFoundError: No module named 'not_installed' (bad_import.py, line 2)"),
