@@ -160,7 +160,7 @@ def read_completions(path: str | Path, completion_column: str = "", prompt_colum
 
     Raises UserError naming --completions or the column's flag.
     """
-    from rewards.accuracy import last_boxed
+    from rewards.answers import reference
 
     columns = _read(Path(path))
     name, values = _find(columns, completion_column, ("completion", "completions", "text"), "--completion-column")
@@ -183,7 +183,7 @@ def read_completions(path: str | Path, completion_column: str = "", prompt_colum
         groups = np.unique(prompts, return_inverse=True)[1]
     name, values = _find(columns, answer_column, ("answer", "reward_model.ground_truth", "solution"), "--answer-column")
     if name:
-        columns["answer"] = [last_boxed(str(value)) or str(value) for value in values]
+        columns["answer"] = [reference(value) for value in values]
     return Completions(texts, prompts, groups, columns, ids)
 
 

@@ -1,7 +1,6 @@
 """Prompts: the built-in arithmetic, MATH-500, any dataset of the hub, or local parquet, json, jsonl and csv files."""
 
 from dataclasses import dataclass, replace
-from numbers import Number
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from common import ranks
 from common.errors import UserError
 from common.seeds import derive
+from rewards.answers import reference
 
 BOXED_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."  # the paper's, for MATH-500
 FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
@@ -148,12 +148,11 @@ def _column(columns: dict[str, list], name: str, flag: str) -> list:
 
 
 def _reference(answer: object, where: str) -> str:
-    """The answer itself, or what a worked solution, as in MATH, boxes at its end. where: what it is, for the error."""
-    from rewards.accuracy import last_boxed
-
-    if not isinstance(answer, str | Number) or answer != answer or answer == "":  # None, a list or NaN would be compared as a word
+    """The answer in a cell, which may hold a worked solution: see `rewards.answers.reference`. where: what it is, for the error."""
+    found = reference(answer)
+    if found is None:
         raise UserError(f"{where} is {answer!r}: no completion could be right; drop the row, or name a column of texts or numbers")
-    return last_boxed(str(answer)) or str(answer)
+    return found
 
 
 def _find(candidates: tuple[str, ...], table, flag: str) -> str:

@@ -112,7 +112,7 @@ def _math_verify(content: str, gold: str) -> bool:
     except _Unusable as reason:
         raise UserError(
             f"--answer-check math-verify cannot use the gold answer {gold!r} ({reason}): "
-            "correct it in the dataset, choose --answer-check boxed, or drop such rows with --drop-unusable"
+            "correct it in the dataset, choose --answer-check boxed, or drop such rows"
         ) from reason
     if not 0 < len(content) <= MAX_ANSWER_LENGTH:
         return False

@@ -129,7 +129,7 @@ def test_errors_name_the_flag(tmp_path, call, message):
         call(tmp_path)
 
 
-@pytest.mark.parametrize("answer", [None, float("nan"), "", ["5"], {"value": 5}])
+@pytest.mark.parametrize("answer", [None, float("nan"), "", ["5", "6"], {"value": 5}])
 def test_a_missing_answer_is_told_and_not_taken_for_a_word(answer, tmp_path):
     """Against the gold answer "None" no completion would ever be right."""
     good = [{"problem": f"Q{i}", "answer": answer if answer.__class__ in (list, dict) else float(i)} for i in range(9)]

@@ -176,7 +176,7 @@ def test_what_is_listed_is_what_stops_a_reward_and_nothing_else():
     listed = unusable(golds, "math-verify")
     for gold in golds:
         if gold in listed:
-            with pytest.raises(UserError, match="cannot use the gold answer .* --drop-unusable"):
+            with pytest.raises(UserError, match="cannot use the gold answer .* drop such rows"):
                 check("5", gold)
         else:
             assert check(gold, gold) == 1.0
