@@ -113,6 +113,9 @@ HOSTILE = {
 }
 
 
+MOMENT = 0.25  # seconds: several times what a scan takes on a slow core, and a fraction of what one in quadratic time would
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_take_no_time(name):
     def cost(function) -> float:
@@ -125,10 +128,10 @@ def test_hostile_texts_take_no_time(name):
 
     text = HOSTILE[name]
     check(r"\boxed{2}", "2", "math-verify")  # not its import either
-    assert cost(lambda: last_boxed(text)) < 0.05
-    assert cost(lambda: clarity(completions=[text])) < 0.05
+    assert cost(lambda: last_boxed(text)) < MOMENT
+    assert cost(lambda: clarity(completions=[text])) < MOMENT
     for answer_check in ("exact", "boxed", "math-verify"):
-        assert cost(lambda answer_check=answer_check: check(text, "2", answer_check)) < 0.05
+        assert cost(lambda answer_check=answer_check: check(text, "2", answer_check)) < MOMENT
         assert check(text, "2", answer_check) == 0.0
 
 
