@@ -72,11 +72,12 @@ class Run:
         """The steps still to take, with a progress bar. A new run is evaluated before the first. From here on a signal waits for a
         step's end, or that of its sampling."""
         self.signals = Signals()
-        if not self.args.resume:
-            self.log(0, self.evaluate(0), {})
-        first, last = self.last_step, self.args.steps
-        self.bar = tqdm(range(first + 1, last + 1), initial=first, total=last, desc=self.folder.name, unit="step", disable=not self.screen)
         try:
+            if not self.args.resume:
+                self.log(0, self.evaluate(0), {})
+            first, last = self.last_step, self.args.steps
+            steps, name = range(first + 1, last + 1), self.folder.name
+            self.bar = tqdm(steps, initial=first, total=last, desc=name, unit="step", disable=not self.screen)
             yield from self.bar
         finally:
             self._let_go()

@@ -36,8 +36,7 @@ def _new_folder(out: str, script: str, seed: int) -> Path:
                 folder.mkdir(parents=True)
                 return folder
             except FileExistsError:
-                if _never_stepped(folder):
-                    Hold(folder)
+                if _abandoned(folder):
                     print(f"{folder} held a run that never took a step: started anew")
                     shutil.rmtree(folder)
                     continue
@@ -49,13 +48,21 @@ def _new_folder(out: str, script: str, seed: int) -> Path:
         raise UserError(f"--out {folder} cannot be made: {error.strerror}") from error
 
 
-def _never_stepped(folder: Path) -> bool:
-    """Whether a folder holds what a run leaves that ended before its first step, and nothing else."""
+def _abandoned(folder: Path) -> bool:
+    """Whether a folder holds what a run leaves that ended before its first step, and nothing else.
+
+    A run that has only begun looks the same, but holds its folder: where no lock can tell, nothing is taken for abandoned.
+    """
     left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if "args.json" not in left or not left <= {"args.json", *LOGS} or (folder / "args.json").is_symlink():
         return False
     metrics = folder / "metrics.jsonl"
-    return not metrics.exists() or metrics.read_bytes().count(b"\n") <= 1
+    if metrics.exists() and metrics.read_bytes().count(b"\n") > 1:
+        return False
+    try:
+        return Hold(folder).locked
+    except UserError:
+        return False
 
 
 class Hold:

@@ -10,6 +10,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from common.errors import Interrupted, UserError
 from common.interrupt import Signals
 from common.rollout import TransformersEngine
 from common.run import Run
-from common.track import Hold
+from common.track import Hold, run_folder
 from support.running import ROOT, read_metrics, run_script, train, weights_of
 
 LONG = {"steps": 6, "checkpoint_every": 100, "lr": 1e-3}
@@ -177,6 +178,29 @@ def test_a_run_that_never_stepped_is_not_in_the_way(tmp_path, capsys):
     assert "never took a step: started anew" in capsys.readouterr().out
     with pytest.raises(UserError, match="exists already"):  # this one did
         train("linear", tmp_path / "run", steps=1)
+
+
+def begun(folder: Path) -> Path:
+    """What a run leaves before its first step."""
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text("{}")
+    return folder
+
+
+def test_a_run_that_has_only_begun_keeps_its_folder(tmp_path, monkeypatch):
+    """Another one of the same name is numbered, as ever; where locks cannot tell, nobody's folder is taken either."""
+    monkeypatch.chdir(tmp_path)
+    first = begun(tmp_path / "runs/linear-s1")
+    hold = Hold(first)
+    assert str(run_folder("", "", "linear", 1)) == "runs/linear-s1-2"
+    with pytest.raises(UserError, match="--out .* exists already"):
+        run_folder(str(first), "", "linear", 1)
+    del hold
+    with patch("fcntl.flock", side_effect=OSError("no locks here")):
+        assert str(run_folder("", "", "linear", 1)) == "runs/linear-s1-3"
+    assert (first / "args.json").exists()
+    assert str(run_folder("", "", "linear", 1)) == "runs/linear-s1"  # abandoned
+    assert not (first / "args.json").exists()
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "checkpoints", "model"])
