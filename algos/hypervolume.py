@@ -296,8 +296,8 @@ def main(args: Args) -> None:
         run.save(step, meter.failures)
 
     # --- SHARED: close ---
-    run.close()
-    report(run.folder)
+    failed = run.close()
+    report(run.folder, failed)
     ranks.stop()
 
 

@@ -50,10 +50,11 @@ def parse(args_class: type, script: str, argv: list[str] | None = None):
     return resumed
 
 
-def report(folder: Path) -> None:
-    """At the end of a run: draw curves.png into its folder and print the verdict, each objective from start to end, and what was lost.
+def report(folder: Path, failed: UserError | None) -> None:
+    """At the end of a run: print the verdict, each objective from start to end and what was lost, and draw curves.png into its folder.
 
-    The first rank does. Raises UserError, on every rank, where the picture cannot be written.
+    The first rank does. failed: what went wrong before, raised once that is done. Raises UserError, on every rank, also where the picture
+    cannot be written.
     """
     from analysis.curves import draw
     from analysis.runs import load_run
@@ -61,7 +62,12 @@ def report(folder: Path) -> None:
 
     def tell() -> None:
         run = load_run(folder)
+        print(f"\n{verdict(run).text}\n")
         draw([run], folder / "curves.png")
-        print(f"\n{verdict(run).text}\n\ncurves: {folder / 'curves.png'}   model: {folder / 'model'}")
+        print(f"curves: {folder / 'curves.png'}" + ("" if failed else f"   model: {folder / 'model'}"))
 
-    ranks.on_first(tell)
+    try:
+        ranks.on_first(tell)
+    finally:
+        if failed:
+            raise failed

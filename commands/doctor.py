@@ -350,6 +350,7 @@ def tied(visit: Visit) -> str:
     """Builds the engine and the policy, as a run does, for the checks below too."""
     from common.model import load_model
     from common.rollout import Canary, make_engine
+    from integrations.model_checks import check_export
 
     visit.need("model", "memory")
     args, made = visit.args, visit.made
@@ -359,6 +360,7 @@ def tied(visit: Visit) -> str:
     try:
         made["engine"] = make_engine(args.engine, *source, length, args.seed, args.trust_remote_code, *vllm)
         made["policy"] = policy = load_model(args.model, made["device"], args.trust_remote_code, made["compute"])
+        ranks.on_first(lambda: check_export(args.model, policy, made["tokenizer"]))
     except UserError as error:
         raise Failed(str(error), "give --model a whole checkpoint of a decoder-only language model") from error
     is_tied = policy.get_output_embeddings().weight is policy.get_input_embeddings().weight

@@ -93,8 +93,8 @@ def save_checkpoint(run: Path, step: int, policy: nn.Module, optimizer: torch.op
     ranks.on_first(lambda: [shutil.rmtree(old, ignore_errors=True) for old in _folders(run)[:-KEPT]])
 
 
-def load_checkpoint(run: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict]:
-    """Fill policy and optimizer from the newest checkpoint that every rank can read, and return its (step, state).
+def load_checkpoint(run: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[int, dict]:
+    """Fill policy and optimizer, where there is one, from the newest checkpoint that every rank can read, and return its (step, state).
 
     One that cannot be read is named and the one before it used. Tensors of state that were on a GPU come to the policy's device, others
     to the CPU. The optimizer keeps its learning rate and other settings. Raises UserError naming --resume if none can be read.
@@ -108,7 +108,7 @@ def load_checkpoint(run: Path, policy: nn.Module, optimizer: torch.optim.Optimiz
     raise UserError(f"--resume {run}: no readable checkpoint in {run / 'checkpoints'}; start again with another --out")
 
 
-def _load(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+def _load(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict:
     """Fill policy and optimizer and return the state, or raise UserError on every rank.
 
     A damaged checkpoint is found before the policy is touched. Only forged data, whose checksums are right, can leave it partly filled;
@@ -133,8 +133,12 @@ def _load(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> 
             moments.update(_empty_moments(reader.read_metadata().state_dict_metadata, tensors))
 
     ranks.together(examine)
+    if not optimizer:
+        moments.clear()
     with _as_user_error("*.distcp"):
         dcp.load(tensors | moments, storage_reader=reader)
+    if not optimizer:
+        return state
     index = {id(parameter): i for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     loaded = {}
     for key, value in moments.items():

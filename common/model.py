@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from common import ranks
 from common.batch import Batch, micro_batches
 from common.errors import UserError
-from integrations.model_checks import check_config, check_weights, loading
+from integrations.model_checks import check_config, check_weights, first_line, loading, mend_generation_config
 
 TESTBED = "testbed"
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32, of which a pass holds a few copies; 220 tokens of a 150k vocabulary
@@ -248,12 +248,13 @@ def _write(model: nn.Module, tokenizer, weights: dict[str, Tensor], folder: Path
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
         model.config.dtype = dtype
+        mend_generation_config(model)
         model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except Exception as error:  # a full disk is a SafetensorError, and what a library makes of a model is not foreseen here
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}); make room there, then --resume the run") from error
+        raise UserError(f"{folder} cannot be written ({getattr(error, 'strerror', None) or first_line(error)})") from error

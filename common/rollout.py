@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from common import ranks
 from common.batch import Batch, Sampled, pad, right_pad
 from common.errors import UserError
-from common.model import full_parameters, load_whole, model_path
+from common.model import full_parameters, load_config, load_whole, model_path
+from integrations.model_checks import loading
 from prompts import Prompts
 
 
@@ -87,13 +88,13 @@ def make_engine(
 
 def stop_tokens(model: str, tokenizer, trust_remote_code: bool = False) -> set[int]:
     """The ids that end a completion: the tokenizer's, and those of the model's generation config (end of turn, end of text)."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    path = model_path(model)
-    try:
-        stops = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:  # a model without the file
-        stops = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config().eos_token_id
+    with loading(model, "its generation config could not be read"):
+        try:
+            stops = GenerationConfig.from_pretrained(model_path(model)).eos_token_id
+        except OSError:  # a model without the file
+            stops = load_config(model, trust_remote_code).get_text_config().eos_token_id
     return _stops(stops, tokenizer)
 
 

@@ -177,8 +177,16 @@ class Run:
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.args.steps
 
-    def close(self) -> None:
-        """Write the trained model to model/, in the dtype of its activations, and finish the trackers. Collective."""
-        dtype = compute_dtype(self.args.compute_dtype, self.policy.device)
-        export(self.policy, self.data.tokenizer, self.folder / "model", dtype)
+    def close(self) -> UserError | None:
+        """Write the trained model to model/, in the dtype of its activations, and finish the trackers. Collective.
+
+        What kept the model from being written is returned, not raised: the verdict is told first.
+        """
+        failed, dtype = None, compute_dtype(self.args.compute_dtype, self.policy.device)
+        try:
+            export(self.policy, self.data.tokenizer, self.folder / "model", dtype)
+        except UserError as error:
+            later = f"`python run.py export {self.folder}` writes it from the last checkpoint"
+            failed = UserError(f"{error}; nothing else is lost: make room or mend that, then {later}")
         self.tracker.close()
+        return failed

@@ -10,6 +10,7 @@ from common.errors import require
 from common.flags import RunFlags, check_flags
 from common.model import load_model, load_tokenizer, longest_sequence
 from common.rollout import make_engine
+from integrations.model_checks import check_export
 from prompts import ARITHMETIC, Prompts, load_prompts
 
 
@@ -60,5 +61,6 @@ def load_models(args: RunFlags, data: Data, device: torch.device, compute: torch
         vllm_sleep=args.vllm_sleep,
     )
     policy = load_model(args.model, device, args.trust_remote_code, compute, activation_checkpointing=args.activation_checkpointing)
+    ranks.on_first(lambda: check_export(args.model, policy, data.tokenizer))
     frozen = load_model(args.model, device, args.trust_remote_code, compute, frozen=True) if args.kl_coef > 0 else None
     return engine, policy, frozen

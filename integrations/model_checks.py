@@ -4,9 +4,11 @@ written again. Everything is found before the first step, as a UserError naming 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import nn
 
+from common import ranks
 from common.errors import UserError, require
 
 POINTER = b"version https://git-lfs"  # how the file begins that Git leaves in the place of a large one
@@ -20,7 +22,10 @@ def loading(model: str, failed: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # tokenizers, safetensors and optional packages raise classes of their own, or Exception itself
-        raise UserError(f"--model {model}: {failed} ({_broken_file(Path(model)) or first_line(error)})") from error
+        cause = _broken_file(Path(model)) or first_line(error)
+        if "custom code" in cause:
+            cause = "it brings code of its own, which --trust-remote-code runs; only for a source you trust"
+        raise UserError(f"--model {model}: {failed} ({cause})") from error
 
 
 def _broken_file(folder: Path) -> str:
@@ -57,8 +62,8 @@ def check_config(model: str, config) -> None:
 
 
 def check_weights(model: str, loaded: nn.Module, info: dict) -> None:
-    """Refuse a model with weights that its files lack (they would be random, other ones in policy and reference), have in another shape,
-    or have beside those that its config.json speaks of. info: transformers' `output_loading_info`, in which no tied weight is missing."""
+    """Refuse a model with weights that its files lack (random ones would take their place), have in another shape, or have beside those
+    that its config.json speaks of. info: transformers' `output_loading_info`, in which tied weights are not missing."""
     if info["mismatched_keys"]:
         name, stored, wanted = min((name, tuple(stored), tuple(wanted)) for name, stored, wanted in info["mismatched_keys"])
         told = f"{name} has the shape {stored} in its files and {wanted} by its config.json"
@@ -85,3 +90,38 @@ def _is_left_out(loaded: nn.Module, name: str) -> bool:
         owner = owner.rpartition(".")[0]
     module = modules.get(owner)
     return owner != "" and (isinstance(module, nn.ModuleList) or any(True for _ in module.parameters(recurse=False)))
+
+
+def mend_generation_config(loaded: nn.Module) -> None:
+    """Make the generation config, of which a run takes the stop tokens alone, one that transformers is willing to write again."""
+    config = loaded.generation_config
+    if (config.pad_token_id or 0) < 0:  # how older models say that there is none
+        config.pad_token_id = None
+    if not (wrong := _invalid(config)):
+        return
+    if config.do_sample is None:
+        config.do_sample, kept = True, "with do_sample, which its other values are for"
+    if _invalid(config):
+        kept = "with its token ids alone"
+        loaded.generation_config = type(config)(
+            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+        )
+    if ranks.rank() == 0:
+        print(f"--model {loaded.name_or_path}: its generation config cannot be saved as it is and will be {kept} ({wrong})")
+
+
+def _invalid(config) -> str:
+    """What transformers finds wrong with a generation config, empty if it would save it."""
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        return " ".join(str(error).split("\nIf you")[0].split())
+    return ""
+
+
+def check_export(model: str, policy: nn.Module, tokenizer) -> None:
+    """Write all of a trained model but its weights, into a folder that is deleted at once."""
+    with loading(model, "it could not be saved after training"), TemporaryDirectory() as folder:
+        mend_generation_config(policy)
+        policy.save_pretrained(folder, state_dict={})
+        tokenizer.save_pretrained(folder)

@@ -3,49 +3,16 @@ there. Each is refused before anything is made, in one line that names --model a
 
 import json
 import re
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from commands import doctor
-from common.errors import UserError
 from common.model import load_config, load_tokenizer, load_whole
+from support.models import BASE, CPU, Q, copy_of_base, fails_in_doctor, refusal
 from support.running import ROOT, run_script
-from testbed.arithmetic import base_path, tokenizer
 
-CPU = torch.device("cpu")
-BASE = base_path("fragile")
-Q = "model.layers.0.self_attn.q_proj.weight"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 453864\n"
-
-
-def copy_of_base(folder: Path, change=lambda weights: weights, **config) -> str:
-    """The testbed's base as a local folder, its weights changed and its config extended."""
-    folder.mkdir()
-    tokenizer().save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(json.loads((BASE / "config.json").read_text()) | config))
-    save_file(change(load_file(BASE / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
-    return str(folder)
-
-
-def refusal(call) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert message.startswith("--model ")
-    assert "\n" not in message
-    return message
-
-
-def fails_in_doctor(capsys, check: str, *told: str, **flags) -> None:
-    """doctor.examine with these flags fails in this check and says so."""
-    assert doctor.examine(import_module("algos.linear").Args(**flags), "linear") == 1
-    page = " ".join(capsys.readouterr().out.split())
-    assert f"FAIL {check} " in page
-    assert all(words in page for words in told), page
 
 
 # --- Half a model ---
