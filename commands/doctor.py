@@ -31,6 +31,7 @@ from common.seeds import derive
 
 USAGE = "[FLAGS]"
 NEW_TOKENS, COMPLETIONS = 32, 4  # of the canary: longest completion, in tokens, and completions per prompt
+DECODER = "give --model a whole checkpoint of a decoder-only transformer, such as a Llama or a Qwen"
 MARK = re.compile(r"^([A-Za-z0-9_.-]+)\s*([^;#]*?)\s*(?:;.*)?(?:#.*)?$")  # a line of requirements.txt: name, version, condition, comment
 
 # completion, reference answer, is it right? In each of --answer-check's ways; an answer that cannot be read is wrong.
@@ -173,12 +174,16 @@ def model(visit: Visit) -> str:
     made["compute"] = compute_dtype(args.compute_dtype, made["device"])
     made["tokenizer"] = load_tokenizer(args.model, args.trust_remote_code)
     made["config"] = load_config(args.model, args.trust_remote_code)
-    made["shape"] = shape = memory.shape_of(made["config"], args.trust_remote_code)
+    try:
+        made["shape"] = shape = memory.shape_of(made["config"], args.trust_remote_code)
+    except Exception as error:  # a config without attention heads, or a model without layers that could be told apart
+        raise Failed(f"--model {args.model}: {made['config'].model_type} is not supported ({_line(error)})", DECODER) from error
     return f"{args.model}: {_count(shape.parameters)} parameters, {shape.layers} layers, vocabulary of {shape.vocab:,}"
 
 
 def dataset(visit: Visit) -> str:
     from common.model import longest_sequence
+    from integrations.model_checks import check_tokens
     from prompts import load_prompts
 
     visit.need("model")
@@ -196,6 +201,10 @@ def dataset(visit: Visit) -> str:
         longest_sequence(args.model, used, args.max_new_tokens, args.trust_remote_code)
     except UserError as error:
         raise Failed(str(error), "lower --max-new-tokens") from error
+    try:
+        check_tokens(args.model, visit.made["config"], visit.made["tokenizer"], used)
+    except UserError as error:
+        raise Failed(str(error), "mend the tokenizer, or give --model another") from error
     return f"{args.dataset}: " + ", ".join(f"{len(part):,} {name}" for name, part in splits.items())
 
 
@@ -351,6 +360,7 @@ def tied(visit: Visit) -> str:
     from common.model import load_model
     from common.rollout import Canary, make_engine
     from integrations.model_checks import check_export
+    from integrations.probe import check_architecture
 
     visit.need("model", "memory")
     args, made = visit.args, visit.made
@@ -360,9 +370,10 @@ def tied(visit: Visit) -> str:
     try:
         made["engine"] = make_engine(args.engine, *source, length, args.seed, args.trust_remote_code, *vllm)
         made["policy"] = policy = load_model(args.model, made["device"], args.trust_remote_code, made["compute"])
+        check_architecture(args.model, policy, None if args.engine == "vllm" else made["engine"].model or policy, made["compute"])
         ranks.on_first(lambda: check_export(args.model, policy, made["tokenizer"]))
     except UserError as error:
-        raise Failed(str(error), "give --model a whole checkpoint of a decoder-only language model") from error
+        raise Failed(str(error), DECODER) from error
     is_tied = policy.get_output_embeddings().weight is policy.get_input_embeddings().weight
     if is_tied != bool(made["config"].get_text_config().tie_word_embeddings):
         raise Failed(f"the config says {'un' * is_tied}tied, and the loaded policy is {'' if is_tied else 'un'}tied")

@@ -237,7 +237,7 @@ class Canary:
             raise UserError(
                 f"step {step}: the sampler's log-probabilities are {mean:.2g} nats away from the trainer's, above --max-logp-gap "
                 f"{self.limit:g} for the second time (it should have the weights of step {version}). Usual causes: the sampler has old "
-                "weights (sync failed, or its layers keep a packed copy), its prefix cache was not reset, or its temperature, top-p, "
-                "top-k or dtype differ from the trainer's"
+                "weights (sync failed, or its layers keep a packed copy), its prefix cache was not reset, its temperature, top-p, top-k or "
+                "dtype differ from the trainer's, or it computes this architecture otherwise (its cache, padding, routing or lm_head)"
             )
         return {"sampler/gap": mean, "sampler/gap_max": gap.max().item(), "sampler/version": version}

@@ -8,9 +8,10 @@ from torch import nn
 from common import ranks
 from common.errors import require
 from common.flags import RunFlags, check_flags
-from common.model import load_model, load_tokenizer, longest_sequence
+from common.model import load_config, load_model, load_tokenizer, longest_sequence
 from common.rollout import make_engine
-from integrations.model_checks import check_export
+from integrations.model_checks import check_export, check_tokens
+from integrations.probe import check_architecture
 from prompts import ARITHMETIC, Prompts, load_prompts
 
 
@@ -36,6 +37,7 @@ def load_data(args: RunFlags) -> Data:
     train, held_out = splits["train"], splits[args.eval_split]
     require(args.prompts <= len(train), f"--prompts {args.prompts} is more than the {len(train)} training prompts")
     held_out = held_out.select(range(min(args.eval_prompts, len(held_out))))
+    check_tokens(args.model, load_config(args.model, args.trust_remote_code), tokenizer, train.ids + held_out.ids)
     check = args.answer_check
     if check == "auto":
         check = "exact" if args.dataset in ARITHMETIC else "math-verify"
@@ -61,6 +63,7 @@ def load_models(args: RunFlags, data: Data, device: torch.device, compute: torch
         vllm_sleep=args.vllm_sleep,
     )
     policy = load_model(args.model, device, args.trust_remote_code, compute, activation_checkpointing=args.activation_checkpointing)
+    check_architecture(args.model, policy, None if args.engine == "vllm" else engine.model or policy, compute)
     ranks.on_first(lambda: check_export(args.model, policy, data.tokenizer))
     frozen = load_model(args.model, device, args.trust_remote_code, compute, frozen=True) if args.kl_coef > 0 else None
     return engine, policy, frozen

@@ -61,6 +61,22 @@ def check_config(model: str, config) -> None:
     require(not config.is_encoder_decoder, f"--model {model} is {told}")
 
 
+def check_tokens(model: str, config, tokenizer, prompts: list[list[int]]) -> None:
+    """Refuse a tokenizer that has ids beyond the embedding where they are used, or that ends every prompt as if it were a whole text."""
+    rows = getattr(config.get_text_config(), "vocab_size", None) or len(tokenizer)
+    used = {"in a prompt": max(map(max, prompts)), "that ends a text": tokenizer.eos_token_id, "for padding": tokenizer.pad_token_id}
+    for where, token in used.items():
+        if token >= rows:
+            told = f"the token {tokenizer.convert_ids_to_tokens(token)!r} {where} has the id {token}"
+            sizes = f"its embedding has {rows} rows; its tokenizer has {len(tokenizer)} tokens"
+            raise UserError(f"--model {model}: {told}, and {sizes}: take its own tokenizer and template, or resize_token_embeddings first")
+    for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        if all(ids[-1] == token for ids in prompts):
+            name = tokenizer.convert_ids_to_tokens(token)
+            fix = "set add_eos_token to false in its tokenizer_config.json, or take that token out of tokenizer.json or the chat template"
+            raise UserError(f"--model {model}: its tokenizer ends every prompt with {name!r}, so there is nothing to complete; {fix}")
+
+
 def check_weights(model: str, loaded: nn.Module, info: dict) -> None:
     """Refuse a model with weights that its files lack (random ones would take their place), have in another shape, or have beside those
     that its config.json speaks of. info: transformers' `output_loading_info`, in which tied weights are not missing."""
