@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from common import ranks
 from common.batch import Batch, micro_batches
 from common.errors import UserError
-from integrations.model_checks import check_config, check_weights, first_line, loading, mend_generation_config
+from integrations.model_checks import check_config, check_weights, files_of, first_line, loading, mend_generation_config
 
 TESTBED = "testbed"
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32, of which a pass holds a few copies; 220 tokens of a 150k vocabulary
@@ -45,7 +45,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False):
     from transformers import AutoTokenizer
 
     with loading(model, "no tokenizer could be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(**files_of(model), trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise UserError(f"--model {model}: its tokenizer has no end-of-sequence token, so completions would never end")
     if tokenizer.pad_token_id is None:
@@ -58,7 +58,7 @@ def load_config(model: str, trust_remote_code: bool = False):
     from transformers import AutoConfig
 
     with loading(model, "its config could not be loaded"):
-        config = AutoConfig.from_pretrained(model_path(model), trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(**files_of(model_path(model)), trust_remote_code=trust_remote_code)
     check_config(model, config)
     return config
 
@@ -97,7 +97,7 @@ def load_whole(model: str, device: torch.device, trust_remote_code: bool = False
     flags = {"trust_remote_code": trust_remote_code, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with loading(model, "no weights could be loaded, from a hub name, a folder with config.json and *.safetensors, or testbed[:base]"):
-            loaded, info = AutoModelForCausalLM.from_pretrained(model_path(model), dtype=dtype, **flags)
+            loaded, info = AutoModelForCausalLM.from_pretrained(**files_of(model_path(model)), dtype=dtype, **flags)
     finally:
         logging.set_verbosity(verbosity)
     check_weights(model, loaded, info)

@@ -19,7 +19,7 @@ from common import ranks
 from common.batch import Batch, Sampled, pad, right_pad
 from common.errors import UserError
 from common.model import full_parameters, load_config, load_whole, model_path
-from integrations.model_checks import loading
+from integrations.model_checks import files_of, loading
 from prompts import Prompts
 
 
@@ -92,7 +92,7 @@ def stop_tokens(model: str, tokenizer, trust_remote_code: bool = False) -> set[i
 
     with loading(model, "its generation config could not be read"):
         try:
-            stops = GenerationConfig.from_pretrained(model_path(model)).eos_token_id
+            stops = GenerationConfig.from_pretrained(files_of(model_path(model))["pretrained_model_name_or_path"]).eos_token_id
         except OSError:  # a model without the file
             stops = load_config(model, trust_remote_code).get_text_config().eos_token_id
     return _stops(stops, tokenizer)

@@ -3,6 +3,7 @@ written again. Everything is found before the first step, as a UserError naming 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,12 +12,15 @@ from torch import nn
 from common import ranks
 from common.errors import UserError, require
 
+# of files that models and data sets are kept in: a name that ends so is no name on a hub
+ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz", ".zip", ".gguf", ".safetensors", ".bin", ".pt", ".pth")
 POINTER = b"version https://git-lfs"  # how the file begins that Git leaves in the place of a large one
 
 
 @contextmanager
 def loading(model: str, failed: str) -> Iterator[None]:
     """Turn whatever a library raises about the files of a model into one line: what failed, and which file is to blame."""
+    require(not is_missing(model), f"--model {model}: no such file or folder")
     try:
         yield
     except UserError:
@@ -26,6 +30,21 @@ def loading(model: str, failed: str) -> Iterator[None]:
         if "custom code" in cause:
             cause = "it brings code of its own, which --trust-remote-code runs; only for a source you trust"
         raise UserError(f"--model {model}: {failed} ({cause})") from error
+
+
+def is_missing(name: str) -> bool:
+    """Whether a name can only be that of a file or folder and there is none: a hub would be asked for it over and over."""
+    path = name.startswith((".", "/", "~")) or name.endswith(("/", *ENDINGS)) or name.count("/") > 1 or "\\" in name
+    return path and not Path(name).exists()
+
+
+def files_of(model: str) -> dict[str, str]:
+    """Where transformers finds a hub name, a folder, or a GGUF file, whose weights it turns into floating-point numbers."""
+    if not model.endswith(".gguf"):
+        return {"pretrained_model_name_or_path": model}
+    lacking = [package for package in ("gguf", "accelerate") if not find_spec(package)]
+    require(not lacking, f"--model {model}: a GGUF file is read with packages that are not installed: pip install {' '.join(lacking)}")
+    return {"pretrained_model_name_or_path": str(Path(model).parent), "gguf_file": Path(model).name}
 
 
 def _broken_file(folder: Path) -> str:
@@ -88,6 +107,7 @@ def check_weights(model: str, loaded: nn.Module, info: dict) -> None:
     elif beside := [name for name in info["unexpected_keys"] if _is_left_out(loaded, name)]:
         told = f"{_first_of(beside)} is in its files, and config.json has no place for it"
     else:
+        loaded.__dict__.pop("hf_quantizer", None)  # of a GGUF file, whose weights are numbers now; it would not let them be saved
         return
     raise UserError(f"--model {model}: {told}; get config.json and weights from one and the same checkpoint, merged and not quantised")
 

@@ -41,6 +41,7 @@ class VLLMEngine:
         cache may take. sleep: give that memory back after every generate(). One engine per process. Raises UserError naming the flag, also
         for what vLLM refuses, and if vLLM is not installed.
         """
+        require(not model.endswith(".gguf"), f"--engine vllm does not take the GGUF file {model}; take --engine transformers")
         cuda, local = torch.cuda.is_available(), int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count()))
         self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")  # as ranks.start has it
         for size, of in ((ranks.count(), "ranks"), (local, "ranks of a node")):

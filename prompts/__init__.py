@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from common import ranks
-from common.errors import UserError
+from common.errors import UserError, require
 from common.seeds import derive
+from integrations.model_checks import is_missing
 from rewards.answers import reference
 
 BOXED_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."  # the paper's, for MATH-500
@@ -96,6 +97,7 @@ def _read(dataset: str):
             raise UserError(f"--dataset {dataset}: {file.name} is empty")
         return load_dataset(FORMATS[file.suffix], data_files=str(file), split="train")
 
+    require(not is_missing(dataset), f"--dataset {dataset}: no such file or folder")
     disable_progress_bars()
     path = Path(dataset)
     try:

@@ -14,13 +14,14 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2S
 
 from common.batch import Sampled, pad
 from common.errors import UserError
-from common.model import load_config, load_tokenizer, load_whole
-from common.rollout import Canary
-from integrations.model_checks import check_tokens
+from common.model import export, load_config, load_tokenizer, load_whole
+from common.rollout import Canary, stop_tokens
+from integrations.model_checks import check_tokens, files_of, is_missing
 from integrations.probe import check_architecture
+from prompts import load_prompts
 from support.models import BASE, CPU, Q, copy_of_base, fails_in_doctor, refusal
 from support.running import ROOT, run_script
-from testbed.arithmetic import tokenizer
+from testbed.arithmetic import VOCABULARY, tokenizer
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 453864\n"
 
@@ -330,3 +331,91 @@ def test_the_canary_names_the_architecture_among_its_causes():
     canary.check(1, batch, torch.ones(1, 2))
     with pytest.raises(UserError, match="it computes this architecture otherwise"):
         canary.check(1, batch, torch.ones(1, 2))
+
+
+# --- Files that are not there, and files of llama.cpp ---
+
+NOWHERE = ["/no/such/folder", "./nowhere", "../x", "runs/mine/model", "weights.gguf", "a/model.safetensors", "mine/"]
+
+
+@pytest.mark.parametrize("name", NOWHERE)
+def test_a_model_that_can_only_be_a_file_or_folder(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for load in (load_tokenizer, load_config, lambda model: load_whole(model, CPU)):
+        assert refusal(lambda load=load: load(name)) == f"--model {name}: no such file or folder"
+    fails_in_doctor(capsys, "model", f"--model {name}: no such file or folder", model=name)
+
+
+@pytest.mark.parametrize("name", ["nosuch.jsonl", "./data", "/no/such/folder", "data/mine/train.csv", "rows.parquet", "mine.json.gz"])
+def test_so_with_data(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"^--dataset {re.escape(name)}: no such file or folder$"):
+        load_prompts(name, tokenizer(), "", "", "", 256)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-1.5B-Instruct", "gpt2", "openai/gsm8k", "org/v1.0", "testbed:fragile"])
+def test_names_of_the_hub_are_asked_for(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not is_missing(name)
+
+
+def test_what_is_there_is_not_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    (tmp_path / "x.csv").touch()
+    assert [name for name in ("a/b/c", "./a", "a/", str(tmp_path), "x.csv", "./x.csv") if is_missing(name)] == []
+
+
+def test_a_gguf_file_without_its_packages(tmp_path, monkeypatch):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("integrations.model_checks.find_spec", lambda package: None)
+    for load in (load_tokenizer, load_config, lambda model: load_whole(model, CPU)):
+        assert refusal(lambda load=load: load(str(tmp_path / "m.gguf"))).endswith("not installed: pip install gguf accelerate")
+
+
+def test_a_gguf_file_is_read_from_its_folder(monkeypatch):
+    monkeypatch.setattr("integrations.model_checks.find_spec", lambda package: package)
+    assert files_of("a/b.gguf") == {"pretrained_model_name_or_path": "a", "gguf_file": "b.gguf"}
+    assert files_of("b.gguf") == {"pretrained_model_name_or_path": ".", "gguf_file": "b.gguf"}
+    assert files_of("a/b") == {"pretrained_model_name_or_path": "a/b"}
+
+
+def write_gguf(file: Path) -> None:
+    """The base as llama.cpp has it: other names, and the halves of queries and keys interleaved."""
+    import gguf
+
+    writer = gguf.GGUFWriter(file, "llama")
+    sizes = {"context_length": 128, "embedding_length": 64, "block_count": 2, "feed_forward_length": 192, "vocab_size": 72}
+    sizes |= {"head_count": 4, "head_count_kv": 4, "rope_dimension_count": 16, "layer_norm_rms_eps": 1e-6, "rope_freq_base": 1e4}
+    for name, value in sizes.items():
+        getattr(writer, f"add_{name}")(value)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(VOCABULARY)
+    writer.add_token_scores([-float(i) for i in range(72)])
+    writer.add_token_types([1] * 72)
+    for name, token in {"bos": 1, "eos": 1, "pad": 0, "unk": 2}.items():
+        getattr(writer, f"add_{name}_token_id")(token)
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "model.layers": "blk", "self_attn.": "attn_"}
+    names |= {"o_proj": "output", "post_attention_layernorm": "ffn_norm", "input_layernorm": "attn_norm", "mlp.": "ffn_", "_proj": ""}
+    for name, weight in load_file(BASE / "model.safetensors").items():
+        if "q_proj" in name or "k_proj" in name:
+            weight = weight.view(4, 2, 8, 64).transpose(1, 2).reshape(64, 64)
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        writer.add_tensor(name, weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_has_the_weights_and_can_be_saved(tmp_path):
+    pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    file = tmp_path / "base.gguf"
+    write_gguf(file)
+    loaded, base = load_whole(str(file), CPU), load_file(BASE / "model.safetensors")
+    assert all(torch.equal(parameter, base[name]) for name, parameter in loaded.named_parameters())
+    export(loaded, load_tokenizer(str(file)), tmp_path / "out")
+    assert torch.equal(load_whole(str(tmp_path / "out"), CPU).get_parameter(Q), base[Q])
+    assert stop_tokens(str(file), load_tokenizer(str(file))) == {1}
