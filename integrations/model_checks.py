@@ -107,7 +107,8 @@ def check_weights(model: str, loaded: nn.Module, info: dict) -> None:
     elif beside := [name for name in info["unexpected_keys"] if _is_left_out(loaded, name)]:
         told = f"{_first_of(beside)} is in its files, and config.json has no place for it"
     else:
-        loaded.__dict__.pop("hf_quantizer", None)  # of a GGUF file, whose weights are numbers now; it would not let them be saved
+        if loaded.__dict__.pop("hf_quantizer", None):  # of a GGUF file, whose weights are numbers now; it would not let them be saved
+            del loaded.config.quantization_config
         return
     raise UserError(f"--model {model}: {told}; get config.json and weights from one and the same checkpoint, merged and not quantised")
 
