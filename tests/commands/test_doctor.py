@@ -65,13 +65,13 @@ def test_the_page_fills_the_terminal_within_reason(terminal, width, examine, mon
 
 
 def test_two_ranks(tmp_path):
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "run.py"), "doctor"]
-    done = run_script(*command, "--algorithm", "mgda", "--kl-coef", "0", cwd=tmp_path)
+    command = [str(ROOT / "run.py"), "doctor"]
+    done = run_script(*command, "--algorithm", "mgda", "--kl-coef", "0", ranks=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("13 passed, 0 failed, 1 skipped") == done.stdout.count("mgda: testbed") == 1  # rank 0 prints
     assert re.search(r"pass  ranks +2 ranks, .*gloo.*, a sum of ones is 2", done.stdout)
     assert "tied, as the config says, loaded and sharded" in done.stdout
-    refused = run_script(*command, "--prompts", "6", cwd=tmp_path)
+    refused = run_script(*command, "--prompts", "6", ranks=2, cwd=tmp_path)
     assert refused.returncode != 0
     assert "take a multiple of 4 for --prompts" in refused.stdout
 

@@ -9,7 +9,6 @@ import os
 import pickle
 import resource
 import shutil
-import subprocess
 import sys
 import traceback
 import zlib
@@ -29,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from common import checkpoint
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import UserError
-from support.running import ROOT
+from support.running import ROOT, run_script
 
 FILES = [".metadata", "__0_0.distcp", "manifest.json", "state.pt"]
 
@@ -432,8 +431,7 @@ def test_two_ranks(tmp_path):
     save_checkpoint(tmp_path / "one", 3, policy, optimizer, {"seen": [7, None]})
     torch.save(contents(policy, optimizer), tmp_path / "one.pt")
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))  # as pytest has it
-    command, environment = [sys.executable, __file__, str(tmp_path)], os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = run_script(__file__, str(tmp_path), env={"PYTHONPATH": path})
     for scenario in SCENARIOS:
         for rank in (0, 1):
             said = tmp_path / f"{scenario.__name__}.{rank}"

@@ -146,8 +146,7 @@ def test_a_full_disk_leaves_the_verdict(tmp_path, capsys, monkeypatch):
 
 def test_a_checkpoint_of_two_ranks(tmp_path):
     flags = ["--steps", "2", "--prompts", "4", "--completions", "4", "--eval-prompts", "8", "--compute-dtype", "bfloat16", "--lr", "1e-3"]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "run.py"), "linear", *flags]
-    done = run_script(*command, "--out", str(tmp_path / "run"), cwd=tmp_path)
+    done = run_script(str(ROOT / "run.py"), "linear", *flags, "--out", str(tmp_path / "run"), ranks=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "run" / "checkpoints" / "step_000002").glob("*.distcp"))) == 2
     done = run_script(str(ROOT / "run.py"), "export", "run", "--out", "later", cwd=tmp_path)

@@ -64,9 +64,12 @@ def last_boxed_by_letter(text: str) -> str | None:
     """The definition, letter by letter: open every box anew and keep the content of the one that opens last."""
     content = None
     for start in range(len(text)):
-        for opening in ("\\boxed{", "\\fbox{"):
-            if text.startswith(opening, start):
-                content, depth, i = None, 0, start + len(opening)
+        for name in ("\\boxed", "\\fbox"):
+            brace = start + len(name)
+            while text[brace : brace + 1].isspace():
+                brace += 1
+            if text.startswith(name, start) and text[brace : brace + 1] == "{":
+                content, depth, i = None, 0, brace + 1
                 begin = i
                 while i < len(text):
                     if text[i] == "\\":

@@ -17,6 +17,8 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+for name in [name for name in os.environ if name.startswith("PYTEST")]:
+    del os.environ[name]  # a run by hand has none
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -105,7 +107,7 @@ def main(path: str) -> None:
     # what every rank would compute again at its start
     data = load_prompts("arithmetic", tokenizer(), "", "", "", 1024)
     load_whole("testbed", torch.device("cpu"))
-    common.setup.load_prompts = lambda *_: data
+    common.setup.load_splits = lambda *_: data
     for module in map(import_module, {f"algos.{job['script']}" for job in jobs}):
         covariance = module.within_prompt_covariance
         module.within_prompt_covariance = lambda weight, *rest, real=covariance: (SEEN.append(weight.clone()), real(weight, *rest))[1]

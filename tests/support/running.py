@@ -1,9 +1,12 @@
 """Running the scripts, in this process or in one of their own, and what a run leaves in its folder."""
 
+import atexit
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
 from contextlib import nullcontext
 from importlib import import_module
@@ -18,10 +21,32 @@ NAMES = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
 SMALL = {"steps": 3, "prompts": 4, "completions": 4, "eval_prompts": 8, "eval_every": 2, "checkpoint_every": 2}
 
 
-def run_script(*command: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """Run `python <command>` from cwd with one thread and no hub, and return what it printed and its exit code."""
+@functools.cache
+def _server() -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "support" / "forkserver.py")]
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(server.kill)
+    return server
+
+
+def run_script(*command: str, ranks: int = 1, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """Run `python <command>` from cwd with one thread and no hub, on one rank or several, and return what was printed and the exit code.
+
+    A script, or a module by -m, runs in a fork of a process that has imported the libraries already (forkserver.py).
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
-    return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    if command[0] == "-c":
+        return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    server = _server()
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: os.path.join(folder, name) for name in ("stdout", "stderr")}
+        for file in files.values():
+            open(file, "w").close()
+        print(json.dumps({"command": command, "ranks": ranks, "cwd": str(cwd), "env": environment} | files), file=server.stdin, flush=True)
+        code = int(server.stdout.readline())
+        told = {name: Path(file).read_text() for name, file in files.items()}
+    return subprocess.CompletedProcess([sys.executable, *command], code, **told)
 
 
 def train(name: str, out: Path, picture: bool = False, **flags) -> list[dict]:
