@@ -187,7 +187,7 @@ def main(args: Args) -> None:
     state = {}
 
     # --- SHARED: models, data and start ---
-    data = load_data(args)
+    data = load_data(args, objectives)
     compute = compute_dtype(args.compute_dtype, device)
     engine, policy, reference = load_models(args, data, device, compute)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -83,11 +84,11 @@ def write_figure(figure, out: Path) -> None:
         figure.savefig(temporary, format=kind, dpi=150, metadata={"CreationDate": None} if kind == "pdf" else None)
         os.replace(temporary, out)
     except OSError as error:
-        raise UserError(
-            f"the picture {out} cannot be written ({error.strerror or error}); make room there, or give another --out"
-        ) from error
+        told = f"the picture {out} cannot be written ({error.strerror or error})"
+        raise UserError(f"{told}; make room there, or give --out FILE in another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be written may say so once more
+            temporary.unlink(missing_ok=True)
 
 
 # --- the two pictures ---

@@ -383,7 +383,7 @@ def _starts(run: Run) -> list[dict]:
     """What the bench noted about a run: an entry for each time that it was started or resumed; none for a run of another origin."""
     folder = run.path.resolve()
     file = folder.parent.parent / "started.json"
-    return json.loads(file.read_text()).get(folder.name, []) if file.is_file() else []
+    return json.loads(file.read_text(encoding="utf-8")).get(folder.name, []) if file.is_file() else []
 
 
 def provenance(runs: Sequence[Run], command: str) -> list[str]:

@@ -338,7 +338,7 @@ def _on_terminate() -> Iterator[None]:
 
 
 def _note_start(file: Path, name: str, command: str, at_once: int) -> None:
-    notes = json.loads(file.read_text()) if file.exists() else {}
+    notes = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     entry = {"commit": commit(), "versions": versions(), "machine": platform.machine(), "jobs": at_once, "command": command}
     notes.setdefault(name, []).append(entry)
     write_whole(file, json.dumps(notes, indent=1) + "\n")

@@ -32,7 +32,7 @@ def parse(args_class: type, script: str, argv: list[str] | None = None):
     path = Path(args.resume) / "args.json"
     if not path.is_file():
         raise UserError(f"--resume {args.resume}: no args.json there; --resume takes the folder of a run, such as runs/{script}-s1")
-    saved = json.loads(path.read_text())
+    saved = json.loads(path.read_text(encoding="utf-8"))
     if saved["script"] != script:
         raise UserError(f"--resume {args.resume}: that run is of {saved['script']}, not of {script}")
     for name in saved.keys() & RETIRED.keys() - names:

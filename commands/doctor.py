@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import rewards
 from commands import memory
 from commands.command_line import parse
 from commands.scripts import ROOT, algorithms, nearest
@@ -184,12 +185,11 @@ def model(visit: Visit) -> str:
 def dataset(visit: Visit) -> str:
     from common.model import longest_sequence
     from integrations.model_checks import check_tokens
-    from prompts import load_prompts
+    from prompts import doubts, load_splits
 
     visit.need("model")
     args = visit.args
-    columns = args.prompt_column, args.answer_column, args.prompt_suffix, args.max_prompt_length
-    splits = load_prompts(args.dataset, visit.made["tokenizer"], *columns)
+    splits = load_splits(args, visit.made["tokenizer"], visit.made.get("objectives", {}))
     visit.made["prompts"] = splits["train"]
     if args.prompts > len(splits["train"]):
         raise Failed(f"--prompts {args.prompts} is more than the {len(splits['train'])} training prompts", "lower --prompts")
@@ -205,18 +205,18 @@ def dataset(visit: Visit) -> str:
         check_tokens(args.model, visit.made["config"], visit.made["tokenizer"], used)
     except UserError as error:
         raise Failed(str(error), "mend the tokenizer, or give --model another") from error
+    if doubt := doubts(splits["train"], visit.made["tokenizer"], args.model):
+        raise Failed(doubt, "give the --dataset that --model was trained to read, or another --model")
     return f"{args.dataset}: " + ", ".join(f"{len(part):,} {name}" for name, part in splits.items())
 
 
 def reward_functions(visit: Visit) -> str:
-    import rewards
-
     visit.made["objectives"] = rewards.load(visit.args.rewards)
     return ", ".join(visit.made["objectives"])
 
 
 def answers(visit: Visit) -> str:
-    import rewards.accuracy as checker
+    from rewards import accuracy as checker
 
     wrong = []
     for check, cases in ANSWERS.items():
@@ -461,8 +461,8 @@ CHECKS: list[tuple[str, Callable[[Visit], str], str]] = [  # name, check, the fi
     ("versions", versions, "pip install -r requirements.txt"),
     ("devices", devices, "check the driver with nvidia-smi, and CUDA_VISIBLE_DEVICES"),
     ("model", model, "give --model a hub name you have access to (hf auth login), a folder with config.json and *.safetensors, or testbed"),
-    ("dataset", dataset, "correct --dataset, --prompt-column or --answer-column; a hub name needs a network"),
     ("rewards", reward_functions, "correct --rewards; each is module:function or file.py:function"),
+    ("dataset", dataset, "correct --dataset, --prompt-column or --answer-column; a hub name needs a network"),
     ("answer checker", answers, "pip install -r requirements.txt, and undo changes to rewards/accuracy.py: every reward would be wrong"),
     ("out folder", folder, "give another --out, on a disk that this user can write to"),
     ("disk", disk, "free some, or give --out on a larger disk"),

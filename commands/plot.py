@@ -30,12 +30,12 @@ def main(argv: list[str]) -> None:
         raise UserError("plot: which run? python run.py plot RUN [RUN ...], such as runs/ctwa-s1")
     runs = [load_run(path) for path in args.runs]
     out = Path(args.out) if args.out else runs[0].path / "curves.png" if len(runs) == 1 else Path("comparison.png")
-    replaced = out.exists()
-    draw(runs, out)
     for run in runs:
         try:
             text = verdict(run).text
         except UserError as error:  # such as a run that was not evaluated: the others still have their say
             text = str(error)
         print(f"{run.path}\n{textwrap.indent(text, '  ')}\n")
+    replaced = out.exists()
+    draw(runs, out)  # last: a folder that cannot be written keeps no verdict back
     print(f"{'replaced' if replaced else 'wrote'} {out}")

@@ -9,8 +9,9 @@ import inspect
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,7 @@ Array = NDArray[np.float64]
 
 DUPLICATE = 0.95  # correlation beyond which two rewards are nearly one
 OPPOSED = -0.5  # correlation within prompts below which a sum trades one reward for the other
+PROMPT_COLUMNS = ("prompt", "problem", "question")
 WIDTH = 100  # columns of the printed text
 
 
@@ -52,6 +54,8 @@ class Args:
     """tokens that conciseness compares with; 0 is the mean of the file"""
     answer_check: Literal["auto", "exact", "math-verify", "boxed"] = "auto"
     """how accuracy compares, as in training"""
+    drop_unusable: bool = False
+    """leave out, and count, rows whose reference answer no completion could match; else they are an error, as in training"""
 
 
 def main(argv: list[str]) -> None:
@@ -73,14 +77,16 @@ def look_at(
     tokenizer: str = "",
     mean_length: float = 0.0,
     answer_check: str = "auto",
+    drop_unusable: bool = False,
 ) -> str:
     """Score a file of completions and say what is seen: the text that `python run.py score` prints.
 
     completions: the file, see `read_completions`. If it is a run's completions.jsonl, the run's args.json fills what is empty here of
-    rewards, dataset, tokenizer and answer_check. rewards: paths as in `rewards.load`; default: the paper's three. weights: one for each,
-    not negative; default: equal. dataset: take the columns that the file lacks, such as `answer`, from the prompts of this data set;
-    answer_column then names a column there. tokenizer: a name as in --model, to count lengths where the file has no completion_ids;
-    without it they are in words. mean_length: what `conciseness` compares with; 0: the file's mean. answer_check: as in training.
+    rewards, dataset, tokenizer, answer_check and drop_unusable. rewards: paths as in `rewards.load`; default: the paper's three.
+    weights: one for each, not negative; default: equal. dataset: take the columns that the file lacks, such as `answer`, from the
+    prompts of this data set; answer_column then names a column there. tokenizer: a name as in --model, to count lengths where the file
+    has no completion_ids; without it they are in words. mean_length: what `conciseness` compares with; 0: the file's mean.
+    answer_check, drop_unusable: as in training.
 
     Raises UserError naming the flag, or the reward and the completion.
     """
@@ -96,11 +102,15 @@ def look_at(
     dataset, tokenizer = dataset or run.get("dataset", ""), tokenizer or run.get("model", "")
     require(not dataset or bool(tokenizer), f"--dataset {dataset} needs --tokenizer: prompts are compared as the model reads them")
 
-    data = read_completions(completions, completion_column, prompt_column, "" if dataset else answer_column)
+    check = run.get("answer_check", "auto") if answer_check == "auto" else answer_check
+    if check == "auto":
+        check = "exact" if dataset in ARITHMETIC else "math-verify"
+    usable = partial(reward_functions.unusable, functions, answer_check=check), drop_unusable or run.get("drop_unusable", False)
+    data = read_completions(completions, completion_column, prompt_column, "" if dataset else answer_column, *usable)
     encoder = _tokenizer(tokenizer) if tokenizer else None
     if dataset:
         require("prompt" in data.columns, f"--dataset {dataset}: {completions} has no prompts to look up; name them with --prompt-column")
-        data.columns.update(_joined(data, dataset, encoder, names))
+        data.columns.update(_joined(data, dataset, encoder, names, usable))
     for name, function in functions.items():
         answer = inspect.signature(function).parameters.get("answer")
         if answer and answer.default is answer.empty and "answer" not in data.columns:
@@ -111,9 +121,6 @@ def look_at(
     ids, unit = _token_ids(data, tokenizer, encoder)
     lengths = np.array([len(row) for row in ids], dtype=np.float64)
     threshold = mean_length or float(lengths.mean())
-    check = run.get("answer_check", "auto") if answer_check == "auto" else answer_check
-    if check == "auto":
-        check = "exact" if dataset in ARITHMETIC else "math-verify"
     scores = reward_functions.score(
         functions,
         prompts=data.prompts,
@@ -151,25 +158,38 @@ class Completions:
     ids: list[list[int]] | None  # the column completion_ids
 
 
-def read_completions(path: str | Path, completion_column: str = "", prompt_column: str = "", answer_column: str = "") -> Completions:
+def read_completions(
+    path: str | Path,
+    completion_column: str = "",
+    prompt_column: str = "",
+    answer_column: str = "",
+    unusable: Callable[[list[str]], dict[str, str]] = lambda answers: {},
+    drop_unusable: bool = False,
+) -> Completions:
     """Read a jsonl, json, csv or parquet file. A column may be nested, as in `reward_model.ground_truth`; an empty name means: find it.
 
     Completions, in `completion`, `completions` or `text`, are texts, chat messages, or lists of texts, each list so many completions of its
     row's prompt. Prompts, texts or chat messages, are in `prompt`, `problem` or `question`; answers, worked solutions too, in `answer`,
-    `reward_model.ground_truth` or `solution`. A file may lack prompts and answers.
+    `reward_model.ground_truth` or `solution`. A file may lack prompts and answers; unusable, drop_unusable: as in `load_prompts`.
 
-    Raises UserError naming --completions or the column's flag.
+    Raises UserError naming --completions, with the row (from 0), or the column's flag.
     """
-    from rewards.answers import reference
+    from prompts import read_answers
 
     columns = _read(Path(path))
+    numbers = list(range(len(next(iter(columns.values())))))  # of the rows in the file
+    name, values = _find(columns, answer_column, ("answer", "reward_model.ground_truth", "solution"), "--answer-column")
+    if name:
+        prompts = _find(columns, prompt_column, PROMPT_COLUMNS, "--prompt-column")[1] or [""] * len(values)
+        numbers, answers = read_answers(values, prompts, f"--completions {path}: {name}", "", unusable, drop_unusable)
+        columns = {other: [column[row] for row in numbers] for other, column in columns.items()} | {"answer": answers}
     name, values = _find(columns, completion_column, ("completion", "completions", "text"), "--completion-column")
     require(bool(name), f"--completion-column is needed: {path} has only {', '.join(columns)}")
     rows, texts = [], []
     for row, value in enumerate(values):
         several = value if isinstance(value, list) and all(isinstance(text, str) for text in value) else [value]
         rows += [row] * len(several)
-        texts += [_text(text, f"--completions {path}: row {row} of {name}") for text in several]
+        texts += [_text(text, f"--completions {path}: row {numbers[row]} of {name}") for text in several]
     require(len(texts) > 1, f"--completions {path} has fewer than two completions: there is nothing to compare")
     columns = {other: [column[row] for row in rows] for other, column in columns.items() if other != name.split(".")[0]}
     ids = columns.pop("completion_ids", None)
@@ -177,34 +197,23 @@ def read_completions(path: str | Path, completion_column: str = "", prompt_colum
         good = isinstance(value, list) and all(isinstance(token, int) for token in value)
         require(good, f"--completions {path}: completion_ids is no list of token ids for completion {row}; drop the column")
     prompts, groups = [""] * len(texts), np.arange(len(texts))
-    name, values = _find(columns, prompt_column, ("prompt", "problem", "question"), "--prompt-column")
+    name, values = _find(columns, prompt_column, PROMPT_COLUMNS, "--prompt-column")
     if name:
-        prompts = columns["prompt"] = [_text(value, f"--completions {path}: row {row} of {name}") for row, value in enumerate(values)]
+        where = f"--completions {path}: row"
+        prompts = [_text(value, f"{where} {numbers[row]} of {name}") for row, value in zip(rows, values, strict=True)]
+        columns["prompt"] = prompts
         groups = np.unique(prompts, return_inverse=True)[1]
-    name, values = _find(columns, answer_column, ("answer", "reward_model.ground_truth", "solution"), "--answer-column")
-    if name:
-        columns["answer"] = [reference(value) for value in values]
     return Completions(texts, prompts, groups, columns, ids)
 
 
 def _read(file: Path) -> dict[str, list]:
     """The columns of the file, read as training reads its data."""
-    from datasets import disable_progress_bars, load_dataset
-    from datasets.exceptions import DatasetsError
-
-    from prompts import FORMATS
+    from prompts.files import FORMATS, ending, read_table
 
     kinds = ", ".join(FORMATS)
     require(file.is_file(), f"--completions {file}: there is no such file; it must be one of {kinds}")
-    require(file.suffix in FORMATS, f"--completions {file}: cannot read this format; use one of {kinds}")
-    require(file.stat().st_size > 0, f"--completions {file} is empty")
-    disable_progress_bars()
-    options = {"keep_default_na": False} if file.suffix == ".csv" else {}  # an empty completion, or "None", is a text
-    try:
-        table = load_dataset(FORMATS[file.suffix], data_files=str(file), split="train", **options)
-    except (OSError, ValueError, DatasetsError) as error:
-        raise UserError(f"--completions {file} could not be read: {str(error.__cause__ or error).strip().splitlines()[0]}") from error
-    return {name: list(table[name]) for name in table.column_names}
+    require(bool(ending(file)), f"--completions {file}: cannot read this format; use one of {kinds}")
+    return read_table(file, f"--completions {file}")
 
 
 def _find(columns: dict[str, list], name: str, candidates: tuple[str, ...], flag: str) -> tuple[str, list]:
@@ -225,8 +234,9 @@ def _text(value: object, where: str) -> str:
     """A text, or that of chat messages."""
     if isinstance(value, list) and value and all(isinstance(message, dict) and "content" in message for message in value):
         value = "\n".join(str(message["content"]) for message in value)
-    require(isinstance(value, str | int), f"{where} is {str(value)[:60]!r}, of type {type(value).__name__}: it must be text")
-    return str(value)  # a csv file of numbers alone is read as numbers
+    good = isinstance(value, str | int) and not isinstance(value, bool)
+    require(good, f"{where} is {str(value)[:60]!r}, of type {type(value).__name__}: it must be text")
+    return str(value)
 
 
 def _run_of(file: Path) -> dict:
@@ -235,17 +245,18 @@ def _run_of(file: Path) -> dict:
     if file.name != "completions.jsonl" or not args.is_file():
         return {}
     try:
-        return json.loads(args.read_text())
+        return json.loads(args.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{args}: not JSON ({error}); copy {file.name} elsewhere to look at it without the run's flags") from error
 
 
-def _joined(data: Completions, dataset: str, encoder, names: tuple[str, str, str]) -> dict[str, list]:
-    """The columns of the data set that the file lacks, B values each, found by the prompt's text. names: column flags as in training."""
+def _joined(data: Completions, dataset: str, encoder, names: tuple[str, str, str], usable: tuple) -> dict[str, list]:
+    """The columns of the data set that the file lacks, B values each, found by the prompt's text. names: column flags as in training;
+    usable: the last two arguments of `load_prompts`."""
     from prompts import load_prompts
 
     columns = {}
-    for prompts in load_prompts(dataset, encoder, *names, sys.maxsize).values():
+    for prompts in load_prompts(dataset, encoder, *names, sys.maxsize, *usable).values():
         for name, values in prompts.columns.items():
             columns.setdefault(name, []).extend(values)
     places = {prompt: place for place, prompt in enumerate(columns["prompt"])}

@@ -122,7 +122,7 @@ def _load(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | No
 
     def examine() -> None:
         with _as_user_error("manifest.json"):
-            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             files = sorted(manifest)[ranks.rank() :: ranks.count()]  # each rank a share of them
         for name in files:
             with _as_user_error(name):

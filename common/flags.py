@@ -43,7 +43,7 @@ class RunFlags:
     trust_remote_code: bool = False
     """let a hub model run its own Python code; only for a source you trust"""
     dataset: str = "arithmetic"
-    """arithmetic, arithmetic3 (three steps), math500, a hub name, or a local parquet, json, jsonl or csv file"""
+    """arithmetic, arithmetic3 (three steps), math500, a hub name (name:config), or a local parquet, json, jsonl or csv file"""
     prompt_column: str = ""
     """column with the prompt, text or chat messages; default: prompt, problem or question"""
     answer_column: str = ""
@@ -52,6 +52,8 @@ class RunFlags:
     """appended to every prompt; math500 appends the paper's instruction by itself"""
     max_prompt_length: int = 1024
     """drop longer prompts, in tokens"""
+    drop_unusable: bool = False
+    """leave out, and count, rows whose reference answer no completion could match; else they are an error before the first step"""
     answer_check: Literal["auto", "exact", "math-verify", "boxed"] = "auto"
     """how accuracy compares: auto is exact for arithmetic, else math-verify; boxed is the paper's string comparison"""
 
@@ -115,12 +117,7 @@ def require_within(flag: str, best: Tensor, rewards: Tensor, objectives: Sequenc
 
 
 def one_each(
-    flag: str,
-    values: Sequence[float],
-    default: float | Sequence[float],
-    of: Sequence[str],
-    device: torch.device | str = "cpu",
-    what: str = "objectives",
+    flag: str, values: Sequence[float], default: float | Sequence[float], of: Sequence[str], device="cpu", what: str = "objectives"
 ) -> Tensor:
     """A flag with a number for each objective (or for whatever `of` names), or its default where it was not given. -> [len(of)].
 

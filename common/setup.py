@@ -1,5 +1,6 @@
 """What a run stands on, made from its flags: ranks, data, engine, models."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from common.model import load_config, load_model, load_tokenizer, longest_sequen
 from common.rollout import make_engine
 from integrations.model_checks import check_export, check_tokens
 from integrations.probe import check_architecture
-from prompts import ARITHMETIC, Prompts, load_prompts
+from prompts import Prompts, answer_check, doubts, load_splits
 
 
 def start(args: RunFlags) -> torch.device:
@@ -30,18 +31,18 @@ class Data:
     answer_check: str  # how accuracy compares answers: exact, math-verify or boxed
 
 
-def load_data(args: RunFlags) -> Data:
-    """Tokenizer and prompts. Raises UserError naming the flag, also where there are fewer training prompts than a step takes."""
+def load_data(args: RunFlags, objectives: Mapping[str, Callable]) -> Data:
+    """Tokenizer and prompts. objectives: the reward functions, which may be unable to use an answer. Raises UserError naming the flag, also
+    where there are fewer training prompts than a step takes."""
     tokenizer = load_tokenizer(args.model, args.trust_remote_code)
-    splits = load_prompts(args.dataset, tokenizer, args.prompt_column, args.answer_column, args.prompt_suffix, args.max_prompt_length)
+    splits = load_splits(args, tokenizer, objectives)
     train, held_out = splits["train"], splits[args.eval_split]
     require(args.prompts <= len(train), f"--prompts {args.prompts} is more than the {len(train)} training prompts")
     held_out = held_out.select(range(min(args.eval_prompts, len(held_out))))
     check_tokens(args.model, load_config(args.model, args.trust_remote_code), tokenizer, train.ids + held_out.ids)
-    check = args.answer_check
-    if check == "auto":
-        check = "exact" if args.dataset in ARITHMETIC else "math-verify"
-    return Data(tokenizer, train, held_out, check)
+    if ranks.rank() == 0 and (doubt := doubts(train, tokenizer, args.model)):
+        print(f"warning: {doubt}")
+    return Data(tokenizer, train, held_out, answer_check(args))
 
 
 def load_models(args: RunFlags, data: Data, device: torch.device, compute: torch.dtype) -> tuple[object, nn.Module, nn.Module | None]:
@@ -49,19 +50,9 @@ def load_models(args: RunFlags, data: Data, device: torch.device, compute: torch
 
     The engine comes first: vLLM measures the free memory when it starts.
     """
-    engine = make_engine(
-        args.engine,
-        args.model,
-        data.tokenizer,
-        device,
-        compute,
-        max_length=longest_sequence(args.model, data.train.ids + data.held_out.ids, args.max_new_tokens, args.trust_remote_code),
-        seed=args.seed,
-        trust_remote_code=args.trust_remote_code,
-        vllm_tp=args.vllm_tp,
-        vllm_memory=args.vllm_memory,
-        vllm_sleep=args.vllm_sleep,
-    )
+    length = longest_sequence(args.model, data.train.ids + data.held_out.ids, args.max_new_tokens, args.trust_remote_code)
+    vllm = {"vllm_tp": args.vllm_tp, "vllm_memory": args.vllm_memory, "vllm_sleep": args.vllm_sleep}
+    engine = make_engine(args.engine, args.model, data.tokenizer, device, compute, length, args.seed, args.trust_remote_code, **vllm)
     policy = load_model(args.model, device, args.trust_remote_code, compute, activation_checkpointing=args.activation_checkpointing)
     check_architecture(args.model, policy, None if args.engine == "vllm" else engine.model or policy, compute)
     ranks.on_first(lambda: check_export(args.model, policy, data.tokenizer))

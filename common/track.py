@@ -130,7 +130,7 @@ class Tracker:
 
     @staticmethod
     def _cut(path: Path, last_step: int) -> None:
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         # a run killed while it wrote leaves half a line at the end
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
         write_whole(path, "".join(kept))
@@ -153,7 +153,7 @@ class Tracker:
             self.wandb.log(row, step=step)
 
     def _append(self, name: str, row: dict) -> None:
-        with _writing(self.folder / name) as path, open(path, "a") as file:
+        with _writing(self.folder / name) as path, open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def keep(self, step: int, tensors: dict[str, Tensor]) -> None:

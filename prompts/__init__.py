@@ -1,20 +1,24 @@
 """Prompts: the built-in arithmetic, MATH-500, any dataset of the hub, or local parquet, json, jsonl and csv files."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from math import ceil
 
 import numpy as np
 
+import rewards
 from common import ranks
 from common.errors import UserError, require
+from common.flags import RunFlags
 from common.seeds import derive
-from integrations.model_checks import is_missing
+from prompts.chat import render
+from prompts.files import Columns, read_splits, tell_choice
 from rewards.answers import reference
 
 BOXED_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."  # the paper's, for MATH-500
-FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 ARITHMETIC = {"arithmetic": 2, "arithmetic3": 3}  # operations of a problem
 TUNE_NAMES = ("tune", "val", "validation", "dev")
+UNKNOWN = 0.03  # share of unknown tokens from which on a model is said not to read its prompts
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,44 @@ class Prompts:
         return {name: [value for value in column for _ in range(times)] for name, column in self.columns.items()}
 
 
+def load_splits(args: RunFlags, tokenizer, objectives: Mapping[str, Callable]) -> dict[str, Prompts]:
+    """`load_prompts` by the flags of a run. objectives: its rewards, which may be unable to use an answer. Collective: the first rank reads
+    the answers, which takes a while for thousands of formulas."""
+    return load_prompts(
+        args.dataset,
+        tokenizer,
+        args.prompt_column,
+        args.answer_column,
+        args.prompt_suffix,
+        args.max_prompt_length,
+        lambda answers: ranks.on_first(lambda: rewards.unusable(objectives, answers, answer_check(args))),
+        args.drop_unusable,
+    )
+
+
+def answer_check(args: RunFlags) -> str:
+    """--answer-check, with auto resolved."""
+    return args.answer_check if args.answer_check != "auto" else "exact" if args.dataset in ARITHMETIC else "math-verify"
+
+
 def load_prompts(
-    dataset: str, tokenizer, prompt_column: str, answer_column: str, prompt_suffix: str, max_prompt_length: int
+    dataset: str,
+    tokenizer,
+    prompt_column: str,
+    answer_column: str,
+    prompt_suffix: str,
+    max_prompt_length: int,
+    unusable: Callable[[list[str]], dict[str, str]] = lambda answers: {},
+    drop_unusable: bool = False,
 ) -> dict[str, Prompts]:
     """The splits "train", "tune" and "test" of a dataset, tokenized; longer prompts than max_prompt_length tokens are dropped and counted.
 
     dataset: `arithmetic` or `arithmetic3`, sums of two or three steps; `math500` (300/100/100 by seed 42 as in the paper, and its prompt
-    suffix); a hub name, a file, or a folder of files named after their splits. A single split is divided 60/20/20 by seed 42. An empty
-    column name means: find it. A prompt column holds text or a list of chat messages; an answer column may be nested,
-    `reward_model.ground_truth`, or hold worked solutions whose last box is the answer.
-    The tokenizer's chat template is used where there is one. Raises UserError naming --dataset, the column flags or --max-prompt-length.
+    suffix); or what `read_splits` reads. A single split is divided 60/20/20 by seed 42, rows with the same prompt together. An empty column
+    name means: find it. A prompt column holds what `render` takes, with tools in a column of that name; an answer column may be nested,
+    `reward_model.ground_truth`, and holds what `reference` takes. unusable: names those of a list of reference answers that no completion
+    could match, with the reason. drop_unusable: leave such rows out and count them.
+    Raises UserError naming --dataset, the column flags, --drop-unusable or --max-prompt-length.
     """
     if dataset in ARITHMETIC:
         from testbed.arithmetic import problems
@@ -68,115 +100,130 @@ def load_prompts(
         return {split: _tokenize(columns, tokenizer, max_prompt_length, False, split) for split, columns in splits.items()}
     if dataset == "math500":
         dataset, prompt_suffix = "HuggingFaceH4/MATH-500", prompt_suffix or BOXED_SUFFIX
-    tables = _three_splits(_read(dataset), dataset)
-    prompt_column = prompt_column or _find(("prompt", "problem", "question"), tables["train"], "--prompt-column")
-    answer_column = answer_column or _find(("answer", "reward_model.ground_truth", "solution"), tables["train"], "--answer-column")
-    splits = {}
-    for split, table in tables.items():
-        if len(table) == 0:
-            raise UserError(f"--dataset {dataset}: its {split} split is empty")
-        columns = {name: list(table[name]) for name in table.column_names}
-        texts = _column(columns, prompt_column, "--prompt-column")
-        prompts = [_text(text, prompt_suffix, tokenizer, f"--prompt-column {prompt_column}: in {split}, a prompt") for text in texts]
-        of = f"--answer-column {answer_column}: in {split}, the answer to"
-        found = zip(_column(columns, answer_column, "--answer-column"), texts, strict=True)
-        answers = [_reference(answer, f"{of} {str(text)[:60]!r}") for answer, text in found]
-        splits[split] = _tokenize(
-            {**columns, "prompt": prompts, "answer": answers}, tokenizer, max_prompt_length, bool(tokenizer.chat_template), split
-        )
-    return splits
+    tables = _named(read_splits(dataset), dataset)
+    some = tables.get("train") or next(iter(tables.values()))
+    prompt_column = prompt_column or _find(("prompt", "problem", "question"), some, "--prompt-column")
+    answer_column = answer_column or _find(("answer", "reward_model.ground_truth", "solution"), some, "--answer-column")
+    for split, columns in tables.items():  # before any is divided: an error names the rows of the file
+        texts = _column(columns, prompt_column, "--prompt-column", split)
+        cells = _column(columns, answer_column, "--answer-column", split)
+        kept, answers = read_answers(cells, texts, f"--answer-column {answer_column}", split, unusable, drop_unusable)
+        tools = columns.get("tools", [None] * len(texts))
+        where = f"--prompt-column {prompt_column}: in {split}, a prompt (row"
+        prompts = [render(texts[row], prompt_suffix, tokenizer, f"{where} {row})", tools[row]) for row in kept]
+        columns = {name: [column[row] for row in kept] for name, column in columns.items()}
+        tables[split] = {**columns, "prompt": prompts, "answer": answers}
+    templated = bool(tokenizer.chat_template)
+    return {
+        split: _tokenize(columns, tokenizer, max_prompt_length, templated, split)
+        for split, columns in _three_splits(tables, dataset).items()
+    }
 
 
-def _read(dataset: str):
-    """The tables of a file, a folder or the hub, by the name of their split."""
-    from datasets import disable_progress_bars, load_dataset
-    from datasets.exceptions import DatasetsError
-
-    def file_table(file: Path):
-        if file.stat().st_size == 0:  # which the library reports as the end of an iteration
-            raise UserError(f"--dataset {dataset}: {file.name} is empty")
-        return load_dataset(FORMATS[file.suffix], data_files=str(file), split="train")
-
-    require(not is_missing(dataset), f"--dataset {dataset}: no such file or folder")
-    disable_progress_bars()
-    path = Path(dataset)
-    try:
-        if path.is_file():
-            if path.suffix not in FORMATS:
-                raise UserError(f"--dataset {dataset}: cannot read its format; use one of {', '.join(FORMATS)}")
-            return {"train": file_table(path)}
-        if path.is_dir():
-            files = {f.stem: f for f in sorted(path.iterdir()) if f.suffix in FORMATS}
-            if "train" not in files:
-                raise UserError(f"--dataset {dataset}: the folder needs a train file ({', '.join(FORMATS)}); it has {sorted(files)}")
-            return {name: file_table(f) for name, f in files.items()}
-        return load_dataset(dataset)
-    except (OSError, ValueError, DatasetsError) as error:  # no such file or name, no network, broken content
-        known = "arithmetic, arithmetic3, math500, a hub name, or a parquet, json, jsonl or csv file"
-        raise UserError(f"--dataset {dataset} could not be read: {str(error).strip().splitlines()[0]} (expected {known})") from error
-
-
-def _three_splits(tables, dataset: str) -> dict:
-    """train, tune and test out of whatever splits there are."""
+def _named(tables: dict[str, Columns], dataset: str) -> dict[str, Columns]:
+    """The only split, or those of use of several, as train, tune and test."""
+    if len(tables) == 1:
+        return dict(tables)
+    tell_choice(dataset, [name for name in tables if name in TUNE_NAMES])
     names = {name: ("tune" if name in TUNE_NAMES else name) for name in tables}
     found = {names[name]: tables[name] for name in tables if names[name] in ("train", "tune", "test")}
-    if len(found) == 3:
-        return found
+    require({"train", "test"} <= set(found), f"--dataset {dataset} has the splits {sorted(tables)}; it needs train and test, or just one")
+    return found
+
+
+def read_answers(
+    cells: list, texts: list, flag: str, split: str, unusable: Callable[[list[str]], dict[str, str]], drop_unusable: bool
+) -> tuple[list[int], list[str]]:
+    """The rows of a table that have an answer which a completion could match, and these answers, as `reference` reads them.
+
+    cells, texts: the answer and the prompt of each row. split: the table's name, or "". Raises UserError naming the flag, the split, how
+    many rows have none and which is the first; with drop_unusable they are counted and left out, unless no row is left.
+    """
+    answers = [reference(cell) for cell in cells]
+    reasons = {None: "no completion could be right"} | unusable([answer for answer in answers if answer is not None])
+    kept = [row for row, answer in enumerate(answers) if answer not in reasons]
+    if len(kept) < len(answers):
+        row = next(row for row, answer in enumerate(answers) if answer in reasons)
+        in_split = f" of {split}" if split else ""
+        count = f"{len(answers) - len(kept)} of {len(answers)} rows{in_split}"
+        first = f"in row {row}, the answer to {str(texts[row])[:60]!r} is {cells[row]!r:.80}: {reasons[answers[row]]}"
+        require(drop_unusable, f"{flag}: {count} cannot be used; {first}; correct them, add --drop-unusable, or name another column")
+        require(bool(kept), f"--drop-unusable leaves no row{in_split}; {flag}: {first}")
+        if ranks.rank() == 0:
+            print(f"dropped {count} with --drop-unusable; {first}")
+    return kept, [answers[row] for row in kept]
+
+
+def _three_splits(tables: dict[str, Columns], dataset: str) -> dict[str, Columns]:
+    """train, tune and test. Rows with the same prompt stay together, so that splits made here share none."""
+    if len(tables) == 3:
+        return _tell_shared(tables, dataset)
     if len(tables) == 1:
         (table,) = tables.values()
-        if len(table) < 5:
-            raise UserError(f"--dataset {dataset} has {len(table)} rows: too few to divide into train, tune and test")
-        first = table.train_test_split(0.4, seed=42)
-        second = first["test"].train_test_split(0.5, seed=42)
-        return {"train": first["train"], "test": second["train"], "tune": second["test"]}
-    if {"train", "test"} <= set(found):  # hold prompts for tuning out of the training ones: the test split stays whole
-        divided = found["train"].train_test_split(0.1, seed=42)
-        return {"train": divided["train"], "tune": divided["test"], "test": found["test"]}
-    raise UserError(f"--dataset {dataset} has the splits {sorted(tables)}; it needs train and test, or just one")
+        if (distinct := len(set(table["prompt"]))) < 5:
+            told = f"{len(table['prompt'])} rows with {distinct} different prompts"
+            raise UserError(f"--dataset {dataset} has {told}: too few to divide into train, tune and test")
+        train, rest = _divided(table, 0.4)
+        test, tune = _divided(rest, 0.5)
+        return {"train": train, "test": test, "tune": tune}
+    train, tune = _divided(_tell_shared(tables, dataset)["train"], 0.1)  # the test split stays whole
+    return {"train": train, "tune": tune, "test": tables["test"]}
 
 
-def _column(columns: dict[str, list], name: str, flag: str) -> list:
+def _tell_shared(tables: dict[str, Columns], dataset: str) -> dict[str, Columns]:
+    """The tables, after saying how many prompts of the test split that came with the data are training prompts too."""
+    train, test = set(tables["train"]["prompt"]), tables["test"]["prompt"]
+    shared = sum(prompt in train for prompt in test)
+    if shared and ranks.rank() == 0:
+        print(f"--dataset {dataset}: {shared} of its {len(test)} test prompts are training prompts too")
+    return tables
+
+
+def _divided(table: Columns, share: float) -> tuple[Columns, Columns]:
+    """All but a share of the different prompts, and that share, with their rows: shuffled as by datasets' `train_test_split`, seed 42."""
+    groups: dict[str, list[int]] = {}
+    for row, prompt in enumerate(table["prompt"]):
+        groups.setdefault(prompt, []).append(row)
+    rows, order, held = list(groups.values()), np.random.default_rng(42).permutation(len(groups)), ceil(share * len(groups))
+    parts = ([row for place in places for row in rows[place]] for places in (order[held:], order[:held]))
+    kept, held_out = ({name: [column[row] for row in part] for name, column in table.items()} for part in parts)
+    return kept, held_out
+
+
+def _column(columns: Columns, name: str, flag: str, split: str) -> list:
     """A column by name, or a field inside one by a dotted name."""
     head, *fields = name.split(".")
     if head not in columns:
-        raise UserError(f"{flag} {name}: no such column; the dataset has {', '.join(sorted(columns))}")
+        raise UserError(f"{flag} {name}: no such column in {split}, which has {', '.join(sorted(columns))}")
     values = columns[head]
     for field in fields:
         for row, value in enumerate(values):
             if not isinstance(value, dict) or field not in value:
-                raise UserError(f"{flag} {name}: column {head} has no field {field} in row {row}")
+                raise UserError(f"{flag} {name}: column {head} has no field {field} in row {row} of {split}")
         values = [value[field] for value in values]
     return values
 
 
-def _reference(answer: object, where: str) -> str:
-    """The answer in a cell, which may hold a worked solution: see `rewards.answers.reference`. where: what it is, for the error."""
-    found = reference(answer)
-    if found is None:
-        raise UserError(f"{where} is {answer!r}: no completion could be right; drop the row, or name a column of texts or numbers")
-    return found
-
-
-def _find(candidates: tuple[str, ...], table, flag: str) -> str:
+def _find(candidates: tuple[str, ...], columns: Columns, flag: str) -> str:
     for name in candidates:
-        if name.split(".")[0] in table.column_names:
+        if name.split(".")[0] in columns:
             return name
-    raise UserError(f"{flag} is needed: none of {', '.join(candidates)} is a column; the dataset has {', '.join(table.column_names)}")
+    raise UserError(f"{flag} is needed: none of {', '.join(candidates)} is a column; the dataset has {', '.join(columns)}")
 
 
-def _text(prompt: object, suffix: str, tokenizer, where: str) -> str:
-    """What the model reads: through the chat template where the tokenizer has one, else the messages' text. where: what it is, for the
-    error about what is neither a text nor a list of chat messages."""
-    messages = isinstance(prompt, list) and prompt and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in prompt)
-    if not isinstance(prompt, str) and not messages:
-        raise UserError(
-            f"{where} is {str(prompt)[:60]!r}: it must be a text or a list of chat messages; drop the row, or name another column"
-        )
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
-    messages[-1]["content"] += suffix
-    if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return "\n".join(message["content"] for message in messages)
+def doubts(prompts: Prompts, tokenizer, model: str) -> str:
+    """Why the model cannot read these prompts as it learned to, in one line; "" where nothing speaks against it."""
+    from testbed.arithmetic import tokenizer as testbed_tokenizer
+
+    unknown, texts = tokenizer.unk_token_id, prompts.columns["prompt"]
+    share = 0.0 if unknown is None else sum(row.count(unknown) for row in prompts.ids) / sum(map(len, prompts.ids))
+    if share > UNKNOWN:
+        return f"{share:.0%} of the prompts' tokens are unknown to the tokenizer of --model {model}, which reads other texts"
+    unended = [text for text in texts if not text.endswith("\n")]
+    if unended and tokenizer.get_vocab() == testbed_tokenizer().get_vocab():
+        told = f"{len(unended)} of {len(texts)} prompts, such as {unended[0][:40]!r}, do not end in a line break"
+        return f"{told}, as all did that --model {model} was trained on"
+    return ""
 
 
 def _tokenize(columns: dict[str, list], tokenizer, max_length: int, templated: bool, split: str) -> Prompts:

@@ -12,7 +12,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -107,6 +107,14 @@ def score(
     constants = {"mean_length": mean_length, **options}
     rows = _call(batch, constants, functions, columns)
     return torch.tensor(rows, dtype=torch.float32).view(len(completions), len(functions))
+
+
+def unusable(functions: Mapping[str, Callable], answers: Iterable[str], answer_check: str) -> dict[str, str]:
+    """Those of the reference answers that no completion could match, each with the reason: none where no reward is our accuracy, since
+    others may read answers as they like."""
+    from rewards import accuracy
+
+    return accuracy.unusable(answers, answer_check) if accuracy.accuracy in functions.values() else {}
 
 
 def _call(batch: dict[str, list], constants: dict, functions: dict[str, Callable], columns: dict[str, list]) -> list[tuple[float, ...]]:

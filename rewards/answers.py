@@ -118,7 +118,8 @@ def _inside(text: str, start: int) -> str | None:
 
 def reference(cell: object) -> str | None:
     r"""The reference answer in a cell of a data set, or `None` where no completion could be right: where the cell is empty, or holds
-    several answers.
+    several answers, or is a floating-point number too large to have all its digits. One that is whole is that integer: tables turn a
+    column of integers into 7.0 where a cell is empty.
 
     A worked solution gives what follows its final `####` (GSM8K), without commas of thousands, or what its last box holds (MATH), one
     without braces too (`\boxed 5`). A list of one, also written as text, gives its one: `["34"]`.
@@ -127,6 +128,10 @@ def reference(cell: object) -> str | None:
         return reference(cell[0])
     if not isinstance(cell, str | Number) or cell != cell or cell == "":  # None, a list or NaN would be compared as a word
         return None
+    if isinstance(cell, float):
+        if abs(cell) >= 2**53:
+            return None
+        cell = int(cell) if cell.is_integer() else cell
     text = str(cell)
     if one := _LIST_OF_ONE.fullmatch(text.strip()):
         return reference(one[2])

@@ -361,7 +361,7 @@ def test_a_runs_completions_take_answers_tokenizer_and_rewards_from_its_flags(ow
             {"dataset": "arithmetic", "tokenizer": "testbed"},
             "--dataset arithmetic lacks 1 of the file's 1 prompts, such as 'Q1\\+1=\\?'",
         ),
-        ([{"completion": "a"}] * 2, {"tokenizer": "./nowhere"}, "--tokenizer ./nowhere: no tokenizer could be loaded"),
+        ([{"completion": "a"}] * 2, {"tokenizer": "./nowhere"}, "--tokenizer ./nowhere: no such file or folder"),
     ],
 )
 def test_mistakes_are_one_line(own, rows, flags, message):
@@ -378,7 +378,7 @@ def test_a_file_of_another_kind_or_broken(own):
         look_at("f.txt")
     with open("f.jsonl", "w") as file:
         file.write('{"completion": "a"}\n{"completion": ')
-    with pytest.raises(UserError, match="--completions f.jsonl could not be read: JSON parse error"):
+    with pytest.raises(UserError, match="--completions f.jsonl could not be read: line 2 is not JSON"):
         look_at("f.jsonl")
 
 
@@ -463,3 +463,44 @@ def test_the_pages_trl_rewards_are_rewards_here(own, monkeypatch):
     assert re.search(r"overlong +-0\.5 +0\.5 +-1 +0 ", text)
     assert re.search(r"think +0\.5 +0\.5 +0 +1", text)
     assert list(rewards.load(["trl_rewards.py:overlong"])) == ["overlong"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ({"answer": None}, "is None: no completion could be right"),
+        ({"answer": {"value": 3}}, "is {'value': 3}: no completion could be right"),
+        ({"answer": "?!"}, "is '?!': "),
+        ({"answer": "x" * 301}, "must be a string of 1 to 300 characters"),
+    ],
+)
+def test_answers_are_read_as_strictly_as_in_training(bad, told, own, capsys):
+    """Before anything is scored, with their number and the first row of the file; or they are left out."""
+    good = [{"prompt": f"p{i // 2}", "completion": rf"\boxed{{{i}}}", "answer": "3"} for i in range(8)]
+    write("f.jsonl", [*good[:4], good[4] | bad, *good[5:], good[7] | bad])
+    with pytest.raises(UserError) as caught:
+        look_at("f.jsonl")
+    message = str(caught.value)
+    assert message.startswith("--completions f.jsonl: answer: 2 of 9 rows cannot be used; in row 4, the answer to 'p2' is ")
+    assert told in message
+    assert "\n" not in message
+    assert "7 completions of 4 prompts" in look_at("f.jsonl", drop_unusable=True)
+    assert capsys.readouterr().out.startswith("dropped 2 of 9 rows with --drop-unusable; in row 4")
+    if isinstance(bad["answer"], str) and len(bad["answer"]) < 9:  # which is a text as good as any
+        assert "9 completions" in look_at("f.jsonl", answer_check="exact")
+
+
+def test_a_row_that_was_dropped_is_not_counted_in_the_next_error(own):
+    rows = [{"completion": "a", "answer": None}, {"completion": "a", "answer": "1"}, {"completion": None, "answer": "1"}]
+    write("f.jsonl", rows)
+    with pytest.raises(UserError, match="row 2 of completion is 'None'"):
+        look_at("f.jsonl", drop_unusable=True)
+
+
+def test_answers_of_a_data_set_are_read_as_strictly(own):
+    write("d.jsonl", [{"prompt": f"Q{i}+1=?\n", "answer": "?!" if i == 7 else i + 1} for i in range(9)])
+    write("f.jsonl", [{"prompt": "Q1+1=?\n", "completion": rf"\boxed{{{i}}}"} for i in range(4)])
+    flags = {"dataset": "d.jsonl", "tokenizer": "testbed"}
+    with pytest.raises(UserError, match="--answer-column answer: 1 of 9 rows of train cannot be used; in row 7"):
+        look_at("f.jsonl", **flags)
+    assert "4 completions of 1 prompt" in look_at("f.jsonl", drop_unusable=True, **flags)
