@@ -32,6 +32,7 @@ from common.seeds import derive
 
 USAGE = "[FLAGS]"
 NEW_TOKENS, COMPLETIONS = 32, 4  # of the canary: longest completion, in tokens, and completions per prompt
+PROMPTS = 8  # whose completions, as long as in the run, are scored
 DECODER = "give --model a whole checkpoint of a decoder-only transformer, such as a Llama or a Qwen"
 MARK = re.compile(r"^([A-Za-z0-9_.-]+)\s*([^;#]*?)\s*(?:;.*)?(?:#.*)?$")  # a line of requirements.txt: name, version, condition, comment
 
@@ -385,6 +386,32 @@ def canary(visit: Visit) -> str:
     return _gap(visit, 0, _prompts(visit, 0))
 
 
+def rewards_vary(visit: Visit) -> str:
+    """The run's rewards on completions of its untrained model: a reward that is the same for all of a prompt teaches nothing there."""
+    from common.evaluate import score_batch
+    from common.rollout import roll_out
+    from prompts import answer_check
+
+    visit.need("rewards", "answer checker", "sampler canary")
+    args, made, size = visit.args, visit.made, ranks.count() * -(-PROMPTS // ranks.count())
+    prompts = made["prompts"].batch(1, size, args.seed)
+    batch = roll_out(made["engine"], made["tokenizer"], prompts, COMPLETIONS, args.max_new_tokens, args.temperature)
+    scores = score_batch(made["objectives"], batch, batch.lengths.mean().item(), answer_check(args)).view(size, COMPLETIONS, -1)
+    told = [f"{name} {_spread(own)}" for name, own in zip(made["objectives"], scores.unbind(2), strict=True)]
+    found = f"of {size * COMPLETIONS} completions: {'; '.join(told)}"
+    if not (scores != scores[:, :1]).any():
+        raise Failed(f"{found}: nothing can be learned from them")
+    return found
+
+
+def _spread(scores: Tensor) -> str:
+    """In words, how one reward's scores [P, G] differ."""
+    if (scores == scores[0, 0]).all():
+        return f"{scores[0, 0]:g} for all"
+    varied = int((scores != scores[:, :1]).any(1).sum())
+    return f"{scores.mean():.2f} on average, differs in {varied} of {len(scores)} prompts" if varied else "the same within every prompt"
+
+
 def weights_arrive(visit: Visit) -> str:
     """The canary again after all weights have changed: a sampler that kept the old ones, which are the file's, would now be found."""
     visit.need("sampler canary")
@@ -469,6 +496,11 @@ CHECKS: list[tuple[str, Callable[[Visit], str], str]] = [  # name, check, the fi
     ("memory", room, "use more ranks or a smaller --model"),
     ("tied embeddings", tied, "check tie_word_embeddings in the model's config.json; --engine transformers rules the sampler out"),
     ("sampler canary", canary, "compare with --engine transformers and --compute-dtype float32; a gap there is a bug to report"),
+    (
+        "rewards vary",
+        rewards_vary,
+        "look at the rewards with run.py score; raise --max-new-tokens if completions are cut off, or take easier prompts",
+    ),
     (
         "weights arrive",
         weights_arrive,

@@ -22,6 +22,7 @@ from common.setup import Data
 from common.track import Hold, Tracker, run_folder
 
 PATIENCE = 5  # steps without a difference between completions, before it is told
+LITTLE = 0.05  # standard deviation of a reward that hardly varies; covariances that a controller wants are larger
 MAX_FAILURES = 5  # updates in a row that were skipped because their gradient was not finite, before the run stops
 
 
@@ -62,7 +63,7 @@ class Run:
         config = {"script": script, "objectives": list(objectives), **asdict(args), "out": str(self.folder), "resume": ""}
         self.tracker = Tracker(self.folder, config, self.last_step if args.resume else None, args.tensorboard, args.wandb)
         self.say = self.tracker.say
-        self.flat, self.varied = 0, set()  # see _alarm
+        self.flat, self.spread = 0, {}  # see _alarm
         self.screen = ranks.rank() == 0 and sys.stderr.isatty()  # a log file gets a line per evaluation, and no bar
 
     def _hold(self, folder: Path) -> None:
@@ -128,12 +129,14 @@ class Run:
             self.bar.set_postfix(shown | {"length": f"{row['length/mean']:.0f}"})
 
     def _alarm(self, step: int, row: dict[str, float]) -> None:
-        """Tell, once each, of an objective that has never varied, and of a policy whose completions no longer differ in any reward."""
+        """Tell, once each, of an objective that has hardly varied, and of a policy whose completions no longer differ in any reward."""
         self.flat = self.flat + 1 if not any(row[f"signal/{name}"] for name in self.objectives) else 0
-        self.varied |= {name for name in self.objectives if row[f"reward_std/{name}"] > 0}
-        if step == PATIENCE:
-            for name in self.objectives.keys() - self.varied:
-                told = f"{name} was {row[f'reward/{name}']:g} for every completion so far: nothing can be learned from it"
+        self.spread = {name: max(self.spread.get(name, 0.0), row[f"reward_std/{name}"]) for name in self.objectives}
+        for name, spread in self.spread.items() if step == PATIENCE else ():
+            told = f"{name} was {row[f'reward/{name}']:g} for every completion so far: nothing can be learned from it"
+            if spread > 0:  # no covariance with advantages of unit variance is larger
+                told = f"{name} had a standard deviation of at most {spread:.2g}: a larger covariance, as a controller may want, is out of reach"
+            if spread < LITTLE:
                 self.say(f"step {step}: {told}; look at it with python run.py score")
         if self.flat == PATIENCE:
             told = f"for {PATIENCE} steps no prompt's completions differed in any reward, so nothing is learned any more"
@@ -170,9 +173,8 @@ class Run:
             self.tracker.close()
             self._let_go()
             told = f"stopped by {signal.Signals(number).name} after step {self.last_step} of {self.args.steps}"
-            raise Interrupted(
-                number, f"{told}; --resume {self.folder} goes on" if self.last_step else f"{told}; the same command starts anew"
-            )
+            then = f"--resume {self.folder} goes on" if self.last_step else "the same command starts anew"
+            raise Interrupted(number, f"{told}; {then}")
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.args.steps

@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import asdict
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -52,7 +53,7 @@ def failures(found: dict[str, tuple[str, str]]) -> set[str]:
 def test_a_healthy_machine_passes(tmp_path):
     done = run_script(str(ROOT / "run.py"), "doctor", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("\n13 passed, 0 failed, 1 skipped\n")
+    assert done.stdout.endswith("\n14 passed, 0 failed, 1 skipped\n")
     assert "skip  prefix cache     the transformers engine has none" in done.stdout
     assert list(tmp_path.iterdir()) == []  # it cleans up after itself
 
@@ -68,7 +69,7 @@ def test_two_ranks(tmp_path):
     command = [str(ROOT / "run.py"), "doctor"]
     done = run_script(*command, "--algorithm", "mgda", "--kl-coef", "0", ranks=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("13 passed, 0 failed, 1 skipped") == done.stdout.count("mgda: testbed") == 1  # rank 0 prints
+    assert done.stdout.count("14 passed, 0 failed, 1 skipped") == done.stdout.count("mgda: testbed") == 1  # rank 0 prints
     assert re.search(r"pass  ranks +2 ranks, .*gloo.*, a sum of ones is 2", done.stdout)
     assert "tied, as the config says, loaded and sharded" in done.stdout
     refused = run_script(*command, "--prompts", "6", ranks=2, cwd=tmp_path)
@@ -139,6 +140,35 @@ def test_too_little_disk(examine, monkeypatch):
     assert failures(found) == {"disk"}
     assert "for three checkpoints and the model; 1.0 MiB are free" in found["disk"][1]
     assert "fix: free some, or give --out on a larger disk" in found["disk"][1]
+
+
+def own_reward(folder: Path, body: str) -> str:
+    (folder / "mine.py").write_text(f"def mine(completions, prompts, **kwargs):\n    {body}\n")
+    return f"{folder / 'mine.py'}:mine"
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("return [0.5] * len(prompts)", "mine 0.5 for all"),
+        ("return [float(len(prompt)) for prompt in prompts]", "mine the same within every prompt"),
+        ("return [float(len(set(completions)) > 1)] * len(prompts)", "mine 1 for all"),
+    ],
+)
+def test_a_reward_that_does_not_vary_is_told_and_alone_fails(body, told, examine, tmp_path):
+    mine = own_reward(tmp_path, body)
+    alone = examine(rewards=(mine,))
+    assert failures(alone) == {"rewards vary"}
+    assert f"of 32 completions: {told}: nothing can be learned" in alone["rewards vary"][1]
+    beside = examine(rewards=("rewards.clarity:clarity", mine))
+    assert failures(beside) == set()
+    assert re.search(rf"clarity 0.\d\d on average, differs in [1-8] of 8 prompts; {told}", beside["rewards vary"][1])
+
+
+def test_a_reward_that_raises_is_found(examine, tmp_path):
+    found = examine(rewards=(own_reward(tmp_path, "raise KeyError('gold')"),))
+    assert failures(found) == {"rewards vary"}
+    assert "the reward 'mine' raised KeyError: 'gold'" in found["rewards vary"][1]
 
 
 @pytest.mark.parametrize(("check", "verdict"), [("exact", True), ("boxed", False), ("math-verify", True)])

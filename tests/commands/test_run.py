@@ -1,5 +1,6 @@
 """The entrance: help, unknown commands, training as the script itself, diff and plot, each as a user types it."""
 
+import errno
 import json
 import os
 import re
@@ -7,9 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from commands import plot
 from commands.diff import side_by_side
 from common.errors import UserError
 from support.folders import GOOD, write_run
@@ -258,6 +261,23 @@ def test_plot_several_runs_says_what_it_replaces(tmp_path):
     assert run("plot", "a", "b", cwd=tmp_path).stdout.endswith("\nreplaced comparison.png\n")
     assert run("plot", "a", "b", "--out", "mine.pdf", cwd=tmp_path).stdout.endswith("\nwrote mine.pdf\n")
     assert (tmp_path / "mine.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("refusal", [None, OSError(errno.EROFS, "Read-only file system")])
+def test_plot_into_a_folder_that_cannot_be_written_still_judges(refusal, tmp_path, monkeypatch, capsys):
+    """The picture's place is taken by a folder; or nothing can be written there, nor deleted."""
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "a", GOOD)
+    if refusal:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", Mock(side_effect=refusal))
+        monkeypatch.setattr(Path, "unlink", Mock(side_effect=refusal))
+    else:
+        (tmp_path / "a" / "curves.png").mkdir()
+    with pytest.raises(UserError, match="the picture a/curves.png cannot be written .*; make room there, or give --out FILE in another"):
+        plot.main(["a"])
+    monkeypatch.undo()
+    assert "accuracy" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "a").iterdir() if path.is_file()) == ["args.json", "metrics.jsonl"]
 
 
 def test_plot_draws_a_run_that_has_no_verdict(tmp_path):

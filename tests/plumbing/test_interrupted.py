@@ -236,12 +236,12 @@ def test_a_log_file_gets_lines_and_no_progress_bar(tmp_path):
 # --- what is told while it trains ---
 
 
-def rows_of(signals: list[list[float]], rewards: list[list[float]]) -> list[dict]:
+def rows_of(signals: list[list[float]], rewards: list[list[float]], spread: float = 1.0) -> list[dict]:
     names = ("a", "b")
     return [
         {f"signal/{n}": s for n, s in zip(names, signal, strict=True)}
         | {f"reward/{n}": r for n, r in zip(names, reward, strict=True)}
-        | {f"reward_std/{n}": float(s > 0) for n, s in zip(names, signal, strict=True)}
+        | {f"reward_std/{n}": spread * (s > 0) for n, s in zip(names, signal, strict=True)}
         | {"loss/kl": 7.0}
         for signal, reward in zip(signals, rewards, strict=True)
     ]
@@ -249,7 +249,7 @@ def rows_of(signals: list[list[float]], rewards: list[list[float]]) -> list[dict
 
 def told(rows: list[dict]) -> list[str]:
     said = []
-    run = SimpleNamespace(objectives={"a": None, "b": None}, flat=0, varied=set(), say=said.append)
+    run = SimpleNamespace(objectives={"a": None, "b": None}, flat=0, spread={}, say=said.append)
     for step, row in enumerate(rows, 1):
         Run._alarm(run, step, row)
     return said
@@ -260,6 +260,12 @@ def test_a_reward_that_never_varies_is_told_once():
     assert len(said) == 1
     assert said[0].startswith("step 5: b was 1 for every completion so far")
     assert told(rows_of([[0.5, 0.0]] * 3 + [[0.5, 0.1]] * 9, [[0.4, 1.0]] * 12)) == []
+
+
+def test_a_reward_that_hardly_varies_is_told_once():
+    said = told(rows_of([[0.5, 0.5]] * 12, [[0.4, 0.4]] * 12, spread=0.004))
+    assert [text[:50] for text in said] == [f"step 5: {name} had a standard deviation of at most 0." for name in "ab"]
+    assert told(rows_of([[0.5, 0.5]] * 12, [[0.4, 0.4]] * 12, spread=0.3)) == []
 
 
 def test_a_collapsed_policy_is_told_once_and_in_the_verdict():
