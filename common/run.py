@@ -135,7 +135,7 @@ class Run:
         for name, spread in self.spread.items() if step == PATIENCE else ():
             told = f"{name} was {row[f'reward/{name}']:g} for every completion so far: nothing can be learned from it"
             if spread > 0:  # no covariance with advantages of unit variance is larger
-                told = f"{name} had a standard deviation of at most {spread:.2g}: a larger covariance, as a controller may want, is out of reach"
+                told = f"{name} had a standard deviation of at most {spread:.2g}: a larger covariance, as controllers want, is out of reach"
             if spread < LITTLE:
                 self.say(f"step {step}: {told}; look at it with python run.py score")
         if self.flat == PATIENCE:
