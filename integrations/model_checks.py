@@ -157,8 +157,14 @@ def _invalid(config) -> str:
 
 
 def check_export(model: str, policy: nn.Module, tokenizer) -> None:
-    """Write all of a trained model but its weights, into a folder that is deleted at once."""
-    with loading(model, "it could not be saved after training"), TemporaryDirectory() as folder:
+    """Write all of a trained model but its weights, into a folder that is deleted at once. Raises UserError naming --model."""
+    with loading(model, "it could not be saved after training"):
         mend_generation_config(policy)
-        policy.save_pretrained(folder, state_dict={})
-        tokenizer.save_pretrained(folder)
+        try:
+            with TemporaryDirectory() as folder:
+                policy.save_pretrained(folder, state_dict={})
+                tokenizer.save_pretrained(folder)
+        except Exception as error:
+            # no room for temporary files says nothing of the model; tokenizers tell of it by another class
+            if not isinstance(error, OSError) and "(os error " not in str(error):
+                raise

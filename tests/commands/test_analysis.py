@@ -67,7 +67,7 @@ def test_a_whole_last_line_counts_without_its_line_break(tmp_path):
 def test_a_picture_that_cannot_be_written_is_one_line(tmp_path):
     run = load_run(write_run(tmp_path / "a", {"accuracy": [0.5, 0.6]}))
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(UserError, match=r"the picture .*folder\.png cannot be written \(.*give another --out"):
+    with pytest.raises(UserError, match=r"the picture .*folder\.png cannot be written \(.*give --out FILE in another folder"):
         draw([run], tmp_path / "folder.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "folder.png"]
 

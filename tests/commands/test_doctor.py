@@ -151,7 +151,7 @@ def own_reward(folder: Path, body: str) -> str:
     ("body", "told"),
     [
         ("return [0.5] * len(prompts)", "mine 0.5 for all"),
-        ("return [float(len(prompt)) for prompt in prompts]", "mine the same within every prompt"),
+        ("return [float(sum(map(ord, prompt))) for prompt in prompts]", "mine the same within every prompt"),
         ("return [float(len(set(completions)) > 1)] * len(prompts)", "mine 1 for all"),
     ],
 )

@@ -92,6 +92,21 @@ def test_whatever_else_cannot_be_saved_is_found_before_the_first_step(saver, tmp
     fails_in_doctor(capsys, "tied embeddings", told)
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), Exception("No space left on device (os error 28)")])
+def test_a_full_disk_for_temporary_files_is_no_fault_of_the_model(error, tmp_path, monkeypatch):
+    save, calls = PreTrainedTokenizerFast.save_pretrained, []
+
+    def refuse_once(*given, **more):
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return save(*given, **more)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", refuse_once)
+    train("linear", tmp_path / "run", steps=1)
+    assert (tmp_path / "run" / "model" / "tokenizer.json").exists()
+
+
 # --- After the last ---
 
 

@@ -27,22 +27,23 @@ def run_jobs(jobs: list[dict], folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-BOTH = ("linear", "mgda")  # one gradient of the model, and one for each objective
+BOTH = ("linear", "mgda")  # one gradient of the model, and one for each objective; so are all others made, by the same parts
 # an estimator knows of no rank: the other scripts take turns
 CASES = [(name, e) for i, name in enumerate(NAMES) for e in ("reinforce", "grpo") if name in BOTH or e == ("reinforce", "grpo")[i % 2]]
 
 
 @pytest.mark.parametrize(("name", "estimator"), CASES)
 def test_any_number_of_ranks_is_one_run_and_a_killed_run_resumes(name, estimator, tmp_path):
-    """6 steps on 1 and 2 ranks, on 2 also killed with SIGKILL after step 3 and resumed; 3 steps on 4 ranks."""
-    jobs = [job(name, tmp_path / str(ranks), ranks, estimator=estimator, steps=6) for ranks in (1, 2)]
-    jobs.append(job(name, tmp_path / "killed", 2, kill_after=3, estimator=estimator, steps=6))
-    jobs.append(job(name, tmp_path / "4", 4, estimator=estimator, steps=3))
+    """5 steps on 1 and 2 ranks, on 2 also killed with SIGKILL after step 3 and resumed; for two scripts 3 steps on 4 ranks."""
+    jobs = [job(name, tmp_path / str(ranks), ranks, estimator=estimator, steps=5) for ranks in (1, 2)]
+    jobs.append(job(name, tmp_path / "killed", 2, kill_after=3, estimator=estimator, steps=5))
+    if name in BOTH:
+        jobs.append(job(name, tmp_path / "4", 4, estimator=estimator, steps=3))
     run_jobs(jobs, tmp_path)
     start = load_file(base_path("fragile") / "model.safetensors")
     rows, parameters, advantages = after_three_steps(tmp_path / "1", 0)
     assert min((parameters[k] - start[k]).abs().max() for k in start) > 5e-5  # a step is far larger than the tolerance below
-    for ranks in (2, 4):
+    for ranks in (2, 4) if name in BOTH else (2,):
         for rank in range(ranks):
             others, trained, seen = after_three_steps(tmp_path / str(ranks), rank)
             torch.testing.assert_close(seen, advantages, rtol=0, atol=1e-5)
@@ -53,7 +54,7 @@ def test_any_number_of_ranks_is_one_run_and_a_killed_run_resumes(name, estimator
         assert trained.keys() == parameters.keys()
         assert max((trained[k] - parameters[k]).abs().max() for k in trained) < 1e-5
     whole, killed = tmp_path / "2", tmp_path / "killed"
-    assert [row["step"] for row in read_metrics(killed)] == list(range(7))
+    assert [row["step"] for row in read_metrics(killed)] == list(range(6))
     assert read_metrics(killed) == read_metrics(whole)  # to the last bit
     for file in ("model/model.safetensors", "completions.jsonl", "statistics.jsonl"):
         assert (killed / file).read_bytes() == (whole / file).read_bytes()

@@ -260,13 +260,13 @@ def test_any_number_of_rewards_of_ones_own(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_two_and_five_objectives(name, tmp_path):
     for K in (2, 5):
-        rows = train(name, tmp_path / str(K), rewards=tuple(f"{OWN}:by{n}" for n in range(2, 2 + K)), steps=2)
+        rows = train(name, tmp_path / str(K), rewards=tuple(f"{OWN}:by{n}" for n in range(2, 2 + K)), steps=2, max_new_tokens=16)
         shares = [rows[2][f"weight_share/by{n}"] for n in range(2, 2 + K)]
         assert sum(shares) == pytest.approx(1, abs=1e-5)
         assert min(shares) >= 0
     refused = ""
     try:
-        assert train(name, tmp_path / "1", rewards=(f"{OWN}:by2",), steps=2)[2]["weight_share/by2"] == pytest.approx(1)
+        assert train(name, tmp_path / "1", rewards=(f"{OWN}:by2",), steps=2, max_new_tokens=16)[2]["weight_share/by2"] == pytest.approx(1)
     except UserError as error:
         refused = str(error)
     assert refused.startswith("--rewards has one objective") if name == "lagrangian" else not refused
