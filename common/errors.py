@@ -31,6 +31,8 @@ def plain_errors() -> Iterator[None]:
     Of several ranks, which all raise it (common/ranks.py), the first one speaks.
     """
     first = os.environ.get("RANK", "0") == "0"
+    for stream in (sys.stdout, sys.stderr):  # a terminal or a log that lacks a letter must not end a run
+        stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except UserError as error:

@@ -1,6 +1,7 @@
 """Runs that are stopped from outside, and what stands in the way of the next one: nothing is lost, and what is said is true."""
 
 import gc
+import json
 import os
 import re
 import signal
@@ -231,6 +232,24 @@ def test_a_log_file_gets_lines_and_no_progress_bar(tmp_path):
     assert re.findall(r"^step (\d) of 3: held-out accuracy [\d.]+ conciseness [\d.]+ clarity [\d.]+ length", done.stdout, re.M) == list(
         "023"
     )
+
+
+def test_names_in_any_script_whatever_the_terminal_can_show(tmp_path):
+    """Of folders, files, rewards and columns: written as they are, shown as far as it goes."""
+    folder = tmp_path / "läufe ½"
+    folder.mkdir()
+    (folder / "lohn.py").write_text("def числo(completions, **kwargs):\n    return [float('2' in c) for c in completions]\n", "utf-8")
+    rows = [{"prompt": f"Q({i}+1)=?\n", "answer": i + 1, "größe": "ü"} for i in range(40)]
+    (folder / "daten.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    flags = ["--steps", "1", "--prompts", "4", "--completions", "4", "--eval-prompts", "8", "--out", "läufe ½/eins"]
+    rewards = ["--rewards", "läufe ½/lohn.py:числo", "rewards.accuracy:accuracy"]
+    command = [sys.executable, str(ROOT / "run.py"), "linear", *flags, *rewards, "--dataset", "läufe ½/daten.jsonl"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert b"accuracy" in done.stdout
+    assert "eval/числo" in read_metrics(folder / "eins")[1]
+    assert (folder / "eins/curves.png").exists()
 
 
 # --- what is told while it trains ---
