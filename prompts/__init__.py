@@ -106,6 +106,7 @@ def load_prompts(
     answer_column = answer_column or _find(("answer", "reward_model.ground_truth", "solution"), some, "--answer-column")
     for split, columns in tables.items():  # before any is divided: an error names the rows of the file
         texts = _column(columns, prompt_column, "--prompt-column", split)
+        require(bool(texts), f"--dataset {dataset}: its {split} split is empty")
         cells = _column(columns, answer_column, "--answer-column", split)
         kept, answers = read_answers(cells, texts, f"--answer-column {answer_column}", split, unusable, drop_unusable)
         tools = columns.get("tools", [None] * len(texts))
