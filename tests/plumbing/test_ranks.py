@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from support.running import NAMES, ROOT, policy_of, read_metrics, run_script
 from testbed.arithmetic import base_path
 
-SMALL = {"prompts": 8, "completions": 3, "max_new_tokens": 24, "eval_prompts": 5, "eval_every": 6, "checkpoint_every": 3}
+SMALL = {"prompts": 8, "completions": 3, "max_new_tokens": 24, "eval_prompts": 5, "eval_every": 6, "checkpoint_every": 2}
 
 
 def job(script: str, folder: Path, ranks: int, kill_after: int = 0, **flags) -> dict:
@@ -34,36 +34,35 @@ CASES = [(name, e) for i, name in enumerate(NAMES) for e in ("reinforce", "grpo"
 
 @pytest.mark.parametrize(("name", "estimator"), CASES)
 def test_any_number_of_ranks_is_one_run_and_a_killed_run_resumes(name, estimator, tmp_path):
-    """5 steps on 1 and 2 ranks, on 2 also killed with SIGKILL after step 3 and resumed; for two scripts 3 steps on 4 ranks."""
-    jobs = [job(name, tmp_path / str(ranks), ranks, estimator=estimator, steps=5) for ranks in (1, 2)]
-    jobs.append(job(name, tmp_path / "killed", 2, kill_after=3, estimator=estimator, steps=5))
-    if name in BOTH:
-        jobs.append(job(name, tmp_path / "4", 4, estimator=estimator, steps=3))
+    """2 steps on 1 rank, for two scripts also on 4; 4 steps on 2, also killed with SIGKILL after step 2 and resumed."""
+    jobs = [job(name, tmp_path / str(ranks), ranks, estimator=estimator, steps=2) for ranks in ((1, 4) if name in BOTH else (1,))]
+    jobs.append(job(name, tmp_path / "2", 2, estimator=estimator, steps=4))
+    jobs.append(job(name, tmp_path / "killed", 2, kill_after=2, estimator=estimator, steps=4))
     run_jobs(jobs, tmp_path)
     start = load_file(base_path("fragile") / "model.safetensors")
-    rows, parameters, advantages = after_three_steps(tmp_path / "1", 0)
+    rows, parameters, advantages = after_two_steps(tmp_path / "1", 0)
     assert min((parameters[k] - start[k]).abs().max() for k in start) > 5e-5  # a step is far larger than the tolerance below
     for ranks in (2, 4) if name in BOTH else (2,):
         for rank in range(ranks):
-            others, trained, seen = after_three_steps(tmp_path / str(ranks), rank)
+            others, trained, seen = after_two_steps(tmp_path / str(ranks), rank)
             torch.testing.assert_close(seen, advantages, rtol=0, atol=1e-5)
         for row, other in zip(rows, others, strict=True):
-            both = row.keys() & other.keys()  # only the run on 4 ranks ends, and is evaluated, at step 3
+            both = row.keys() & other.keys()  # only the run on 2 ranks is not evaluated at step 2
             assert {k: other[k] for k in both} == pytest.approx({k: row[k] for k in both}, rel=1e-4, abs=1e-5)
             assert any(key.startswith("weight/") for key in both) == (row["step"] > 0)
         assert trained.keys() == parameters.keys()
         assert max((trained[k] - parameters[k]).abs().max() for k in trained) < 1e-5
     whole, killed = tmp_path / "2", tmp_path / "killed"
-    assert [row["step"] for row in read_metrics(killed)] == list(range(6))
+    assert [row["step"] for row in read_metrics(killed)] == list(range(5))
     assert read_metrics(killed) == read_metrics(whole)  # to the last bit
     for file in ("model/model.safetensors", "completions.jsonl", "statistics.jsonl"):
         assert (killed / file).read_bytes() == (whole / file).read_bytes()
 
 
-def after_three_steps(run: Path, rank: int) -> tuple[list[dict], dict[str, torch.Tensor], list[torch.Tensor]]:
-    """Metrics of steps 0 to 3, parameters after step 3, and what the rank took for the advantages (CTWA: also W) in these steps."""
+def after_two_steps(run: Path, rank: int) -> tuple[list[dict], dict[str, torch.Tensor], list[torch.Tensor]]:
+    """Metrics of steps 0 to 2, parameters after step 2, and what the rank took for the advantages (CTWA: also W) in these steps."""
     rows, seen = read_metrics(run), torch.load(f"{run}.rank{rank}.pt", weights_only=True)
-    return rows[:4], policy_of(run / "checkpoints" / "step_000003"), seen[: len(seen) * 3 // (len(rows) - 1)]
+    return rows[:3], policy_of(run / "checkpoints" / "step_000002"), seen[: len(seen) * 2 // (len(rows) - 1)]
 
 
 def test_bfloat16_and_activation_checkpointing_change_speed_and_memory_alone(tmp_path):
