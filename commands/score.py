@@ -139,7 +139,7 @@ def look_at(
         f"{completions}: {len(ids)} completions {prompts}",
         f"length in {unit}: {span}; mean_length {_number(threshold)}{'' if mean_length else ', the mean of the file'}",
     ]
-    if len(steps := set(data.columns.get("step", ()))) > 1:
+    if len(steps := set(map(str, data.columns.get("step", ())))) > 1:
         head.append(f"the column step has {len(steps)} values: completions of different policies are taken together")
     return "\n".join([*head, "", describe(list(functions), weight, found)])
 
@@ -187,7 +187,7 @@ def read_completions(
     require(bool(name), f"--completion-column is needed: {path} has only {', '.join(columns)}")
     rows, texts = [], []
     for row, value in enumerate(values):
-        several = value if isinstance(value, list) and all(isinstance(text, str) for text in value) else [value]
+        several = value if isinstance(value, list) and value and all(isinstance(text, str) for text in value) else [value]
         rows += [row] * len(several)
         texts += [_text(text, f"--completions {path}: row {numbers[row]} of {name}") for text in several]
     require(len(texts) > 1, f"--completions {path} has fewer than two completions: there is nothing to compare")
@@ -211,6 +211,7 @@ def _read(file: Path) -> dict[str, list]:
     from prompts.files import FORMATS, ending, read_table
 
     kinds = ", ".join(FORMATS)
+    require(not file.is_dir(), f"--completions {file} is a folder: give a file in it, one of {kinds}")
     require(file.is_file(), f"--completions {file}: there is no such file; it must be one of {kinds}")
     require(bool(ending(file)), f"--completions {file}: cannot read this format; use one of {kinds}")
     return read_table(file, f"--completions {file}")
@@ -218,10 +219,10 @@ def _read(file: Path) -> dict[str, list]:
 
 def _find(columns: dict[str, list], name: str, candidates: tuple[str, ...], flag: str) -> tuple[str, list]:
     """The name and the values of a column by its name, or of the first of the candidates; ("", []) where there is none of them."""
-    name = name or next((name for name in candidates if name.split(".")[0] in columns), "")
+    name = name or next((name for name in candidates if name in columns or name.split(".")[0] in columns), "")
     if not name:
         return "", []
-    head, *fields = name.split(".")
+    head, *fields = [name] if name in columns else name.split(".")
     require(head in columns, f"{flag} {name}: no such column; the file has {', '.join(columns)}")
     values = columns[head]
     for field in fields:
@@ -231,12 +232,13 @@ def _find(columns: dict[str, list], name: str, candidates: tuple[str, ...], flag
 
 
 def _text(value: object, where: str) -> str:
-    """A text, or that of chat messages."""
-    if isinstance(value, list) and value and all(isinstance(message, dict) and "content" in message for message in value):
-        value = "\n".join(str(message["content"]) for message in value)
-    good = isinstance(value, str | int) and not isinstance(value, bool)
-    require(good, f"{where} is {str(value)[:60]!r}, of type {type(value).__name__}: it must be text")
-    return str(value)
+    """A text, a number, or the text of chat messages."""
+    from prompts.chat import read_messages, said, whole
+
+    if isinstance(value, list) and value:
+        value = "\n".join(message["content"] for message in read_messages(value, where))
+    require(isinstance(value, str | int | float), f"{where} is {str(value)[:60]!r}, of type {type(value).__name__}: it must be text")
+    return whole(said(value, where), where)
 
 
 def _run_of(file: Path) -> dict:
@@ -438,6 +440,8 @@ def _moves(weights: Array, found: Statistics) -> list[int]:
 
 
 def _dead(names: list[str], found: Statistics) -> list[str]:
+    from common.run import LITTLE
+
     lines = []
     for k, name in enumerate(names):
         if found.low[k] == found.high[k]:
@@ -445,6 +449,9 @@ def _dead(names: list[str], found: Statistics) -> list[str]:
         elif found.prompts and found.signal[k] == 0:
             told = f"constant within each of {found.prompts} prompts (sd between them {_number(found.between[k])})"
             lines.append(f"{name} is dead: {told}. No covariance, so nothing can be learned from it.")
+        elif found.prompts and found.within[k] < LITTLE:  # of a unit variance's covariance with it
+            told = f"{name} hardly varies: within prompts its sd is {_number(found.within[k])}, and no covariance with advantages is larger"
+            lines.append(f"{told}. Targets of a controller may be out of reach; scale it to 0 to 1.")
     return lines
 
 

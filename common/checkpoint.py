@@ -105,7 +105,7 @@ def load_checkpoint(run: Path, policy: nn.Module, optimizer: torch.optim.Optimiz
         except UserError as error:
             if ranks.rank() == 0:
                 print(f"checkpoint {folder} cannot be read ({error}); trying the one before it")
-    raise UserError(f"--resume {run}: no readable checkpoint in {run / 'checkpoints'}; start again with another --out")
+    raise UserError(f"--resume {run}: no readable checkpoint in {run / 'checkpoints'}; start again without --resume")
 
 
 def _load(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict:

@@ -1,6 +1,7 @@
 """Mistakes a user can fix: one line that names the flag and the fix, exit code 2, no traceback."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ def plain_errors() -> Iterator[None]:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is saved: one more has nothing to stop
         if first:
             print(f"\n{stop}", file=sys.stderr)
         sys.exit(128 + stop.number)

@@ -12,12 +12,11 @@ from common.errors import UserError, require
 from common.flags import RunFlags
 from common.seeds import derive
 from prompts.chat import render
-from prompts.files import Columns, read_splits, tell_choice
+from prompts.files import TUNE_NAMES, Columns, read_splits, tell_choice
 from rewards.answers import reference
 
 BOXED_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."  # the paper's, for MATH-500
 ARITHMETIC = {"arithmetic": 2, "arithmetic3": 3}  # operations of a problem
-TUNE_NAMES = ("tune", "val", "validation", "dev")
 UNKNOWN = 0.03  # share of unknown tokens from which on a model is said not to read its prompts
 
 
@@ -107,6 +106,8 @@ def load_prompts(
     for split, columns in tables.items():  # before any is divided: an error names the rows of the file
         texts = _column(columns, prompt_column, "--prompt-column", split)
         require(bool(texts), f"--dataset {dataset}: its {split} split is empty")
+        taken = sorted(rewards.ARGUMENTS & columns.keys())
+        require(not taken, f"--dataset {dataset}: rewards get an argument named {', '.join(taken)} from the trainer: rename that column")
         cells = _column(columns, answer_column, "--answer-column", split)
         kept, answers = read_answers(cells, texts, f"--answer-column {answer_column}", split, unusable, drop_unusable)
         tools = columns.get("tools", [None] * len(texts))
@@ -167,16 +168,19 @@ def _three_splits(tables: dict[str, Columns], dataset: str) -> dict[str, Columns
         train, rest = _divided(table, 0.4)
         test, tune = _divided(rest, 0.5)
         return {"train": train, "test": test, "tune": tune}
-    train, tune = _divided(_tell_shared(tables, dataset)["train"], 0.1)  # the test split stays whole
+    distinct = len(set(_tell_shared(tables, dataset)["train"]["prompt"]))
+    require(distinct > 1, f"--dataset {dataset} has one training prompt: too few to hold one out for tuning; add a tune file")
+    train, tune = _divided(tables["train"], 0.1)  # the test split stays whole
     return {"train": train, "tune": tune, "test": tables["test"]}
 
 
 def _tell_shared(tables: dict[str, Columns], dataset: str) -> dict[str, Columns]:
-    """The tables, after saying how many prompts of the test split that came with the data are training prompts too."""
-    train, test = set(tables["train"]["prompt"]), tables["test"]["prompt"]
-    shared = sum(prompt in train for prompt in test)
-    if shared and ranks.rank() == 0:
-        print(f"--dataset {dataset}: {shared} of its {len(test)} test prompts are training prompts too")
+    """The tables, after saying how many prompts of the splits that came with the data stand in another one too."""
+    for split, other in (("test", "train"), ("tune", "train"), ("tune", "test")):
+        if split in tables and ranks.rank() == 0:
+            prompts, others = tables[split]["prompt"], set(tables[other]["prompt"])
+            if shared := sum(prompt in others for prompt in prompts):
+                print(f"--dataset {dataset}: {shared} of its {len(prompts)} {split} prompts are {other} prompts too")
     return tables
 
 
@@ -193,7 +197,7 @@ def _divided(table: Columns, share: float) -> tuple[Columns, Columns]:
 
 def _column(columns: Columns, name: str, flag: str, split: str) -> list:
     """A column by name, or a field inside one by a dotted name."""
-    head, *fields = name.split(".")
+    head, *fields = [name] if name in columns else name.split(".")
     if head not in columns:
         raise UserError(f"{flag} {name}: no such column in {split}, which has {', '.join(sorted(columns))}")
     values = columns[head]
@@ -207,7 +211,7 @@ def _column(columns: Columns, name: str, flag: str, split: str) -> list:
 
 def _find(candidates: tuple[str, ...], columns: Columns, flag: str) -> str:
     for name in candidates:
-        if name.split(".")[0] in columns:
+        if name in columns or name.split(".")[0] in columns:
             return name
     raise UserError(f"{flag} is needed: none of {', '.join(candidates)} is a column; the dataset has {', '.join(columns)}")
 
@@ -230,10 +234,13 @@ def doubts(prompts: Prompts, tokenizer, model: str) -> str:
 def _tokenize(columns: dict[str, list], tokenizer, max_length: int, templated: bool, split: str) -> Prompts:
     # a chat template has written the special tokens already
     ids = tokenizer(columns["prompt"], add_special_tokens=not templated)["input_ids"]
+    empty = sum(not row for row in ids)
     kept = [i for i, row in enumerate(ids) if 0 < len(row) <= max_length]
     if not kept:
         shortest = min(map(len, ids), default=0)
         raise UserError(f"--max-prompt-length {max_length} drops every {split} prompt: the shortest has {shortest} tokens")
-    if len(kept) < len(ids) and ranks.rank() == 0:
-        print(f"dropped {len(ids) - len(kept)} of {len(ids)} {split} prompts longer than --max-prompt-length {max_length} tokens")
+    if len(kept) + empty < len(ids) and ranks.rank() == 0:
+        print(f"dropped {len(ids) - len(kept) - empty} of {len(ids)} {split} prompts longer than --max-prompt-length {max_length} tokens")
+    if empty and ranks.rank() == 0:
+        print(f"dropped {empty} of {len(ids)} {split} prompts that are empty")
     return Prompts(ids, columns).select(kept)

@@ -22,8 +22,10 @@ FORMATS = (".parquet", ".json", ".jsonl", ".csv")  # of which all but parquet ma
 Columns = dict[str, list]  # each of the length of the table
 
 EXAMPLE = '{"prompt": "...", "answer": "..."}'
+DIGITS = "it has an integer of more than 4,300 digits; write it as a text"
 CUT = "; the file seems to be cut short"
-_SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")  # how the hub numbers the files of one split
+TUNE_NAMES = ("tune", "val", "validation", "dev")
+_SHARD = re.compile(r"-([0-9]{5})-of-([0-9]{5})$")  # how the hub numbers the files of one split
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -45,20 +47,38 @@ def read_splits(dataset: str) -> dict[str, Columns]:
         require(not is_missing(dataset), f"{flag}: no such file or folder")
         return _from_hub(dataset)
     files: dict[str, dict[str, list[Path]]] = {}
-    for file in sorted(file for file in path.iterdir() if ending(file)):
+    for file in sorted(file for file in path.iterdir() if ending(file) and not file.name.startswith(".")):
         split = _SHARD.sub("", file.name.removesuffix(ending(file)))
         files.setdefault(split, {}).setdefault(ending(file), []).append(file)
     require("train" in files, f"{flag}: the folder needs a train file ({', '.join(FORMATS)}); it has {sorted(files)}")
     found = {}
     for split, kinds in files.items():
-        tell_choice(dataset, [split + kind for kind in kinds])
-        shards = [read_table(file, flag, file.name) for file in list(kinds.values())[-1]]
-        names = dict.fromkeys(name for shard in shards for name in shard)
-        sizes = [len(next(iter(shard.values()))) for shard in shards]
-        found[split] = {
-            name: [v for shard, size in zip(shards, sizes, strict=True) for v in shard.get(name, [None] * size)] for name in names
-        }
+        if split in ("train", "test", *TUNE_NAMES):
+            tell_choice(dataset, [split + kind for kind in kinds])
+            found[split] = _joined(_shards(list(kinds.values())[-1], flag), flag)
     return found
+
+
+def _shards(files: list[Path], flag: str) -> list[Path]:
+    """The files of one split, all of its numbered parts or the only one."""
+    numbers = [_SHARD.search(file.name.removesuffix(ending(file))) for file in files]
+    if all(numbers):
+        totals = {int(number[2]) for number in numbers}
+        complete = len(totals) == 1 and {int(number[1]) for number in numbers} == set(range(*totals))
+    else:
+        complete = len(files) == 1
+    require(
+        complete, f"{flag}: {', '.join(file.name for file in files)} are not the parts of one split; add the missing, remove the others"
+    )
+    return files
+
+
+def _joined(files: list[Path], flag: str) -> Columns:
+    tables = [read_table(file, flag, file.name) for file in files]
+    names = dict.fromkeys(name for table in tables for name in table)
+    sizes = [len(next(iter(table.values()))) for table in tables]
+    cells = {name: [table.get(name, [None] * size) for table, size in zip(tables, sizes, strict=True)] for name in names}
+    return {name: [value for part in parts for value in part] for name, parts in cells.items()}
 
 
 def tell_choice(dataset: str, names: list[str]) -> None:
@@ -90,6 +110,8 @@ def read_table(file: Path, flag: str, name: str = "") -> Columns:
         raw = file.read_bytes()
         if ending(file).lower().endswith(".gz"):
             raw = gzip.decompress(raw)
+        elif raw.startswith(b"\x1f\x8b"):
+            raise _Unreadable(f"it is compressed; name it {file.name}.gz")
         text = _decode(raw)
         return _with_rows(_csv(text) if kind == ".csv" else _json(text, lines=kind == ".jsonl"))
     except (OSError, EOFError, zlib.error, RecursionError, _Unreadable) as error:
@@ -128,15 +150,14 @@ def _with_rows(columns: Columns) -> Columns:
 
 def _decode(raw: bytes) -> str:
     encoding = next((encoding for mark, encoding in _MARKS.items() if raw.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in raw[:1000]:
+        raise _Unreadable("it has bytes 0, as UTF-16 without a byte order mark has; convert it, as by `iconv -f utf-16le -t utf-8`")
     try:
-        text = raw.decode(encoding)
+        return raw.decode(encoding)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         fix = "convert it, as by `iconv -f latin1 -t utf-8`, naming the encoding that it has"
         raise _Unreadable(f"line {line} is not {encoding} (byte 0x{raw[error.start]:02x}); {fix}") from error
-    if "\0" in text[:1000]:
-        raise _Unreadable("it has characters 0, as UTF-16 without a byte order mark has; convert it, as by `iconv -f utf-16le -t utf-8`")
-    return text
 
 
 def _json(text: str, lines: bool) -> Columns:
@@ -148,7 +169,7 @@ def _json(text: str, lines: bool) -> Columns:
                 told = f"line {error.lineno} is not JSON ({error.msg}, column {error.colno})"
                 raise _Unreadable(told + CUT * (not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated"))) from error
         except ValueError as error:
-            raise _Unreadable(str(error)) from error
+            raise _Unreadable(DIGITS) from error
     rows, texts = [], text.split("\n")  # only line feeds end a line: texts may hold other separators
     last = max((number for number, line in enumerate(texts, 1) if line.strip()), default=0)
     for number, line in enumerate(texts, 1):
@@ -160,7 +181,7 @@ def _json(text: str, lines: bool) -> Columns:
             told = f"line {number} is not JSON ({error.msg}, column {error.colno})"
             raise _Unreadable(told + CUT * (number == last > 1)) from error
         except ValueError as error:
-            raise _Unreadable(f"line {number}: {error}") from error
+            raise _Unreadable(f"line {number}: {DIGITS}") from error
         if not isinstance(row, dict):
             raise _Unreadable(f"line {number} is {line.strip()[:40]!r} and must be an object, as in {EXAMPLE}")
         rows.append(row)
@@ -173,10 +194,16 @@ def _columns_of(found: object) -> Columns:
         lists = {name: value for name, value in found.items() if isinstance(value, list)}
         tables = [value for value in lists.values() if value and all(isinstance(row, dict) for row in value)]
         if len(lists) == len(tables) == 1:
-            return _columns_of(tables[0])
-        values = [list(value.values()) if isinstance(value, dict) else value for value in found.values()]  # pandas numbers the rows
-        if len(tables) < len(found) and all(isinstance(value, list) for value in values) and len(set(map(len, values))) == 1:
-            return dict(zip(found, values, strict=True))
+            return {name: [value] for name, value in found.items()} if "role" in tables[0][0] else _columns_of(tables[0])  # chat messages
+        if found and all(isinstance(value, dict) and value.keys() == found[next(iter(found))].keys() for value in found.values()):
+            rows = next(iter(found.values()))  # pandas' columns of numbered cells
+            return {name: [cells[row] for row in rows] for name, cells in found.items()}
+        if (
+            len(tables) < len(found)
+            and all(isinstance(value, list) for value in found.values())
+            and len(set(map(len, lists.values()))) == 1
+        ):
+            return found
         raise _Unreadable(f"it is one object with {', '.join(found) or 'nothing'}; it must be a list of rows, or have just one such list")
     if not isinstance(found, list):
         raise _Unreadable(f"it is {str(found)[:40]!r} and must be a list of rows")
@@ -210,12 +237,13 @@ def _csv(text: str) -> Columns:
 
 
 def _parquet(file: Path) -> Columns:
-    from datasets import disable_progress_bars, load_dataset
-    from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_table as read
 
-    disable_progress_bars()
     try:
-        table = load_dataset("parquet", data_files=str(file), split="train")
-    except (OSError, ValueError, DatasetsError) as error:
+        table = read(file, partitioning=None)
+        if len(set(table.column_names)) < len(table.column_names):
+            raise _Unreadable("it has two columns of one name")
+        return table.to_pydict()
+    except (OSError, ValueError, ArrowException) as error:
         raise _Unreadable(cause(error)) from error
-    return {name: list(table[name]) for name in table.column_names}

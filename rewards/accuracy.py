@@ -25,6 +25,7 @@ ROUNDED = 5e-6  # relative difference of two numbers one of which is a decimal: 
 
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?|-?\\[dt]?frac\{[0-9]+\}\{[1-9][0-9]*\}")  # of which no parser need be asked
 _CLOCK = re.compile(r"[0-9]:[0-9]{2}(?![0-9])")
+_LABEL = re.compile(r"[0-9]+(?:-[0-9]+){1,2}|[0-9]+/[0-9]+/[0-9]+|0[xXbB][0-9a-fA-F]+|[A-Z]{2,}-[0-9]+")  # a date, range, score, code
 _MERIDIEM = re.compile(r"(?<=[0-9])([ap])\.?m\.?$")
 _NAMED = re.compile(r"^\s*([a-z]|\\[a-z]+)\s*=(?=[^=]*$)")  # one equation, not a system
 _BASE = re.compile(r"[0-9]_\{?([0-9]+)")
@@ -163,7 +164,7 @@ def _gold_expression(gold: str) -> list | None:
         raise UserError(f"--answer-check math-verify cannot import the library ({error}): pip install math-verify") from error
 
     text = tidy(gold)
-    if not (_is_text(text) or _CLOCK.search(text)):
+    if not (_is_text(text) or _CLOCK.search(text) or _LABEL.fullmatch(text)):
         try:
             expression = _parse(text, raise_on_error=True)
         except (Exception, TimeoutException) as error:  # a TimeoutException is no Exception

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 from types import ModuleType, SimpleNamespace
@@ -504,3 +505,45 @@ def test_answers_of_a_data_set_are_read_as_strictly(own):
     with pytest.raises(UserError, match="--answer-column answer: 1 of 9 rows of train cannot be used; in row 7"):
         look_at("f.jsonl", **flags)
     assert "4 completions of 1 prompt" in look_at("f.jsonl", drop_unusable=True, **flags)
+
+
+def test_a_reward_that_hardly_varies_is_named(own):
+    """Its covariance with advantages of unit variance is at most its standard deviation within prompts."""
+    rewards = np.array([[0.50, 0.0], [0.51, 1.0], [0.50, 1.0], [0.51, 0.0]])
+    found = statistics(rewards, np.arange(4.0), np.array([0, 0, 1, 1]), np.array([0.5, 0.5]))
+    text = describe(["small", "large"], np.array([0.5, 0.5]), found)
+    assert "small hardly varies: within prompts its sd is 0.005, and no covariance with advantages is larger." in text
+    assert "large hardly varies" not in text
+
+
+def test_parts_of_text_and_numbers_are_read_as_in_training(own):
+    part = [{"role": "assistant", "content": [{"type": "text", "text": "1. a\n2. \\boxed{7}"}]}]
+    write(
+        "f.jsonl",
+        [{"prompt": 1.5, "completion": part, "answer": 7, "step": [1]}, {"prompt": 1.5, "completion": 0.00001, "answer": 7, "step": [2]}],
+    )
+    data = read_completions("f.jsonl")
+    assert data.texts == ["1. a\n2. \\boxed{7}", "0.00001"]
+    assert data.prompts == ["1.5", "1.5"]
+    assert "the column step has 2 values" in look_at("f.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("completion", "told"),
+    [
+        ([], "row 1 of completion is '..', of type list: it must be text"),
+        ([{"role": "assistant", "content": None}], "row 1 of completion is .*: it must be a text or a list of chat messages"),
+        ("\ud83d", "row 1 of completion has half a character"),
+        (True, "row 1 of completion is 'True'"),
+    ],
+)
+def test_a_completion_that_is_no_text_is_named(completion, told, own):
+    write("f.jsonl", [{"prompt": "p", "completion": "a"}, {"prompt": "p", "completion": completion}])
+    with pytest.raises(UserError, match=told):
+        look_at("f.jsonl")
+
+
+def test_a_folder_is_no_file(own):
+    os.mkdir("there")
+    with pytest.raises(UserError, match="--completions there is a folder: give a file in it"):
+        look_at("there")

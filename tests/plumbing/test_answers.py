@@ -70,9 +70,12 @@ def test_false_credit_of_the_string_comparison(content, gold):
 
 LENIENT = [
     ("2516", "2516_8"), ("1,2", "(1,2)"), ("9", r"9\%"), (r"10\text{ cm}", r"10\text{ m}"), ("x", "X"),
-    ("0.33333333", r"\frac13"),
+    ("0.33333333", r"\frac13"), ("5 oranges", "5 apples"), ("1 0", "10"),
 ]  # fmt: skip
-STRICT = [("ba", "ab"), ("2:4", "1:2"), ("1e-7", "0.0000001"), (r"\frac{1}{10}", "1:10"), ("١٥", "15")]
+STRICT = [
+    ("ba", "ab"), ("2:4", "1:2"), ("1e-7", "0.0000001"), (r"\frac{1}{10}", "1:10"), ("١٥", "15"),
+    (r"\pi", "pi"), (r"\sqrt{2}", "sqrt2"), ("x^2", "x**2"), ("100000", "1e5"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("pairs", "credit"), [(LENIENT, 1.0), (STRICT, 0.0)])
@@ -156,6 +159,11 @@ def test_a_box_in_a_thought_that_never_ends_earns_nothing(completion, prompt, an
         (-0.5, "-0.5"),
         (2.0**53 - 1, "9007199254740991"),
         (1e25, None),
+        (0.00001, "0.00001"),
+        (-2.5e-7, "-0.00000025"),
+        ("So \\boxed{}", None),
+        ("\\boxed{ }", None),
+        ("It is 5.\n#### ", None),
         (float("inf"), None),
         (["3", "4"], None),
         ('["3", "4"]', None),
@@ -196,3 +204,20 @@ def test_a_gold_is_parsed_once_and_plain_numbers_not_at_all(monkeypatch):
     assert parsed == [r"\boxed{\sqrt{97}}"]
     assert check(r"\sqrt{97}", r"\sqrt{97}") == 1.0  # nor again by the reward
     assert parsed == [r"\boxed{\sqrt{97}}"]
+
+
+LABELS = ["2024-05-06", "10-15", "1990-1995", "1-0", "555-1234", "1/2/2020", "AC-12", "0x1F", "0b101", "COVID-19"]
+
+
+@pytest.mark.parametrize("gold", LABELS)
+def test_dates_ranges_and_codes_are_what_is_written(gold):
+    """And no sums, quotients or products of letters."""
+    others = [other for other in [*LABELS, "0", "2018", "-5", "0xFF", "0b100", "2-1", "CA-12", "1/4040", "20-25"] if other != gold]
+    said = [rf"\boxed{{{text}}}" for text in (gold, rf"\text{{{gold}}}", *others)]
+    assert accuracy(said, [gold] * len(said), "math-verify") == [1.0, 1.0, *[0.0] * len(others)]
+
+
+def test_small_numbers_are_right_as_they_are_written():
+    for number in (0.00001, 0.00005, 1.5e-6):
+        gold = reference(number)
+        assert accuracy([rf"\boxed{{{gold}}}"], [gold], "math-verify") == accuracy([rf"\boxed{{{gold}}}"], [gold], "exact") == [1.0]

@@ -92,7 +92,10 @@ def test_what_a_template_refuses_is_one_line(prompt, template, told):
         ([], "is '[]'"),
         (["U"], "is \"['U']\""),
         ([USER, {"role": "user", "content": None}], "it must be a text or a list of chat messages"),
-        ([{"role": 3, "content": "U"}], "it must be a text or a list of chat messages"),
+        ([{"role": 3, "content": "U"}], "has the role '3': it must be one of system, developer, user"),
+        ([{"role": "human", "content": "U"}], "has the role 'human'"),
+        ("half \ud83d", "half ': no tokenizer can read it"),
+        ([{"role": "user", "content": "\udc00"}], "has half a character"),
         ([{"role": "user", "content": [PART, {"type": "image_url", "image_url": {"url": "x"}}]}], "has content of the kind 'image_url'"),
         ([{"role": "user", "content": ["U"]}], "has content of the kind 'U'"),
         ([{"role": "user", "content": [{"type": "text", "text": None}]}], "has content of the kind 'text'"),
@@ -104,6 +107,33 @@ def test_what_is_no_prompt_is_told(prompt, told, template):
         read(prompt, template)
     assert told in str(caught.value)
     assert "(row 3)" in str(caught.value)
+
+
+ONLY_USERS = "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content | trim }}</>{% endif %}{% endfor %}"
+
+
+def test_a_message_that_the_template_leaves_out_is_told():
+    assert read([USER], ONLY_USERS) == "<user>U</>"
+    with pytest.raises(
+        UserError, match=r"a prompt \(row 3\) has a message of the role 'system' that the chat template of --model leaves out: 'S'"
+    ):
+        read([SYSTEM, USER], ONLY_USERS)
+
+
+def test_a_message_without_a_role_is_the_users():
+    assert read([{"content": "U"}], PLAIN, suffix="!") == "<user>U!</><assistant>"
+    assert read([SYSTEM, {"role": None, "content": "U"}], PLAIN) == "<system>S</><user>U</><assistant>"
+
+
+@pytest.mark.parametrize("template", ["", PLAIN])
+def test_messages_as_json_are_messages(template):
+    assert read(json.dumps([SYSTEM, USER]), template) == read([SYSTEM, USER], template)
+    for text in ('[{"a": 1}]', '[{"role": "user", "content": "U"', "[1, 2]"):
+        assert text in read(text, template)
+
+
+def test_a_small_number_is_written_out():
+    assert read(0.00001) == "0.00001"
 
 
 @pytest.mark.parametrize("tools", [SEARCH, json.dumps(SEARCH)])

@@ -269,10 +269,44 @@ def test_test_prompts_that_were_trained_on_are_told(tmp_path, capsys):
     write(tmp_path / "train.jsonl", rows(20))
     write(tmp_path / "test.jsonl", [*rows(3), {"problem": "Q77+1=?\n", "answer": 1}])
     assert len(load(tmp_path)["test"]) == 4
-    assert capsys.readouterr().out == f"--dataset {tmp_path}: 3 of its 4 test prompts are training prompts too\n"
+    assert capsys.readouterr().out == f"--dataset {tmp_path}: 3 of its 4 test prompts are train prompts too\n"
+
+
+@pytest.mark.parametrize("same", ["train", "test"])
+def test_so_are_prompts_for_tuning(same, tmp_path, capsys):
+    for name, start in (("train", 0), ("test", 100)):
+        write(tmp_path / f"{name}.jsonl", [{"problem": f"Q{start + i}", "answer": 1} for i in range(9)])
+    write(tmp_path / "val.jsonl", [{"problem": f"Q{100 * (same == 'test') + i}", "answer": 1} for i in range(3)])
+    load(tmp_path)
+    assert capsys.readouterr().out == f"--dataset {tmp_path}: 3 of its 3 tune prompts are {same} prompts too\n"
+
+
+def test_one_training_prompt_cannot_be_divided(tmp_path):
+    write(tmp_path / "train.jsonl", [{"problem": "Q", "answer": 1}] * 9)
+    write(tmp_path / "test.jsonl", rows(3))
+    with pytest.raises(UserError, match="has one training prompt: too few to hold one out for tuning"):
+        load(tmp_path)
+
+
+def test_empty_prompts_are_counted_as_what_they_are(tmp_path, capsys):
+    write(tmp_path / "train.jsonl", [{"problem": "" if i < 3 else f"Q{i}", "answer": 1} for i in range(20)])
+    write(tmp_path / "test.jsonl", [{"problem": f"T{i}", "answer": 1} for i in range(3)])
+    load(tmp_path)
+    assert re.fullmatch(r"(dropped \d of \d+ (train|tune) prompts that are empty\n)+", capsys.readouterr().out)
 
 
 # --- Names of splits and columns ---
+
+
+def test_a_column_with_a_dot_in_its_name(tmp_path):
+    """As a flattened table has it."""
+    file = write(tmp_path / "mine.jsonl", [{"prompt": f"Q{i}", "reward_model.ground_truth": i} for i in range(10)])
+    assert sorted(int(a) for prompts in load(file).values() for a in prompts.columns["answer"]) == list(range(10))
+
+
+def test_a_column_that_rewards_get_from_the_trainer_is_named(tmp_path):
+    with pytest.raises(UserError, match="rewards get an argument named completions, prompts from the trainer: rename that column"):
+        load(write(tmp_path / "mine.jsonl", [{"problem": f"Q{i}", "answer": i, "prompts": 1, "completions": 2} for i in range(10)]))
 
 
 def test_a_split_without_the_column_is_named(tmp_path):

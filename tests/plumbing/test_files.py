@@ -57,6 +57,19 @@ def test_json(name, content, tmp_path):
     assert read_table(write(tmp_path / name, content), "--dataset x") == COLUMNS
 
 
+def test_columns_of_numbered_cells_are_read_by_their_numbers(tmp_path):
+    file = write(tmp_path / "x.json", '{"prompt": {"0": "a", "1": "b"}, "answer": {"1": "y", "0": "x"}}')
+    assert read_table(file, "--dataset x") == {"prompt": ["a", "b"], "answer": ["x", "y"]}
+
+
+def test_one_row_of_chat_messages_is_no_table_of_messages(tmp_path):
+    row = {"messages": [{"role": "user", "content": "U"}], "answer": "1"}
+    table = read_table(write(tmp_path / "x.json", json.dumps(row)), "--dataset x")
+    assert (
+        table == {name: [value] for name, value in row.items()} == read_table(write(tmp_path / "x.jsonl", json.dumps(row)), "--dataset x")
+    )
+
+
 def test_a_column_that_is_empty_for_long_is_read(tmp_path):
     """Table libraries take its type from the first megabytes."""
     lines = [json.dumps({"prompt": "x" * 1000, "note": None})] * 40_000 + [json.dumps({"prompt": "y", "note": "here"})]
@@ -116,14 +129,17 @@ def test_parquet_is_read_as_it_is(tmp_path):
         ("x.json", json.dumps({"train": JSON_ROWS, "test": JSON_ROWS}), "it is one object with train, test; it must be a list of rows"),
         ("x.json", json.dumps({"prompt": ["a", "b"], "answer": ["1"]}), "it is one object with prompt, answer"),
         ("x.json", "[" * 100_000, "recursion"),
-        ("x.jsonl", '{"answer": ' + "9" * 5000 + "}", "line 1: Exceeds the limit"),
+        ("x.jsonl", '{"answer": ' + "9" * 5000 + "}", "line 1: it has an integer of more than 4,300 digits; write it as a text"),
+        ("x.json", '{"prompt": {"0": "a"}, "answer": {"1": "y"}}', "it is one object with prompt, answer"),
+        ("x.csv", gzip.compress(b"prompt,answer"), "it is compressed; name it x.csv.gz"),
+        ("x.csv", "prompt,answer\né,1\n".encode("utf-16-le"), "it has bytes 0, as UTF-16 without a byte order mark"),
         ("x.csv", "prompt,answer\na,1\nb,2,3\n", "line 3 has 3 fields and the header 2; a field with a comma"),
         ("x.csv", 'prompt,answer\n"a\nb",1\nc\n', "line 4 has 1 fields and the header 2"),
         ("x.csv", 'prompt,answer\na,1\n"b,2\n', "line 3: unexpected end of data"),
         ("x.csv", "answer,answer\n1,2\n", "its header has 'answer' twice"),
         ("x.csv", "prompt,answer\ncafé,1\n".encode("latin-1"), "line 2 is not utf-8 (byte 0xe9); convert it, as by `iconv -f latin1"),
         ("x.jsonl", '{"prompt": "a"}\n{"prompt": "£"}\n'.encode("cp1252"), "line 2 is not utf-8 (byte 0xa3)"),
-        ("x.csv", "prompt,answer\na,1\n".encode("utf-16-le"), "it has characters 0, as UTF-16 without a byte order mark"),
+        ("x.csv", "prompt,answer\na,1\n".encode("utf-16-le"), "it has bytes 0, as UTF-16 without a byte order mark"),
         ("x.parquet", "prompt,answer\na,1\n", "arquet"),
     ],
 )  # fmt: skip
@@ -171,6 +187,36 @@ def test_numbered_files_are_one_split(tmp_path):
 
 
 @pytest.mark.parametrize("beside", ["test.csv", "test.json", "test.jsonl", "test.csv.gz"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train-00000-of-00003", "train-00002-of-00003"],
+        ["train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"],
+        ["train", "train-00000-of-00001"],
+    ],
+)
+def test_parts_that_are_not_one_split_are_told(names, tmp_path):
+    with pytest.raises(UserError, match=f"{names[0]}.jsonl, .* are not the parts of one split"):
+        read_splits(str(folder(tmp_path, {f"{name}.jsonl": ONE for name in names})))
+
+
+def test_files_that_are_no_split_are_not_read(tmp_path):
+    files = {"train.jsonl": ONE, "._train.jsonl": "\0\0", "dataset_info.json": "7", "test.jsonl": TWO}
+    assert list(read_splits(str(folder(tmp_path, files)))) == ["test", "train"]
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_parquet_of_no_rows(rows, tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_dict({"prompt": ["a"] * rows}).to_parquet(tmp_path / "x.parquet")
+    if rows:
+        assert read_table(tmp_path / "x.parquet", "--dataset x") == {"prompt": ["a", "a"]}
+    else:
+        with pytest.raises(UserError, match="it has no rows"):
+            read_table(tmp_path / "x.parquet", "--dataset x")
+
+
 def test_of_two_files_of_a_split_the_one_taken_is_told(beside, tmp_path, capsys):
     content = "prompt,answer\none,1\n" if "csv" in beside else ONE
     found = read_splits(str(folder(tmp_path, {"train.jsonl": ONE, beside: content, "test.jsonl.gz": TWO})))
