@@ -2,12 +2,14 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
+from math import hypot
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from common import ranks
@@ -30,15 +32,7 @@ class Run:
     """`last_step` is the step that the weights are of: 0 for a new run, that of the checkpoint for a resumed one."""
 
     def __init__(
-        self,
-        args: RunFlags,
-        script: str,
-        data: Data,
-        objectives: dict[str, Callable],
-        engine,
-        policy: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        state: dict,
+        self, args: RunFlags, script: str, data: Data, objectives: dict, engine, policy: nn.Module, optimizer: Optimizer, state: dict
     ) -> None:
         """Make the folder; or, with --resume, fill policy, optimizer and `state`, what the algorithm remembers, from its last checkpoint.
 
@@ -46,7 +40,7 @@ class Run:
         """
         self.args, self.data, self.objectives, self.engine = args, data, objectives, engine
         self.policy, self.optimizer, self.state = policy, optimizer, state
-        self.last_step, self.samples = 0, []
+        self.last_step, self.samples, self.first = 0, [], {}  # first: metrics of the first evaluation
         self.seen = [0.0, 0]  # tokens and number of all training completions so far
         self.yardstick = None  # tokens: mean length of the untrained model's completions, which evaluation compares with
         if args.resume:
@@ -55,7 +49,7 @@ class Run:
             told = f"--steps {args.steps} is below the {self.last_step} steps that --resume {args.resume} has taken"
             require(args.steps >= self.last_step, f"{told}: give more, or leave it out")
             state.update(saved["algorithm"])
-            self.seen, self.yardstick = saved["seen"], saved["yardstick"]
+            self.seen, self.yardstick, self.first = saved["seen"], saved["yardstick"], saved.get("first", {})
         self.folder = run_folder(args.out, args.resume, script, args.seed)
         self.saved = self.last_step  # the step of the newest checkpoint
         if not args.resume:
@@ -63,7 +57,7 @@ class Run:
         config = {"script": script, "objectives": list(objectives), **asdict(args), "out": str(self.folder), "resume": ""}
         self.tracker = Tracker(self.folder, config, self.last_step if args.resume else None, args.tensorboard, args.wandb)
         self.say = self.tracker.say
-        self.flat, self.spread = 0, {}  # see _alarm
+        self.flat, self.spread, self.lost = 0, {}, set()  # see _alarm and log
         self.screen = ranks.rank() == 0 and sys.stderr.isatty()  # a log file gets a line per evaluation, and no bar
 
     def _hold(self, folder: Path) -> None:
@@ -102,15 +96,8 @@ class Run:
         """Metrics on the held-out prompts, every --eval-every steps and after the last; nothing at other steps. Collective."""
         if not self._due(step, self.args.eval_every):
             return {}
-        metrics, self.samples = evaluate(
-            self.engine,
-            self.data,
-            self.objectives,
-            mean_length=self.yardstick,
-            batch_size=self.args.prompts * self.args.completions,
-            max_new_tokens=self.args.max_new_tokens,
-            temperature=self.args.temperature,
-        )
+        size, sampling = self.args.prompts * self.args.completions, (self.args.max_new_tokens, self.args.temperature)
+        metrics, self.samples = evaluate(self.engine, self.data, self.objectives, self.yardstick, size, *sampling)
         self.yardstick = self.yardstick or metrics["eval/length"]
         return metrics
 
@@ -123,6 +110,13 @@ class Run:
         if not self.screen and "eval/length" in row:
             means = " ".join(f"{name} {row[f'eval/{name}']:.3f}" for name in self.objectives)
             self.say(f"step {step} of {self.args.steps}: held-out {means} length {row['eval/length']:.1f}")
+        if "eval/length" in row:
+            self.first = self.first or {key: value for key, value in row.items() if key.startswith("eval/")}
+            fallen = {name for name in self.objectives if _fell(self.first, row, name)} - self.lost
+            for name in sorted(fallen):
+                told = f"held-out {name} fell from {self.first[f'eval/{name}']:.3f} to {row[f'eval/{name}']:.3f}, beyond noise"
+                self.say(f"step {step}: {told}; python run.py explain {self.folder} says why")
+            self.lost |= fallen
         if step > 0:
             self._alarm(step, row)
             shown = {name: f"{row[f'reward/{name}']:.2f}" for name in self.objectives}
@@ -140,9 +134,8 @@ class Run:
                 self.say(f"step {step}: {told}; look at it with python run.py score")
         if self.flat == PATIENCE:
             told = f"for {PATIENCE} steps no prompt's completions differed in any reward, so nothing is learned any more"
-            self.say(
-                f"step {step}: {told}; KL {row['loss/kl']:.2g} nats per token. If the policy has collapsed, start again with a lower --lr"
-            )
+            told += f"; KL {row['loss/kl']:.2g} nats per token"
+            self.say(f"step {step}: {told}. If the policy has collapsed, start again with a lower --lr")
 
     def save(self, step: int, failures: int = 0) -> None:
         """A checkpoint, every --checkpoint-every steps and after the last. failures: updates in a row that were skipped.
@@ -162,7 +155,7 @@ class Run:
             )
 
     def _save(self) -> None:
-        state = {"algorithm": self.state, "seen": self.seen, "yardstick": self.yardstick}
+        state = {"algorithm": self.state, "seen": self.seen, "yardstick": self.yardstick, "first": self.first}
         save_checkpoint(self.folder, self.last_step, self.policy, self.optimizer, state)
         self.saved = self.last_step
 
@@ -192,3 +185,9 @@ class Run:
             failed = UserError(f"{error}; nothing else is lost: make room or mend that, then {later}")
         self.tracker.close()
         return failed
+
+
+def _fell(first: dict[str, float], row: dict[str, float], name: str) -> bool:
+    """Whether an objective's held-out mean lies below its first one by more than two standard errors of the difference."""
+    noise = hypot(first[f"eval/{name}_se"], row[f"eval/{name}_se"])
+    return row[f"eval/{name}"] < first[f"eval/{name}"] - 2 * noise

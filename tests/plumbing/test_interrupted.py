@@ -294,6 +294,31 @@ def test_a_collapsed_policy_is_told_once_and_in_the_verdict():
     assert told(rows_of([[0.5, 0.5]] * 3 + [[0.0, 0.0]] * 4 + [[0.1, 0.0]], [[0.4, 0.4]] * 8)) == []
 
 
+FALLING = """
+calls = []
+
+def falling(completions, **rest):
+    calls.append(1)
+    return [0.9 + 0.1 * (i % 2) if len(calls) < 3 else 0.2 for i in range(len(completions))]
+
+def steady(completions, **rest):
+    return [0.5 + 0.1 * (i % 2) for i in range(len(completions))]
+"""
+
+
+def test_an_objective_that_falls_below_its_start_is_told_once(tmp_path, capsys):
+    """Whatever its covariance was; of a resumed run the start is that of its first evaluation."""
+    (tmp_path / "falls.py").write_text(FALLING)
+    rewards = tuple(f"{tmp_path / 'falls.py'}:{name}" for name in ("falling", "steady"))
+    train("linear", tmp_path / "run", rewards=rewards)
+    told = re.findall(
+        r"^step (\d): held-out (\w+) fell from ([\d.]+) to ([\d.]+), beyond noise; python run.py explain", capsys.readouterr().out, re.M
+    )
+    assert told == [("2", "falling", "0.950", "0.200")]
+    train("linear", tmp_path / "run", rewards=rewards, resume=str(tmp_path / "run"), steps=5)
+    assert "step 4: held-out falling fell from 0.950 to 0.200" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flat", "last", "words"),
     [
