@@ -30,9 +30,10 @@ class Step:
     estimator: str
     lr: float
 
-    def each_advantage(self, script: ModuleType) -> Tensor:
-        """The advantages of every objective by itself, [B, K], by a script's own function."""
-        return torch.stack([script.estimate_advantages(r, self.lengths, self.group_size, self.estimator) for r in self.rewards.T], 1)
+    def each_advantage(self, script: ModuleType, estimator: str = "") -> Tensor:
+        """The advantages of every objective by itself, [B, K], by a script's own function; with the run's estimator where none is given."""
+        how = self.lengths, self.group_size, estimator or self.estimator
+        return torch.stack([script.estimate_advantages(r, *how) for r in self.rewards.T], 1)
 
 
 Chosen = Iterator[Tensor | None]  # weights [K] of each step, on their own scale; None where the controller needs what was not kept
@@ -109,6 +110,18 @@ def _unknown(steps: list[Step]) -> Chosen:
 def _linear(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
     weights = _start(args.weights, steps)
     yield from (weights for _ in steps)
+
+
+def _rvpo(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    """How much each objective decides on average."""
+    weights = _start(args.weights, steps)
+    yield from (script.deciding_shares(step.each_advantage(script, "grpo"), weights, args.kappa) for step in steps)
+
+
+def _sa_mrpo(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    prescribed, K = _start(args.weights, steps), steps[0].rewards.size(1)
+    lowest, highest = torch.tensor(args.lowest or [0.0] * K), torch.tensor(args.highest or [1.0] * K)
+    yield from (script.saturation_weights(prescribed, step.rewards, lowest, highest, args.gamma) for step in steps)
 
 
 def _ctwa(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
@@ -240,6 +253,10 @@ CONTROLLERS: dict[str, Controller] = {
     "famo": _famo,
     "pama": _pama,
     "dynamic_weighting": _dynamic_weighting,
+    "gdpo": _linear,
+    "gated": _linear,
+    "rvpo": _rvpo,
+    "sa_mrpo": _sa_mrpo,
     "hypervolume": _linear,  # it moves the length of the steps, not the weights
     "mgda": _mgda,
     "gradnorm": _gradnorm,
