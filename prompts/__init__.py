@@ -99,21 +99,23 @@ def load_prompts(
         return {split: _tokenize(columns, tokenizer, max_prompt_length, False, split) for split, columns in splits.items()}
     if dataset == "math500":
         dataset, prompt_suffix = "HuggingFaceH4/MATH-500", prompt_suffix or BOXED_SUFFIX
-    tables = _named(read_splits(dataset), dataset)
+    read = read_splits(dataset)
+    tables, theirs = _named(read, dataset), {("tune" if name in TUNE_NAMES else name): name for name in read}
     some = tables.get("train") or next(iter(tables.values()))
     prompt_column = prompt_column or _find(("prompt", "problem", "question"), some, "--prompt-column")
     answer_column = answer_column or _find(("answer", "reward_model.ground_truth", "solution"), some, "--answer-column")
     for split, columns in tables.items():  # before any is divided: an error names the rows of the file
-        texts = _column(columns, prompt_column, "--prompt-column", split)
-        require(bool(texts), f"--dataset {dataset}: its {split} split is empty")
+        name = theirs[split]
+        texts = _column(columns, prompt_column, "--prompt-column", name)
+        require(bool(texts), f"--dataset {dataset}: its {name} split is empty")
         taken = sorted(rewards.ARGUMENTS & columns.keys())
         require(not taken, f"--dataset {dataset}: rewards get an argument named {', '.join(taken)} from the trainer: rename that column")
-        cells = _column(columns, answer_column, "--answer-column", split)
-        kept, answers = read_answers(cells, texts, f"--answer-column {answer_column}", split, unusable, drop_unusable)
+        cells = _column(columns, answer_column, "--answer-column", name)
+        kept, answers = read_answers(cells, texts, f"--answer-column {answer_column}", name, unusable, drop_unusable)
         tools = columns.get("tools", [None] * len(texts))
-        where = f"--prompt-column {prompt_column}: in {split}, a prompt (row"
+        where = f"--prompt-column {prompt_column}: in {name}, a prompt (row"
         prompts = [render(texts[row], prompt_suffix, tokenizer, f"{where} {row})", tools[row]) for row in kept]
-        columns = {name: [column[row] for row in kept] for name, column in columns.items()}
+        columns = {column: [cells[row] for row in kept] for column, cells in columns.items()}
         tables[split] = {**columns, "prompt": prompts, "answer": answers}
     templated = bool(tokenizer.chat_template)
     return {

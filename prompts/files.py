@@ -51,9 +51,13 @@ def read_splits(dataset: str) -> dict[str, Columns]:
         split = _SHARD.sub("", file.name.removesuffix(ending(file)))
         files.setdefault(split, {}).setdefault(ending(file), []).append(file)
     require("train" in files, f"{flag}: the folder needs a train file ({', '.join(FORMATS)}); it has {sorted(files)}")
+    others = sorted(files.keys() - {"train", "test", *TUNE_NAMES})
+    require("test" in files or not others, f"{flag} has the splits {sorted(files)}; it needs train and test, or just train")
+    if others and ranks.rank() == 0:
+        print(f"{flag}: {', '.join(others)} is not used; splits are train, test and {', '.join(TUNE_NAMES)}")
     found = {}
     for split, kinds in files.items():
-        if split in ("train", "test", *TUNE_NAMES):
+        if split not in others:
             tell_choice(dataset, [split + kind for kind in kinds])
             found[split] = _joined(_shards(list(kinds.values())[-1], flag), flag)
     return found
@@ -67,9 +71,8 @@ def _shards(files: list[Path], flag: str) -> list[Path]:
         complete = len(totals) == 1 and {int(number[1]) for number in numbers} == set(range(*totals))
     else:
         complete = len(files) == 1
-    require(
-        complete, f"{flag}: {', '.join(file.name for file in files)} are not the parts of one split; add the missing, remove the others"
-    )
+    names = ", ".join(file.name for file in files)
+    require(complete, f"{flag}: {names} are not the parts of one split; add the missing ones, or remove the others")
     return files
 
 
@@ -198,11 +201,7 @@ def _columns_of(found: object) -> Columns:
         if found and all(isinstance(value, dict) and value.keys() == found[next(iter(found))].keys() for value in found.values()):
             rows = next(iter(found.values()))  # pandas' columns of numbered cells
             return {name: [cells[row] for row in rows] for name, cells in found.items()}
-        if (
-            len(tables) < len(found)
-            and all(isinstance(value, list) for value in found.values())
-            and len(set(map(len, lists.values()))) == 1
-        ):
+        if len(tables) < len(found) == len(lists) and len(set(map(len, lists.values()))) == 1:
             return found
         raise _Unreadable(f"it is one object with {', '.join(found) or 'nothing'}; it must be a list of rows, or have just one such list")
     if not isinstance(found, list):

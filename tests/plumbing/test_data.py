@@ -194,6 +194,13 @@ def test_answers_of_the_test_split_are_read_too(tmp_path):
     assert len(load(tmp_path, unusable=unusable, drop_unusable=True)["test"]) == 3
 
 
+def test_a_split_is_called_as_its_file_is(tmp_path):
+    for name, answer in (("train", 1), ("test", 1), ("val", "?!")):
+        write(tmp_path / f"{name}.jsonl", [{"problem": f"{name}{i}", "answer": answer} for i in range(5)])
+    with pytest.raises(UserError, match="5 of 5 rows of val cannot be used; in row 0, the answer to 'val0' is"):
+        load(tmp_path, unusable=unusable)
+
+
 def test_where_no_row_would_be_left(tmp_path):
     file = write(tmp_path / "mine.jsonl", [{"problem": f"Q{i}", "answer": "?!"} for i in range(9)])
     with pytest.raises(UserError, match="--drop-unusable leaves no row of train; --answer-column answer: in row 0"):

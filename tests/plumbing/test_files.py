@@ -200,9 +200,15 @@ def test_parts_that_are_not_one_split_are_told(names, tmp_path):
         read_splits(str(folder(tmp_path, {f"{name}.jsonl": ONE for name in names})))
 
 
-def test_files_that_are_no_split_are_not_read(tmp_path):
+def test_files_that_are_no_split_are_not_read_and_told(tmp_path, capsys):
     files = {"train.jsonl": ONE, "._train.jsonl": "\0\0", "dataset_info.json": "7", "test.jsonl": TWO}
     assert list(read_splits(str(folder(tmp_path, files)))) == ["test", "train"]
+    assert capsys.readouterr().out.startswith(f"--dataset {tmp_path}: dataset_info is not used; splits are train, test and tune, val")
+
+
+def test_a_held_out_split_by_another_name_is_not_passed_over(tmp_path):
+    with pytest.raises(UserError, match=r"has the splits \['eval', 'train'\]; it needs train and test, or just train"):
+        read_splits(str(folder(tmp_path, {"train.jsonl": ONE, "eval.jsonl": TWO})))
 
 
 @pytest.mark.parametrize("rows", [0, 2])
