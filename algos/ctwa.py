@@ -306,6 +306,11 @@ def main(args: Args) -> None:
         if args.outlier_factor > 0:
             weight = drop_outliers(weight, G, args.outlier_factor)
         covariance = within_prompt_covariance(weight, rewards, G)
+        spread = rewards.view(-1, G, K).var(1, correction=0).mean(0)
+        bound = (spread * weight.view(-1, G).var(1, correction=0).mean()).sqrt()  # Cauchy-Schwarz
+        if step == 1 and (targets > bound).any():
+            told = ", ".join(f"{value:.2g}" for value in bound.tolist())
+            run.say(f"step 1: no covariance can exceed {told} here; lower --cov-targets")
         before, ema = state["log_weights"], state["ema"]
         raised, ema = update_log_weights(
             before, ema, covariance, targets, args.weight_lr, args.ema_tau

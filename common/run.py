@@ -96,8 +96,9 @@ class Run:
         """Metrics on the held-out prompts, every --eval-every steps and after the last; nothing at other steps. Collective."""
         if not self._due(step, self.args.eval_every):
             return {}
-        size, sampling = self.args.prompts * self.args.completions, (self.args.max_new_tokens, self.args.temperature)
-        metrics, self.samples = evaluate(self.engine, self.data, self.objectives, self.yardstick, size, *sampling)
+        how = {"mean_length": self.yardstick, "max_new_tokens": self.args.max_new_tokens, "temperature": self.args.temperature}
+        size = self.args.prompts * self.args.completions
+        metrics, self.samples = evaluate(self.engine, self.data, self.objectives, batch_size=size, **how)
         self.yardstick = self.yardstick or metrics["eval/length"]
         return metrics
 
@@ -134,8 +135,7 @@ class Run:
                 self.say(f"step {step}: {told}; look at it with python run.py score")
         if self.flat == PATIENCE:
             told = f"for {PATIENCE} steps no prompt's completions differed in any reward, so nothing is learned any more"
-            told += f"; KL {row['loss/kl']:.2g} nats per token"
-            self.say(f"step {step}: {told}. If the policy has collapsed, start again with a lower --lr")
+            self.say(f"step {step}: {told}; KL {row['loss/kl']:.2g} nats per token. If it has collapsed, begin again with a lower --lr")
 
     def save(self, step: int, failures: int = 0) -> None:
         """A checkpoint, every --checkpoint-every steps and after the last. failures: updates in a row that were skipped.

@@ -528,7 +528,7 @@ def test_a_stopped_bench_ends_its_runs_and_one_killed_outright_leaves_the_folder
 
 def test_a_small_bench_killed_in_the_middle_and_continued(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["bench", "--algos", "linear", "pama", "--seeds", "2", "--steps", "2", "--jobs", "2", "--out", "small", "--", "--prompts", "4"]
+    words = ["bench", "--algos", "linear", "pama", "--seeds", "1", "--steps", "2", "--jobs", "2", "--out", "small", "--", "--prompts", "4"]
     words += ["--completions", "2", "--eval-prompts", "4", "--eval-every", "1", "--checkpoint-every", "1", "--max-new-tokens", "8"]
     command = [sys.executable, str(ROOT / "run.py"), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -541,7 +541,7 @@ def test_a_small_bench_killed_in_the_middle_and_continued(tmp_path, monkeypatch,
         passed = words[words.index("--") + 1 :]
         passed[passed.index("--completions") + 1] = completions
         scripts = {name: (ROOT / "algos" / f"{name}.py", import_module(f"algos.{name}").Args) for name in ("linear", "pama")}
-        return plan(scripts, 2, (), (), 2, passed, out)
+        return plan(scripts, 1, (), (), 2, passed, out)
 
     until(lambda: list(out.glob("runs/*/checkpoints/step_000001/manifest.json")))
     os.killpg(process.pid, signal.SIGKILL)
@@ -550,18 +550,18 @@ def test_a_small_bench_killed_in_the_middle_and_continued(tmp_path, monkeypatch,
     assert not (out / "table.md").exists()
     done = run_script(*command[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    counts = re.search(r"4 runs: (\d) finished, (\d) to resume, (\d) to start; 2 at a time", done.stdout)
+    counts = re.search(r"2 runs: (\d) finished, (\d) to resume, (\d) to start; 2 at a time", done.stdout)
     assert int(counts[1]) + int(counts[2]) >= 1
-    assert sum(map(int, counts.groups())) == 4
+    assert sum(map(int, counts.groups())) == 2
     saved = json.loads((out / "table.json").read_text())
     rows = {row["algorithm"]: row for row in saved["sections"][0]["rows"]}
-    assert {name: row["seeds"] for name, row in rows.items()} == {"linear": [1, 2], "pama": [1, 2]}
-    assert [row["step"] for row in load_run(out / "runs" / "pama-testbed-reinforce-s2").rows] == [0, 1, 2]
+    assert {name: row["seeds"] for name, row in rows.items()} == {"linear": [1], "pama": [1]}
+    assert [row["step"] for row in load_run(out / "runs" / "pama-testbed-reinforce-s1").rows] == [0, 1, 2]
     assert rows["pama"]["time_relative_to_linear"] > 0
     text = (out / "table.md").read_text()
     assert f"Command: `python run.py {' '.join(words)}`" in text
-    assert "Seeds: 1, 2; 4 runs." in text
+    assert "Seeds: 1; 2 runs." in text
     assert train_missing(small("2"), out, 2, "c") == {}  # what the scripts wrote is what was planned
-    assert "4 finished" in capsys.readouterr().out
+    assert "2 finished" in capsys.readouterr().out
     with pytest.raises(UserError, match=re.escape("with other settings (--completions was 2, now 4)")):
         train_missing(small("4"), out, 2, "c")

@@ -91,7 +91,7 @@ def test_statistics_are_what_the_metrics_were_computed_from(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["linear", "mgda"])
 def test_one_seed_is_one_run_bit_for_bit(name, tmp_path):
-    """So it is for the others too, whose killed and whole runs on two ranks are one: test_ranks.py."""
+    """So it is for those that remember something, too, whose killed and whole runs on two ranks are one: test_ranks.py."""
     first, second = train(name, tmp_path / "a"), train(name, tmp_path / "b")
     assert first == second
     assert (tmp_path / "a/model/model.safetensors").read_bytes() == (tmp_path / "b/model/model.safetensors").read_bytes()
@@ -357,6 +357,16 @@ def test_ctwa_raises_the_weights_in_deficit_and_its_state_is_logged(tmp_path):
             assert growth == pytest.approx(row[f"ctwa/deficit/{objective}"], rel=1e-4, abs=1e-5)
         assert sum(row[f"weight_share/{o}"] for o in ("accuracy", "conciseness", "clarity")) == pytest.approx(1)
     assert rows[1]["ctwa/ema/accuracy"] == pytest.approx(0.9 * rows[0]["ctwa/cov/accuracy"] + 0.1 * rows[1]["ctwa/cov/accuracy"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "told"), [("by2", False), ("faint", True)])
+def test_ctwa_tells_of_targets_that_no_covariance_can_reach(name, told, tmp_path, capsys):
+    """|Cov(W, r)| is at most sd(W) sd(r): with a reward of sd .02 the target .08 is out of reach, whatever the weights."""
+    rows = train("ctwa", tmp_path / "run", rewards=(f"{OWN}:by3", f"{OWN}:{name}"), steps=1, cov_targets=(0.0, 0.08))
+    said = re.search(r"step 1: no covariance can exceed ([\d.]+), ([\d.]+) here; lower --cov-targets", capsys.readouterr().out)
+    assert bool(said) == told
+    if told:
+        assert abs(rows[1][f"ctwa/cov/{name}"]) <= float(said[2]) * 1.06 < 0.03
 
 
 def test_ctwa_goes_on_where_its_weights_leave_float32(tmp_path):
