@@ -143,8 +143,8 @@ def test_too_little_disk(examine, monkeypatch):
 
 
 def own_reward(folder: Path, body: str) -> str:
-    (folder / "mine.py").write_text(f"def mine(completions, prompts, **kwargs):\n    {body}\n")
-    return f"{folder / 'mine.py'}:mine"
+    (folder / "doctored.py").write_text(f"def mine(completions, prompts, **kwargs):\n    {body}\n")
+    return f"{folder / 'doctored.py'}:mine"
 
 
 @pytest.mark.parametrize(
