@@ -41,7 +41,7 @@ SCRIPT = Path(__file__).stem
 
 # --- ALGO: mathematics ---
 def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
-    """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B]."""
+    """s_i = sum_k w_k z_ik. normalised rewards [B,K], weights [K] -> scores [B]."""
     return rewards @ weights
 
 

@@ -5,7 +5,7 @@ Paper: Yu et al., "Gradient Surgery for Multi-Task Learning" (2020), algorithm 1
 the others j in random order: where g_i . g_j < 0, g_i <- g_i - (g_i . g_j / ||g_j||^2) g_j. The
 projections need nothing but the Gram matrix: a gradient is a row of weights of the original ones.
 
-Against the official code: the mean, not the sum, so that the KL term keeps its share.
+Against the paper: the mean, not the sum, so that the KL term keeps its share.
 Against linear.py: one gradient per objective, as in mgda.py. Two objectives never end up opposed;
 of three, the last projection may undo the first, and the outvoted one may still be lost.
 

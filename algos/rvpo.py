@@ -7,7 +7,7 @@ is GDPO, kappa -> infinity the minimum.
 
 Covariance law: a completion is worth about what its worst objective is worth, so a short wrong
 answer is not worth much; PAMA's idea with negative advantages kept.
-Against a public port: scores per completion, never sums over tokens, which grow with length.
+Against the paper: weights in place of 1/K; scores per completion, never sums over its tokens.
 Against linear.py: every objective normalised, and a soft minimum in place of the sum.
 
 Run: python run.py rvpo

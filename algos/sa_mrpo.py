@@ -7,8 +7,8 @@ the batch. gamma 0 is GDPO.
 
 Covariance law: the weight follows the level, not the direction. An objective that falls gets more
 weight, but only as fast as it falls, and one that is easy and low gets as much as one that is hard.
-Against the paper: no official code; ranges by --lowest and --highest. Against linear.py: GDPO's
-normalisation, and weights of this batch.
+Against the paper (no official code was found): ranges by --lowest and --highest.
+Against linear.py: GDPO's normalisation, and weights of this batch.
 
 Run: python run.py sa_mrpo
 """
@@ -42,7 +42,7 @@ SCRIPT = Path(__file__).stem
 
 # --- ALGO: mathematics ---
 def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
-    """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B]."""
+    """s_i = sum_k w_k z_ik. normalised rewards [B,K], weights [K] -> scores [B]."""
     return rewards @ weights
 
 

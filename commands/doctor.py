@@ -396,7 +396,8 @@ def rewards_vary(visit: Visit) -> str:
     args, made, size = visit.args, visit.made, ranks.count() * -(-PROMPTS // ranks.count())
     prompts = made["prompts"].batch(1, size, args.seed)
     batch = roll_out(made["engine"], made["tokenizer"], prompts, COMPLETIONS, args.max_new_tokens, args.temperature)
-    scores = score_batch(made["objectives"], batch, batch.lengths.mean().item(), answer_check(args)).view(size, COMPLETIONS, -1)
+    check = answer_check(args.answer_check, args.dataset)
+    scores = score_batch(made["objectives"], batch, batch.lengths.mean().item(), check).view(size, COMPLETIONS, -1)
     told = [f"{name} {_spread(own)}" for name, own in zip(made["objectives"], scores.unbind(2), strict=True)]
     found = f"of {size * COMPLETIONS} completions: {'; '.join(told)}"
     if not (scores != scores[:, :1]).any():

@@ -28,7 +28,6 @@ Array = NDArray[np.float64]
 
 DUPLICATE = 0.95  # correlation beyond which two rewards are nearly one
 OPPOSED = -0.5  # correlation within prompts below which a sum trades one reward for the other
-PROMPT_COLUMNS = ("prompt", "problem", "question")
 WIDTH = 100  # columns of the printed text
 
 
@@ -91,7 +90,7 @@ def look_at(
     Raises UserError naming the flag, or the reward and the completion.
     """
     import rewards as reward_functions  # here and below: these load torch, and a mistake in the flags is told at once
-    from prompts import ARITHMETIC
+    from prompts import answer_check as resolved
 
     run = _run_of(Path(completions))
     functions = reward_functions.load(rewards or run.get("rewards") or [f"rewards.{o}:{o}" for o in reward_functions.OBJECTIVES])
@@ -102,9 +101,7 @@ def look_at(
     dataset, tokenizer = dataset or run.get("dataset", ""), tokenizer or run.get("model", "")
     require(not dataset or bool(tokenizer), f"--dataset {dataset} needs --tokenizer: prompts are compared as the model reads them")
 
-    check = run.get("answer_check", "auto") if answer_check == "auto" else answer_check
-    if check == "auto":
-        check = "exact" if dataset in ARITHMETIC else "math-verify"
+    check = resolved(run.get("answer_check", "auto") if answer_check == "auto" else answer_check, dataset)
     usable = partial(reward_functions.unusable, functions, answer_check=check), drop_unusable or run.get("drop_unusable", False)
     data = read_completions(completions, completion_column, prompt_column, "" if dataset else answer_column, *usable)
     encoder = _tokenizer(tokenizer) if tokenizer else None
@@ -174,11 +171,11 @@ def read_completions(
 
     Raises UserError naming --completions, with the row (from 0), or the column's flag.
     """
-    from prompts import read_answers
+    from prompts import ANSWER_COLUMNS, PROMPT_COLUMNS, read_answers
 
     columns = _read(Path(path))
     numbers = list(range(len(next(iter(columns.values())))))  # of the rows in the file
-    name, values = _find(columns, answer_column, ("answer", "reward_model.ground_truth", "solution"), "--answer-column")
+    name, values = _find(columns, answer_column, ANSWER_COLUMNS, "--answer-column")
     if name:
         prompts = _find(columns, prompt_column, PROMPT_COLUMNS, "--prompt-column")[1] or [""] * len(values)
         numbers, answers = read_answers(values, prompts, f"--completions {path}: {name}", "", unusable, drop_unusable)

@@ -39,7 +39,7 @@ class RunFlags:
     """also log to Weights & Biases (pip install wandb)"""
 
     model: str = "testbed"
-    """testbed[:base], a Hugging Face hub name, or a local folder"""
+    """testbed[:base], a Hugging Face hub name, a local folder, or a .gguf file"""
     trust_remote_code: bool = False
     """let a hub model run its own Python code; only for a source you trust"""
     dataset: str = "arithmetic"

@@ -42,7 +42,7 @@ def load_data(args: RunFlags, objectives: Mapping[str, Callable]) -> Data:
     check_tokens(args.model, load_config(args.model, args.trust_remote_code), tokenizer, train.ids + held_out.ids)
     if ranks.rank() == 0 and (doubt := doubts(train, tokenizer, args.model)):
         print(f"warning: {doubt}")
-    return Data(tokenizer, train, held_out, answer_check(args))
+    return Data(tokenizer, train, held_out, answer_check(args.answer_check, args.dataset))
 
 
 def load_models(args: RunFlags, data: Data, device: torch.device, compute: torch.dtype) -> tuple[object, nn.Module, nn.Module | None]:

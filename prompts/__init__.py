@@ -17,6 +17,8 @@ from rewards.answers import reference
 
 BOXED_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."  # the paper's, for MATH-500
 ARITHMETIC = {"arithmetic": 2, "arithmetic3": 3}  # operations of a problem
+PROMPT_COLUMNS = ("prompt", "problem", "question")  # the first that is there is taken
+ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "solution")
 UNKNOWN = 0.03  # share of unknown tokens from which on a model is said not to read its prompts
 
 
@@ -59,14 +61,14 @@ def load_splits(args: RunFlags, tokenizer, objectives: Mapping[str, Callable]) -
         args.answer_column,
         args.prompt_suffix,
         args.max_prompt_length,
-        lambda answers: ranks.on_first(lambda: rewards.unusable(objectives, answers, answer_check(args))),
+        lambda answers: ranks.on_first(lambda: rewards.unusable(objectives, answers, answer_check(args.answer_check, args.dataset))),
         args.drop_unusable,
     )
 
 
-def answer_check(args: RunFlags) -> str:
+def answer_check(check: str, dataset: str) -> str:
     """--answer-check, with auto resolved."""
-    return args.answer_check if args.answer_check != "auto" else "exact" if args.dataset in ARITHMETIC else "math-verify"
+    return check if check != "auto" else "exact" if dataset in ARITHMETIC else "math-verify"
 
 
 def load_prompts(
@@ -102,8 +104,8 @@ def load_prompts(
     read = read_splits(dataset)
     tables, theirs = _named(read, dataset), {("tune" if name in TUNE_NAMES else name): name for name in read}
     some = tables.get("train") or next(iter(tables.values()))
-    prompt_column = prompt_column or _find(("prompt", "problem", "question"), some, "--prompt-column")
-    answer_column = answer_column or _find(("answer", "reward_model.ground_truth", "solution"), some, "--answer-column")
+    prompt_column = prompt_column or _find(PROMPT_COLUMNS, some, "--prompt-column")
+    answer_column = answer_column or _find(ANSWER_COLUMNS, some, "--answer-column")
     for split, columns in tables.items():  # before any is divided: an error names the rows of the file
         name = theirs[split]
         texts = _column(columns, prompt_column, "--prompt-column", name)

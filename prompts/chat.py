@@ -20,9 +20,9 @@ def render(prompt: object, suffix: str, tokenizer, where: str, tools: object = N
     if isinstance(prompt, str) and prompt.lstrip().startswith('[{"'):  # chat messages as JSON, as a cell of csv has them
         prompt = _from_json(prompt)
     messages = [{"role": "user", "content": said(prompt, where)}] if not isinstance(prompt, list) else read_messages(prompt, where)
-    users = [place for place, message in enumerate(messages) if message.get("role") == "user"]
+    users = [place for place, message in enumerate(messages) if message["role"] == "user"]
     messages[users[-1] if users else -1]["content"] += suffix
-    tools, open_turn = _tools(tools, where), messages[-1].get("role") == "assistant"
+    tools, open_turn = _tools(tools, where), messages[-1]["role"] == "assistant"
     if not tokenizer.chat_template:
         if tools:
             raise UserError(f"{where} has tools, and --model has no chat template to show them: drop or rename the column tools")

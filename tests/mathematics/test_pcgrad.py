@@ -79,4 +79,4 @@ def test_a_run_weighs_the_gradients_so(tmp_path):
     for row in rows:
         weights = [row[f"weight/{name}"] for name in ("accuracy", "conciseness", "clarity")]
         assert min(weights) >= 1 / 3 - 1e-6
-        assert any(weight > 1 / 3 + 1e-6 for weight in weights) or row["step"] > 1  # accuracy and conciseness oppose each other here
+    assert max(rows[0][f"weight/{name}"] for name in ("accuracy", "conciseness", "clarity")) > 0.34  # some do oppose each other

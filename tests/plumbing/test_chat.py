@@ -8,8 +8,7 @@ from common.errors import UserError
 from prompts.chat import render
 from testbed.arithmetic import tokenizer
 
-PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if not loop.last %}</>{% endif %}{% endfor %}"
-PLAIN += "{% if add_generation_prompt %}</><assistant>{% endif %}"
+PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 TOOLS = "{% if tools %}<tools>{{ tools | tojson }}</>{% endif %}" + PLAIN
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + PLAIN
 TURNS = "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}"

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from analysis.runs import Run as AnalysedRun
 from analysis.verdict import collapse
-from common.errors import Interrupted, UserError
+from common.errors import Interrupted, UserError, plain_errors
 from common.interrupt import Signals
 from common.rollout import TransformersEngine
 from common.run import Run
@@ -120,6 +120,19 @@ def test_a_second_ctrl_c_stops_at_once_but_torchruns_echo_does_not(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
     finally:
         signals.release()
+
+
+def test_a_run_that_is_saved_is_not_interrupted_once_more(capsys):
+    """Between the line that says where, and the end of the process."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as stop, plain_errors():
+            raise Interrupted(signal.SIGINT, "stopped")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "\nstopped\n"
 
 
 def test_ranks_stop_together(tmp_path):

@@ -16,6 +16,8 @@ import sys
 import time
 import traceback
 
+PATIENCE = 600  # seconds for a command
+
 
 def warm() -> None:
     """Import the libraries that a run takes."""
@@ -80,8 +82,8 @@ def places(ranks: int) -> list[dict[str, str]]:
 
 
 def wait(pids: list[int]) -> int:
-    """The first exit code that is not 0. Once there is one, the others have a second for what they have to say."""
-    alive, code, deadline = set(pids), 0, float("inf")
+    """The first exit code that is not 0. Once there is one, the others have a second for what they have to say; all have PATIENCE."""
+    alive, code, deadline = set(pids), 0, time.monotonic() + PATIENCE
     while alive:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid in alive:
