@@ -318,6 +318,7 @@ def main(args: Args) -> None:
         state["log_weights"] = torch.where(rewards.mean(0) >= caps, before, raised)
         state["ema"], deficit = ema, (targets - ema).clamp(min=0)
         extra = {"ctwa/cov": covariance, "ctwa/ema": ema, "ctwa/deficit": deficit}
+        extra |= {"ctwa/target": targets, "ctwa/reachable": bound}
 
         # --- SHARED: observe, evaluate, save ---
         meter.lap("weights")

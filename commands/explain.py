@@ -33,6 +33,7 @@ USAGE = "RUN [RUN ...] [--steps S ...]"
 LITTLE = 0.1  # share of the prompts: with fewer that differ in a reward, next to nothing is learned about it
 FULL = 0.9  # of the way from the lowest to the highest reward seen: nothing much is left to gain
 SHOWN = 3  # phases of an objective in its line
+MOST = 0.5  # of the weights: what an objective must have to be the one that the steps served
 CLIPPED = 0.5  # of the covariance: what clipping must take away to be called the reason
 
 
@@ -215,7 +216,10 @@ def phases(run: Run, objective: str, found: list[Interval]) -> list[Phase]:
     for interval in found:
         lines = [line for line in statistics if interval.start < line["step"] <= interval.end and line.get("gram")]
         cosines = [cosine for line in lines for gram in line["gram"] if (cosine := _with_step(gram, weights[line["step"]], k)) is not None]
-        named.append((interval, *reason(interval, min(seen), max(seen), fmean(cosines) if cosines else None)))
+        why = reason(interval, min(seen), max(seen), fmean(cosines) if cosines else None)
+        if interval.move is not None and interval.move < 0 and why[0].endswith("the score"):
+            why = out_of_reach(run, objective, interval.start, interval.end) or why
+        named.append((interval, *why))
     joined: list[list] = []
     for entry in named:
         if joined and joined[-1][-1][1] == entry[1]:
@@ -229,6 +233,22 @@ def phases(run: Run, objective: str, found: list[Interval]) -> list[Phase]:
         measured = sum(entry[0].measured for entry in group)
         result.append(Phase(first.start, last.end, strongest[1], strongest[2], measured, max(first.se, last.se)))
     return result
+
+
+def out_of_reach(run: Run, objective: str, start: int, end: int) -> tuple[str, str] | None:
+    """(reason, number) where most of the weights of training steps start + 1 ... end belonged to another objective whose covariance
+    could not reach the target that its weight is raised for (`<script>/target/<objective>` above `<script>/reachable/<objective>`, the
+    product of the standard deviations); None where none did."""
+    rows, kind = [row for row in run.rows if start < row["step"] <= end], run.args.get("script")
+    for other in run.objectives:
+        series = [[row.get(f"{key}/{other}") for row in rows] for key in (f"{kind}/target", f"{kind}/reachable", "weight_share")]
+        if other == objective or any(value is None for values in series for value in values):
+            continue
+        target, reachable, share = (fmean(values) for values in series)
+        if target > reachable and share > MOST:
+            numbers = f"target {target:.2g}, at most {reachable:.2g} possible; its share of the weights {share:.2f}"
+            return f"the weight went to {other}, whose target is out of reach", numbers
+    return None
 
 
 def _statistics(run: Run) -> list[dict]:

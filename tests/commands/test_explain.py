@@ -334,3 +334,27 @@ def test_a_single_mini_batch_tells_no_move_and_is_said_so(tmp_path):
     assert all(i.move is None for i in intervals(load_run(tmp_path / "run"), "accuracy"))
     draw(load_run(tmp_path / "run"), tmp_path / "picture.pdf")
     assert (tmp_path / "picture.pdf").stat().st_size > 5000
+
+
+def test_a_target_that_no_covariance_can_reach_is_named(tmp_path):
+    """CTWA with a reward of small spread: its weight grew for a target out of reach, and that is why the other fell."""
+    folder = write_run(tmp_path / "run", [-0.05] * 4, [0.5, 0.4, 0.3], cov=0.02)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    def told(reachable: float, share: float) -> str:
+        for row in rows[1:]:
+            row |= {
+                "linear/target/easy": 0.08,
+                "linear/reachable/easy": reachable,
+                "linear/target/hard": 0.08,
+                "linear/reachable/hard": 0.4,
+            }
+            row |= {"weight_share/easy": share, "weight_share/hard": 1 - share}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return " ".join(explain(load_run(folder)).split())
+
+    words = "the weight went to easy, whose target is out of reach (target 0.08, at most 0.03 possible; its share of the weights 0.90)"
+    assert words in told(0.03, 0.9)
+    assert "moved against the score" not in told(0.03, 0.9)
+    assert "moved against the score" in told(0.09, 0.9)
+    assert "moved against the score" in told(0.03, 0.4)

@@ -1,0 +1,310 @@
+"""Ratchet: the weighted sum, and for every objective that the last steps moved backwards a
+multiplier that pulls it up again.
+
+Covariance law (arXiv 2602.06869, eq. 3) by the move: what a step did to log pi of completions that
+it was not trained on, times their rewards, is what it did to each objective, dJ_k. Maximise the sum
+subject to dJ_k >= 0; the multiplier of that constraint, by projected ascent on the dual, is
+    D_k <- [D_k - dJ_k / sd(r_k)]_+,    lambda_k = [ki D_k - kp Corr(move, r_k)]_+,
+where D_k, Page's CUSUM (1954), is what the objective has lost since it was highest. kp answers
+within a step and damps (Stooke et al., 2020). A gain pays back --release of itself, so that what
+was lost is won back. --warmup keeps steps short while the multipliers are found.
+
+Not of the paper: its CTWA asks the score, Cov(r_k, W), which can have the wrong sign for the
+objective that is lost (docs/interference.md). Derivation and failures: docs/algos/ratchet.md.
+Against linear.py: every objective normalised, multipliers from the step's own passes, a warm-up.
+
+Run: python run.py ratchet
+"""
+
+# --- SHARED: imports ---
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import rewards as reward_functions
+from commands.command_line import parse, report
+from common import flags, ranks
+from common.batch import micro_batches, mini_batches
+from common.errors import plain_errors, require
+from common.evaluate import score_batch
+from common.grads import clip_gradients
+from common.model import compute_dtype, token_logprobs, token_logprobs_no_grad
+from common.observe import Meter
+from common.rollout import Canary, roll_out
+from common.run import Run
+from common.seeds import generator, reseed
+from common.setup import load_data, load_models, start
+
+SCRIPT = Path(__file__).stem
+
+
+# --- ALGO: imports ---
+from common.observe import first_order_change
+
+
+# --- ALGO: mathematics ---
+def update_drawdown(drawdown: Tensor, change: Tensor, release: float) -> Tensor:
+    """[D - change]_+ with a gain counted `release` times; all [K], in standard deviations."""
+    return (drawdown - torch.where(change > 0, release * change, change)).clamp(min=0)
+
+
+def multipliers(
+    drawdown: Tensor, alignment: Tensor, ki: float, kp: float, highest: float
+) -> Tensor:
+    """lambda_k = [ki D_k - kp Corr_k]_+, at most `highest`; all [K]."""
+    return (ki * drawdown - kp * alignment).clamp(0, highest)
+
+
+# --- SHARED: advantages and loss ---
+def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
+    """One advantage per completion, shared by all its tokens. scores, lengths in tokens [B] -> [B].
+
+    reinforce: REINFORCE++ (Hu et al., 2025), whitened over the batch with every token counted once,
+    so that long completions weigh more. grpo (Shao et al., 2024): centred and scaled within a
+    prompt. In float64: where all scores are alike, the division would blow up float32's rounding
+    error.
+    """
+    lengths, exact = lengths.double(), scores.double()
+    if estimator == "reinforce":
+        n = lengths.sum()
+        centred = exact - (lengths * exact).sum() / n
+        return (centred * torch.rsqrt((lengths * centred**2).sum() / (n - 1) + 1e-8)).to(scores)
+    groups = exact.view(-1, group_size)
+    return (
+        ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6))
+        .flatten()
+        .to(scores)
+    )
+
+
+def active_tokens(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """Where the surrogate has a gradient: 1 unless the clip acts (eq. 6), dual clip apart.
+
+    advantages [B], ratio [B,T] -> bool [B,T].
+    """
+    return torch.where(advantages[:, None] >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
+
+
+def policy_loss(
+    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float
+) -> Tensor:
+    """PPO's clipped surrogate per token, to be minimised; infinite clips give REINFORCE.
+
+    ratio [B,T], advantages [B] -> [B,T]. dual_clip > 0 bounds the loss of negative advantages at
+    dual_clip * |advantage| (Ye et al., 2020); 0 is off.
+    """
+    advantages = advantages[:, None]
+    loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    if dual_clip > 0:
+        loss = torch.where(advantages < 0, torch.min(loss, -advantages * dual_clip), loss)
+    return loss
+
+
+def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """k3 estimate of KL(policy || reference) per token, e^d - d - 1 with d = ref_logp - logp
+    (Schulman, 2020). [B,T] -> [B,T].
+
+    The clamps are the official code's: they act only where the models differ by e^10 and more.
+    """
+    d = (ref_logp - logp).clamp(-20, 20)
+    return (d.exp() - d - 1).clamp(-10, 10)
+
+
+def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_size: int) -> Tensor:
+    """Covariance law (eq. 3): mean over prompts of the covariance, over a prompt's completions, of
+    what the update weighs a completion with and of each reward; biased (1/G) as in the paper.
+
+    completion_weight [B], rewards [B,K] -> [K].
+    """
+    weight = completion_weight.view(-1, group_size, 1)
+    reward = rewards.view(-1, group_size, rewards.size(1))
+    return ((weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))).mean(
+        (0, 1)
+    )
+
+
+# --- SHARED: args ---
+@dataclass
+class Args(flags.RunFlags):
+    seed: int = 1
+    """decides prompts, completions and mini-batches;
+    the model's start and the evaluation do not depend on it"""
+    steps: int = 100
+    """training steps, each on fresh completions (paper: 810)"""
+    prompts: int = 16
+    """prompts per step, P (paper: 32)"""
+    completions: int = 16
+    """completions per prompt, G (paper: 16)"""
+    max_new_tokens: int = 56
+    """longest completion, in tokens (paper: 1024)"""
+    temperature: float = 1.0
+    """sampling temperature of training and of the sampled evaluation"""
+    rewards: tuple[str, ...] = reward_functions.DEFAULT
+    """objectives as module:function or file.py:function, any number;
+    the function's name is the objective's"""
+
+    estimator: Literal["reinforce", "grpo"] = "reinforce"
+    """advantages: REINFORCE++ (whitened over the batch, no clipping)
+    or GRPO (normalised per prompt, clipped)"""
+    clip_low: float = 0.2
+    """grpo: lower clip of the probability ratio, 1 - clip_low"""
+    clip_high: float = 0.2
+    """grpo: upper clip of the probability ratio, 1 + clip_high"""
+    dual_clip: float = 0.0
+    """grpo: bound the loss of negative advantages at dual_clip * |advantage|;
+    0 is off (official code: 3)"""
+    tis_cap: float = 0.0
+    """truncated importance sampling: weigh a token with min(trainer's / sampler's probability,
+    tis_cap); 0 is off, 2 is usual"""
+    kl_coef: float = 1e-3
+    """weight of the k3 KL divergence to the start model in the loss; 0 loads no reference model"""
+    lr: float = 1e-4
+    """AdamW learning rate (paper: 1e-6 for 1.5B parameters)"""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """linear falls in equal parts from --lr at the first step to --lr / --steps at the last"""
+    weight_decay: float = 0.01
+    """AdamW weight decay"""
+    max_grad_norm: float = 1.0
+    """clip the gradient to this norm"""
+    mini_batches: int = 2
+    """optimizer steps per pass over the completions"""
+    epochs: int = 1
+    """passes over the completions"""
+
+    # --- ALGO: args ---
+    weights: tuple[float, ...] = ()
+    """weight of each objective in the sum, in the order of --rewards; default: equal"""
+    ki: float = 35.0
+    """multiplier for every standard deviation of its reward that an objective has lost"""
+    kp: float = 4.0
+    """multiplier for a step that moved straight against an objective (correlation -1)"""
+    release: float = 0.7
+    """share of a gain that pays back what was lost; below 1 an objective wins more than it lost"""
+    max_multiplier: float = 7.0
+    """bound of the multipliers, where the weights of the sum have the mean 1"""
+    warmup: int = 8
+    """steps over which --lr rises to its full value; 1 is off"""
+
+
+def main(args: Args) -> None:
+    # --- SHARED: set-up ---
+    device = start(args)
+    objectives = reward_functions.load(args.rewards)
+    K, G = len(objectives), args.completions
+    grpo = args.estimator == "grpo"
+    clip_low, clip_high = (args.clip_low, args.clip_high) if grpo else (torch.inf, torch.inf)
+    dual_clip = args.dual_clip if grpo else 0.0
+
+    # --- ALGO: state ---
+    preference = flags.one_each("--weights", args.weights, 1.0, objectives, device)
+    flags.require_positive("--weights", preference, "a multiplier of any size adds to it")
+    preference = preference / preference.mean()
+    flags.require_not_negative(args, "ki", "kp", "max_multiplier")
+    flags.require_share(args, "release")
+    require(args.warmup >= 1, f"--warmup {args.warmup} must be at least 1, which is off")
+    told = "the move is seen on completions not trained on yet"
+    require(args.mini_batches >= 2, f"--mini-batches {args.mini_batches} must be 2 or more: {told}")
+    most = args.max_multiplier / args.ki if args.ki else torch.inf  # what is beyond has no effect
+    state = {"drawdown": torch.zeros_like(preference), "multipliers": torch.zeros_like(preference)}
+
+    # --- SHARED: models, data and start ---
+    data = load_data(args, objectives)
+    compute = compute_dtype(args.compute_dtype, device)
+    engine, policy, reference = load_models(args, data, device, compute)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    run = Run(args, SCRIPT, data, objectives, engine, policy, optimizer, state)
+    engine.sync(policy, run.last_step)
+    canary = Canary(args.max_logp_gap, compute)
+    meter = Meter(args.epochs, args.mini_batches, optimizer, reference is not None)
+
+    for step in run.steps():
+        # --- SHARED: sample, generate, score ---
+        meter.begin()
+        decay = 1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * decay
+        # for rewards that draw lots; prompts, completions and mini-batches have seeds of their own
+        reseed(args.seed, step, args.prompts + args.epochs + ranks.rank())
+        # each rank samples and scores whole prompts, then every rank has all B = P * G completions
+        prompts = data.train.batch(step, args.prompts, args.seed)
+        batch = roll_out(engine, data.tokenizer, prompts, G, args.max_new_tokens, args.temperature)
+        meter.lap("rollout")
+        mean_length = run.mean_length(batch)
+        rewards = score_batch(objectives, batch, mean_length, data.answer_check)  # [B, K]
+        meter.lap("reward")
+        passes = {"temperature": args.temperature, "max_tokens": args.micro_batch_tokens}
+        old_logp = token_logprobs_no_grad(policy, batch, **passes)  # [B, T]
+        ref_logp = token_logprobs_no_grad(reference, batch, **passes) if reference else old_logp
+        meter.sampled(batch, mean_length, canary.check(step, batch, old_logp))
+        trust = (old_logp - batch.sampled.logp).exp().clamp(max=args.tis_cap) if args.tis_cap else 1
+        batch = batch.with_logprobs(old_logp, ref_logp, token_weight=batch.mask * trust)
+
+        # --- ALGO: advantages ---
+        for group in optimizer.param_groups:
+            group["lr"] *= min(1, step / args.warmup)
+        weights = preference + state["multipliers"]
+        each = [estimate_advantages(r, batch.lengths, G, args.estimator) for r in rewards.T]
+        scores = torch.stack(each, 1) @ weights
+        advantages = estimate_advantages(scores, batch.lengths, G, args.estimator)  # [B]
+
+        # --- SHARED: update ---
+        for epoch in range(args.epochs):
+            order = generator(args.seed, step, args.prompts + epoch)
+            for rows in mini_batches(args.prompts, G, args.mini_batches, order):
+                tokens = batch.mask[rows].sum()
+                optimizer.zero_grad()
+                # --- SHARED: gradient ---
+                # sums over the mini-batch's tokens: its division into micro-batches changes nothing
+                for micro in micro_batches(batch, rows, args.micro_batch_tokens):
+                    logp = token_logprobs(policy, micro, args.temperature)  # [b, T]
+                    ratio = (logp - micro.old_logp).clamp(-20, 20).exp()
+                    own = advantages[micro.rows]
+                    loss = policy_loss(ratio, own, clip_low, clip_high, dual_clip)
+                    loss = (loss * micro.token_weight).sum() / tokens
+                    kl = (kl_penalty(logp, micro.ref_logp) * micro.mask).sum() / tokens
+                    active = active_tokens(own, ratio, clip_low, clip_high)
+                    meter.see(micro, logp, active, tokens, loss_policy=loss, loss_kl=kl)
+                    (loss + args.kl_coef * kl).backward()
+                # --- SHARED: optimizer step ---
+                grad_norm = clip_gradients(policy.parameters(), args.max_grad_norm)
+                meter.updated(grad_norm)
+                if grad_norm < torch.inf:  # nor NaN; else the policy keeps its last good weights
+                    optimizer.step()
+        meter.finish()
+        engine.sync(policy, step)
+        meter.lap("update")
+
+        # --- ALGO: after the update ---
+        seen = meter.drift, meter.age, advantages, rewards, G, meter.updates
+        change, _, nats = first_order_change(*seen)  # [K], and the step's size
+        spread = rewards.view(-1, G, K).var(1).mean(0).sqrt()
+        change = change / spread.clamp(min=1e-6)  # [K] standard deviations
+        alignment = change / nats.clamp(min=1e-12)  # [K] correlations of the move with each reward
+        drawdown = update_drawdown(state["drawdown"], change, args.release).clamp(max=most)
+        found = multipliers(drawdown, alignment, args.ki, args.kp, args.max_multiplier)
+        state |= {"drawdown": drawdown, "multipliers": found}
+        extra = {"ratchet/alignment": alignment, "ratchet/drawdown": drawdown}
+
+        # --- SHARED: observe, evaluate, save ---
+        meter.lap("weights")
+        cov = within_prompt_covariance(advantages, rewards, G)
+        cov_active = within_prompt_covariance(advantages * meter.unclipped, rewards, G)
+        logged = {"weight": weights, "cov": cov, "cov_active": cov_active, **extra}  # [K] each
+        row, kept = meter.describe(objectives, rewards, advantages, G, logged)
+        run.log(step, row | run.evaluate(step), kept)
+        run.save(step, meter.failures)
+
+    # --- SHARED: close ---
+    failed = run.close()
+    report(run.folder, failed)
+    ranks.stop()
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(parse(Args, SCRIPT))
