@@ -15,6 +15,7 @@ from torch import Tensor
 from analysis.runs import Run, load_statistics
 from common.errors import UserError
 from common.grads import has_gradient
+from common.observe import first_order_change
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Step:
     group_size: int
     estimator: str
     lr: float
+    drift: Tensor  # [B] nats, and [B] updates: what `first_order_change` takes of the run's own step
+    age: Tensor
+    updates: int  # in a step
 
     def each_advantage(self, script: ModuleType, estimator: str = "") -> Tensor:
         """The advantages of every objective by itself, [B, K], by a script's own function; with the run's estimator where none is given."""
@@ -81,6 +85,9 @@ def _read(run: Run) -> tuple[list[Step], list[int]]:
                 run.args["completions"],
                 run.args["estimator"],
                 rates.get(line["step"], run.args["lr"]),
+                torch.tensor(line.get("drift", [])),
+                torch.tensor(line.get("age", [])),
+                updates,
             )
         )
     if not steps:
@@ -245,7 +252,25 @@ def _gradnorm(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> C
         yield torch.stack(used).mean(0)
 
 
+def _ratchet(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Chosen:
+    """It answers the run's own moves; the run's advantages do not enter these."""
+    preference = torch.tensor(args.weights or [1.0] * steps[0].rewards.size(1))
+    preference, drawdown = preference / preference.mean(), torch.zeros_like(preference)
+    most, found = args.max_multiplier / args.ki if args.ki else torch.inf, torch.zeros_like(preference)
+    for step in steps:
+        if not (step.age > 0).any():
+            yield from _unknown(steps)
+            return
+        yield preference + found
+        rewards, size = step.rewards, step.group_size
+        change, _, nats = first_order_change(step.drift, step.age, torch.zeros(len(rewards)), rewards, size, step.updates)
+        change = change / rewards.view(-1, size, rewards.size(1)).var(1).mean(0).sqrt().clamp(min=1e-6)
+        drawdown = script.update_drawdown(drawdown, change, args.release).clamp(max=most)
+        found = script.multipliers(drawdown, change / nats.clamp(min=1e-12), args.ki, args.kp, args.max_multiplier)
+
+
 CONTROLLERS: dict[str, Controller] = {
+    "ratchet": _ratchet,
     "linear": _linear,
     "ctwa": _ctwa,
     "tchebycheff": _tchebycheff,

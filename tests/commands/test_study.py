@@ -12,7 +12,7 @@ import torch
 
 from analysis.runs import load_run
 from analysis.theory import sample_testbed
-from benchmarks import gradients, habits, law, results
+from benchmarks import gradients, habits, law, records, results
 from common.errors import UserError
 from common.model import token_logprobs
 from support.folders import write_predicted_run as write_run
@@ -246,3 +246,30 @@ def test_models_without_habits_are_refused(tmp_path, spoil, told):
         habits.main(habits.Args(models=("testbed", str(run))))
     with pytest.raises(UserError, match="no such base"):
         habits.source("testbed:nothing")
+
+
+def test_an_objective_has_beaten_its_start_when_it_never_falls_back_into_noise():
+    """Two standard errors of the difference of shares of 256 problems: .088 at .5 for example."""
+    steps = [0, 10, 20, 30, 40]
+    assert records.beaten_from(steps, [0.5, 0.6, 0.6, 0.6, 0.6]) == 10
+    assert records.beaten_from(steps, [0.5, 0.9, 0.58, 0.6, 0.6]) == 30
+    assert records.beaten_from(steps, [0.5, 0.9, 0.9, 0.9, 0.58]) is None
+    assert records.beaten_from(steps, [0.5, 0.3, 0.2, 0.1, 0.0]) is None
+
+
+def test_the_record_is_of_the_last_objective_and_of_accuracy_at_its_lowest(tmp_path):
+    write = "model,dataset,estimator,script,seed,step,accuracy,conciseness,clarity,length\n"
+    for script, seed, accuracy in (("good", 1, (0.5, 0.48, 0.7, 0.7)), ("good", 2, (0.5, 0.5, 0.5, 0.7)), ("bad", 1, (0.5, 0.1, 0.1, 0.1))):
+        for step, value in enumerate(accuracy):
+            write += f"testbed,arithmetic,grpo,{script},{seed},{10 * step},{value},{0.3 + 0.2 * step},{0.3 + 0.2 * step},20\n"
+    found = records.records([write])["testbed", "grpo"]
+    assert [(run.steps, run.lowest, round(run.change, 6)) for run in found["good"]] == [(20, 0.48, -0.02), (30, 0.5, 0.0)]
+    assert found["bad"][0].steps is None
+    first, second = records.table({("testbed", "grpo"): found}).splitlines()[2:]
+    assert first == "| `python run.py good` | 100% of 2 | 100% | 2/2, 25 steps, 0.48 (-0.02) |"
+    assert second == "| `python run.py bad` | 0% of 1 | 0% | 0/1, 0.10 (-0.40) |"
+
+
+def test_the_page_has_the_records_of_the_kept_evaluations():
+    texts = [(records.DATA / name).read_text() for name in ("curves.csv", "field.csv")]
+    assert records.PAGE.read_text().split(records.MARKS[0])[1].split(records.MARKS[1])[0].strip() == records.table(records.records(texts))
