@@ -5,11 +5,12 @@ python -m benchmarks.predictions [--runs results/field/runs/*] [--write]
 
 Each script takes one step with learning rate 0 on the same prompts and completions, and logs the covariance itself. It is divided by the
 standard deviation of the advantages, so that scripts can be compared: within prompts, 1/G, as in the law. Outcomes are those of
-docs/results/curves.csv, the study's, and of docs/results/field.csv, or of --runs in its place. --write keeps these there, and the table in
-docs/algos/README.md.
+docs/results/curves.csv, the study's, and of docs/results/field.csv, to which --runs are added: a run that is there already is replaced.
+--write keeps these there, and the table in docs/algos/README.md.
 """
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import tyro
 from tqdm import tqdm
 
 from analysis.runs import load_run
-from benchmarks.results import curves, insert
+from benchmarks.results import curves, in_order, insert
 from commands.scripts import algorithms
 from common.errors import UserError, plain_errors
 from common.files import write_whole
@@ -33,6 +34,7 @@ from common.files import write_whole
 ROOT = Path(__file__).resolve().parents[1]
 DATA, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "algos" / "README.md"
 MARKS = ("<!-- predictions: begin -->", "<!-- predictions: end -->")
+RUN = ("model", "dataset", "estimator", "script", "seed")  # columns that tell a run apart
 OBJECTIVES = ("accuracy", "conciseness", "clarity")
 LAST = 3  # evaluations whose mean is the end, as in docs/results.md
 
@@ -52,9 +54,22 @@ class Args:
     jobs: int = 2
     """scripts at a time, each on one thread"""
     runs: tuple[str, ...] = ()
-    """run folders of scripts that are not in the study, in place of docs/results/field.csv"""
+    """run folders to add to those of docs/results/field.csv"""
     write: bool = False
     """write the table into docs/algos/README.md, and the evaluations of --runs into docs/results/field.csv"""
+
+
+def merged(kept: str, new: str) -> str:
+    """Two files like curves.csv as one, sorted; a run that both have is the new one's."""
+    rows = [list(csv.DictReader(text.splitlines())) for text in (kept, new)]
+    runs = [{tuple(row[key] for key in RUN) for row in each} for each in rows]
+    every = [row for row in rows[0] if tuple(row[key] for key in RUN) not in runs[1]] + rows[1]
+    every.sort(key=lambda row: (*in_order({"args": row}), row["script"], int(row["seed"]), int(row["step"])))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, (rows[0] or rows[1])[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(every)
+    return text.getvalue()
 
 
 def first_step(script: str, args: Args) -> dict[str, float]:
@@ -72,10 +87,15 @@ def first_step(script: str, args: Args) -> dict[str, float]:
     return {name.removeprefix("cov/"): value / spread for name, value in row.items() if name.startswith("cov/")}
 
 
+def field(args: Args) -> str:
+    """docs/results/field.csv with --runs in it."""
+    kept = (DATA / "field.csv").read_text(encoding="utf-8")
+    return merged(kept, curves([load_run(Path(folder)) for folder in args.runs])) if args.runs else kept
+
+
 def outcomes(args: Args) -> dict[str, list[dict[str, tuple[float, float, float]]]]:
     """Of each script's runs, by objective: (start, lowest, end), the end a mean over the last evaluations."""
-    kept = [(DATA / name).read_text(encoding="utf-8") for name in ("curves.csv", "field.csv")]
-    texts = [kept[0], curves([load_run(Path(folder)) for folder in args.runs]) if args.runs else kept[1]]
+    texts = [(DATA / "curves.csv").read_text(encoding="utf-8"), field(args)]
     evaluations = defaultdict(list)
     for row in (row for text in texts for row in csv.DictReader(text.splitlines())):
         if (row["model"], row["dataset"], row["estimator"]) == (args.model, args.dataset, args.estimator):
@@ -111,7 +131,7 @@ def main(args: Args) -> None:
     if args.write:
         insert(PAGE, text, MARKS)
         if args.runs:
-            write_whole(DATA / "field.csv", curves([load_run(Path(folder)) for folder in args.runs]))
+            write_whole(DATA / "field.csv", field(args))
 
 
 if __name__ == "__main__":
