@@ -1,8 +1,8 @@
 """Ratchet: the weighted sum, and for every objective that the last steps moved backwards a
 multiplier that pulls it up again.
 
-Covariance law (arXiv 2602.06869, eq. 3) by the move: what a step did to log pi of completions that
-it was not trained on, times their rewards, is what it did to each objective, dJ_k. Maximise the sum
+Covariance law (arXiv 2602.06869, eq. 3) by the move, exactly: dJ_k = Cov(pi_new / pi_old, r_k) over
+completions that the step was not trained on. It costs nothing to see. Maximise the weighted sum
 subject to dJ_k >= 0; the multiplier of that constraint, by projected ascent on the dual, is
     D_k <- [D_k - dJ_k / sd(r_k)]_+,    lambda_k = [ki D_k - kp Corr(move, r_k)]_+,
 where D_k, Page's CUSUM (1954), is what the objective has lost since it was highest. kp answers
@@ -43,11 +43,27 @@ from common.setup import load_data, load_models, start
 SCRIPT = Path(__file__).stem
 
 
-# --- ALGO: imports ---
-from common.observe import first_order_change
-
-
 # --- ALGO: mathematics ---
+def what_moved(drift: Tensor, age: Tensor, rewards: Tensor, group_size: int, updates: int) -> tuple:
+    """(change of each mean reward [K], its correlation with the move [K], both in standard
+    deviations of the reward within prompts).
+
+    drift, age [B] as in `first_order_change` (common/observe.py), rewards [B,K]. On completions not
+    trained on, pi_new(y) / pi_old(y) = e^drift, and J_new - J_old = Cov(e^drift, r) exactly. The
+    first order alone, Cov(drift, r), is what the drawdown would hold at 0 while the rest adds up.
+    """
+    fresh = age > 0
+    ratio = (drift[fresh] * updates / age[fresh]).clamp(-20, 20).exp()  # of a whole step
+    groups = torch.cat([ratio[:, None], rewards[fresh]], 1).view(
+        -1, group_size, 1 + rewards.size(1)
+    )
+    centred = groups - groups.mean(1, keepdim=True)
+    covariance = (centred.mT @ centred).mean(0) / (group_size - 1)
+    size, spread = covariance[0, 0].sqrt(), covariance.diagonal()[1:].sqrt().clamp(min=1e-6)
+    change = covariance[0, 1:] / spread
+    return change, change / size.clamp(min=1e-12)
+
+
 def update_drawdown(drawdown: Tensor, change: Tensor, release: float) -> Tensor:
     """[D - change]_+ with a gain counted `release` times; all [K], in standard deviations."""
     return (drawdown - torch.where(change > 0, release * change, change)).clamp(min=0)
@@ -280,15 +296,12 @@ def main(args: Args) -> None:
         meter.lap("update")
 
         # --- ALGO: after the update ---
-        seen = meter.drift, meter.age, advantages, rewards, G, meter.updates
-        change, _, nats = first_order_change(*seen)  # [K], and the step's size
-        spread = rewards.view(-1, G, K).var(1).mean(0).sqrt()
-        change = change / spread.clamp(min=1e-6)  # [K] standard deviations
-        alignment = change / nats.clamp(min=1e-12)  # [K] correlations of the move with each reward
+        change, alignment = what_moved(meter.drift, meter.age, rewards, G, meter.updates)
         drawdown = update_drawdown(state["drawdown"], change, args.release).clamp(max=most)
         found = multipliers(drawdown, alignment, args.ki, args.kp, args.max_multiplier)
         state |= {"drawdown": drawdown, "multipliers": found}
-        extra = {"ratchet/alignment": alignment, "ratchet/drawdown": drawdown}
+        extra = {"ratchet/change": change, "ratchet/alignment": alignment}
+        extra |= {"ratchet/drawdown": drawdown}
 
         # --- SHARED: observe, evaluate, save ---
         meter.lap("weights")

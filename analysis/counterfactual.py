@@ -15,7 +15,6 @@ from torch import Tensor
 from analysis.runs import Run, load_statistics
 from common.errors import UserError
 from common.grads import has_gradient
-from common.observe import first_order_change
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Step:
     group_size: int
     estimator: str
     lr: float
-    drift: Tensor  # [B] nats, and [B] updates: what `first_order_change` takes of the run's own step
+    drift: Tensor  # [B] nats, and [B] updates: what the run's own step did; see common/observe.py
     age: Tensor
     updates: int  # in a step
 
@@ -262,11 +261,9 @@ def _ratchet(steps: list[Step], script: ModuleType, args: SimpleNamespace) -> Ch
             yield from _unknown(steps)
             return
         yield preference + found
-        rewards, size = step.rewards, step.group_size
-        change, _, nats = first_order_change(step.drift, step.age, torch.zeros(len(rewards)), rewards, size, step.updates)
-        change = change / rewards.view(-1, size, rewards.size(1)).var(1).mean(0).sqrt().clamp(min=1e-6)
+        change, alignment = script.what_moved(step.drift, step.age, step.rewards, step.group_size, step.updates)
         drawdown = script.update_drawdown(drawdown, change, args.release).clamp(max=most)
-        found = script.multipliers(drawdown, change / nats.clamp(min=1e-12), args.ki, args.kp, args.max_multiplier)
+        found = script.multipliers(drawdown, alignment, args.ki, args.kp, args.max_multiplier)
 
 
 CONTROLLERS: dict[str, Controller] = {

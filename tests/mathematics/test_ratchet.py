@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algos.ratchet import multipliers, update_drawdown
+from algos.ratchet import multipliers, update_drawdown, what_moved
 from common.errors import UserError
 from support.decoupled import batches, normalised, whitened
 from support.running import train
@@ -56,21 +57,45 @@ def rows(folder) -> list[dict]:
 
 @pytest.mark.parametrize("estimator", ["reinforce", "grpo"])
 def test_a_run_follows_its_own_move(estimator, tmp_path):
-    """Weights, drawdowns and advantages by loops over what the log has: law/<k>, law/nats and the rewards."""
+    """Weights, drawdowns and advantages by loops over what statistics.jsonl has: rewards, and how far log pi had moved."""
     names, preference = ("accuracy", "conciseness", "clarity"), np.array([2.0, 0.5, 0.5])
     train("ratchet", tmp_path / "run", steps=4, prompts=8, completions=8, estimator=estimator, weights=(4.0, 1.0, 1.0), warmup=2)
+    kept = [json.loads(line) for line in (tmp_path / "run" / "statistics.jsonl").read_text().splitlines()]
     drawdown, extra = np.zeros(3), np.zeros(3)
-    for row, (rewards, lengths, advantages) in zip(rows(tmp_path / "run"), batches(tmp_path / "run"), strict=True):
+    for row, line, (rewards, lengths, advantages) in zip(rows(tmp_path / "run"), kept, batches(tmp_path / "run"), strict=True):
         weights = preference + extra
-        np.testing.assert_allclose([row[f"weight/{name}"] for name in names], weights, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose([row[f"weight/{name}"] for name in names], weights, rtol=1e-3, atol=1e-3)
         one = (lambda r, n=lengths: whitened(r, n)) if estimator == "reinforce" else (lambda r: normalised(r[:, None], 8)[:, 0])
         scores = np.stack([one(rewards[:, k]) for k in range(3)], 1) @ weights
         np.testing.assert_allclose(advantages, one(scores), atol=2e-3)
-        spread = np.sqrt(rewards.reshape(-1, 8, 3).var(1, ddof=1).mean(0))
-        change = np.array([row[f"law/{name}"] for name in names]) / spread
+        prompts = [slice(s, s + 8) for s in range(0, 64, 8) if line["age"][s] == 1]  # of two updates
+        ratio = np.exp(2 * np.array(line["drift"]))
+        tables = [np.cov(ratio[s], rewards[s].T) for s in prompts]
+        table = np.mean(tables, axis=0)
+        change = table[0, 1:] / np.sqrt(table.diagonal()[1:])
+        np.testing.assert_allclose([row[f"ratchet/change/{name}"] for name in names], change, rtol=1e-3, atol=1e-5)
         drawdown = np.minimum(np.maximum(drawdown - np.where(change > 0, 0.7 * change, change), 0), 7 / 35)
-        extra = np.clip(35 * drawdown - 4 * change / row["law/nats"], 0, 7)
+        extra = np.clip(35 * drawdown - 4 * change / np.sqrt(table[0, 0]), 0, 7)
+    assert len(prompts) == 4
     assert (drawdown > 0).any()
+
+
+def test_the_change_is_exact_where_the_first_order_is_not():
+    """Every completion of one prompt, as often as the old policy samples it: J_new - J_old by hand, whatever the size of the step."""
+    old, new = tensor([0.5, 0.25, 0.125, 0.125]), tensor([0.1, 0.6, 0.1, 0.2])
+    reward = tensor([1.0, 0.0, 1.0, 0.5])
+    rows = torch.tensor([0] * 4 + [1] * 2 + [2] + [3])  # eight completions, in the old policy's shares
+    drift, rewards = (new / old).log()[rows], reward[rows][:, None]
+    found, correlation = what_moved(drift, torch.ones(8), rewards, 8, 1)
+    spread = rewards.std().item()
+    unbiased = 8 / 7  # covariances divide by one completion less
+    assert found.item() * spread == pytest.approx(((new - old) @ reward).item() * unbiased, abs=1e-12)
+    assert correlation.item() == pytest.approx(np.corrcoef((new / old)[rows], reward[rows])[0, 1])
+    first_order = torch.cov(torch.stack([drift, rewards[:, 0]]))[0, 1].item()
+    assert abs(first_order - found.item() * spread) > 0.02
+    trained = torch.cat([torch.zeros(8), torch.full((8,), 1.0)])  # completions that were trained on first tell nothing
+    both = what_moved(torch.cat([drift * 9, drift]), trained, rewards.repeat(2, 1), 8, 1)
+    torch.testing.assert_close(both[0], found)
 
 
 def test_rewards_units_do_not_count_and_a_constant_reward_has_no_multiplier(tmp_path):

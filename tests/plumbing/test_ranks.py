@@ -27,6 +27,7 @@ def run_jobs(jobs: list[dict], folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+FULL = {"ratchet": {"warmup": 1}}  # steps of full length, beside which rounding is small
 BOTH = ("linear", "mgda")  # one gradient of the model, and one for each objective; so are all others made, by the same parts
 # an estimator knows of no rank: the other scripts take turns
 CASES = [(name, e) for i, name in enumerate(NAMES) for e in ("reinforce", "grpo") if name in BOTH or e == ("reinforce", "grpo")[i % 2]]
@@ -38,10 +39,11 @@ def test_any_number_of_ranks_is_one_run_and_a_killed_run_resumes(name, estimator
     killed with SIGKILL after step 2 and resumed."""
     four = name in BOTH and estimator == "reinforce"
     resumed = name in BOTH or "    state = {}\n" not in (ROOT / "algos" / f"{name}.py").read_text()
-    jobs = [job(name, tmp_path / str(ranks), ranks, estimator=estimator, steps=2) for ranks in ((1, 4) if four else (1,))]
-    jobs.append(job(name, tmp_path / "2", 2, estimator=estimator, steps=4 if resumed else 2))
+    flags = {"estimator": estimator} | FULL.get(name, {})
+    jobs = [job(name, tmp_path / str(ranks), ranks, steps=2, **flags) for ranks in ((1, 4) if four else (1,))]
+    jobs.append(job(name, tmp_path / "2", 2, steps=4 if resumed else 2, **flags))
     if resumed:
-        jobs.append(job(name, tmp_path / "killed", 2, kill_after=2, estimator=estimator, steps=4))
+        jobs.append(job(name, tmp_path / "killed", 2, kill_after=2, steps=4, **flags))
     run_jobs(jobs, tmp_path)
     start = load_file(base_path("fragile") / "model.safetensors")
     rows, parameters, advantages = after_two_steps(tmp_path / "1", 0)
