@@ -1,10 +1,10 @@
 """One number for the record: the steps a script takes until every objective has beaten its start, and what accuracy fell to on the way.
 
-python -m benchmarks.records [--write]
+python -m benchmarks.records [--write] [--figure docs/figures/records.png]
 
 From docs/results/curves.csv and docs/results/field.csv, every evaluation of every run that is kept. An objective has beaten its start at
 the first evaluation from which on, to the last one, it lies above its first value by two standard errors of the difference. --write puts
-the table into docs/results.md.
+the table into docs/results.md; --figure draws held-out rewards of some scripts on every base, every run a line.
 """
 
 import csv
@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import tyro
 
+from analysis.curves import COLOURS, GREY, LABEL, STYLE, write_figure
 from analysis.verdict import NOISE
 from benchmarks.differing_lines import insert
 from benchmarks.results import in_order
-from common.errors import plain_errors
+from common.errors import plain_errors, require
 from common.flags import RunFlags
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +36,12 @@ PROMPTS = RunFlags.eval_prompts  # held-out problems of every run of the study
 class Args:
     write: bool = False
     """put the table into docs/results.md instead of printing it"""
+    figure: str = ""
+    """a .png or .pdf to draw, replaced if it exists"""
+    scripts: tuple[str, ...] = ("linear", "ctwa", "pama", "ratchet")
+    """the scripts in it"""
+    estimator: Literal["reinforce", "grpo"] = "reinforce"
+    """the runs in it"""
 
 
 @dataclass(frozen=True)
@@ -63,29 +71,37 @@ def record(steps: Sequence[int], values: dict[str, Sequence[float]]) -> Record:
     return Record(None if None in since else max(since), min(accuracy), min(accuracy) - accuracy[0])
 
 
+def evaluations(texts: Sequence[str]) -> dict[tuple[str, str, str, int], dict[str, list[float]]]:
+    """Files like curves.csv -> by (base, estimator, script, seed), in order: `step` and every objective's held-out means."""
+    runs: dict = defaultdict(lambda: defaultdict(list))
+    for row in (row for text in texts for row in csv.DictReader(text.splitlines())):
+        own = runs[row["model"], row["estimator"], row["script"], int(row["seed"])]
+        for name in ("step", *OBJECTIVES):
+            own[name].append(float(row[name]))
+    return dict(sorted(runs.items()))
+
+
 def records(texts: Sequence[str]) -> dict[tuple[str, str], dict[str, list[Record]]]:
     """Files like curves.csv -> by (base, estimator), every script's runs in the order of their seeds."""
-    runs = defaultdict(list)
-    for row in (row for text in texts for row in csv.DictReader(text.splitlines())):
-        runs[row["model"], row["estimator"], row["script"], int(row["seed"])].append(row)
     found: dict = defaultdict(lambda: defaultdict(list))
-    for (model, estimator, script, _), rows in sorted(runs.items()):
-        values = {name: [float(row[name]) for row in rows] for name in OBJECTIVES}
-        found[model, estimator][script].append(record([int(row["step"]) for row in rows], values))
+    for (model, estimator, script, _), own in evaluations(texts).items():
+        found[model, estimator][script].append(record([int(step) for step in own["step"]], {name: own[name] for name in OBJECTIVES}))
     return found
 
 
 def table(found: dict) -> str:
-    """Markdown: a row per script, most runs with all objectives beaten first, of equals the one whose accuracy fell least; in each cell
-    the runs that got there, the median of their steps, and the lowest accuracy of any run, with what that is from its start."""
+    """Markdown: a row per script, those of most bases first, of these the one with most runs with all objectives beaten, of equals the one
+    whose accuracy fell least. In each cell the runs that got there, the median of their steps, and the lowest accuracy of any run, with
+    what that is from its start."""
     settings = sorted(found, key=lambda key: in_order({"args": {"model": key[0], "estimator": key[1]}}))
     scripts = sorted({script for runs in found.values() for script in runs})
     lines = []
     for script in scripts:
-        every, cells = [], []
+        every, cells, bases = [], [], set()
         for setting in settings:
             runs = found[setting].get(script, [])
             every += runs
+            bases |= {setting[0]} if runs else set()
             reached = [run.steps for run in runs if run.steps is not None]
             worst = min(runs, key=lambda run: run.change, default=None)
             steps = f", {median(reached):g} steps" if reached else ""
@@ -93,15 +109,54 @@ def table(found: dict) -> str:
         share = sum(run.steps is not None for run in every) / len(every)
         kept = sum(run.change >= -0.05 for run in every)
         head = [f"`python run.py {script}`", f"{share:.0%} of {len(every)}", f"{kept / len(every):.0%}"]
-        lines.append((-share, -kept / len(every), "| " + " | ".join(head + cells) + " |"))
-    bases = [f"`{model.removeprefix('testbed:').replace('testbed', 'fragile')}` {estimator.upper()}" for model, estimator in settings]
-    heads = ["command", "all beaten", "accuracy kept all the way", *bases]
+        lines.append((-len(bases), -share, -kept / len(every), "| " + " | ".join(head + cells) + " |"))
+    columns = [f"`{model.removeprefix('testbed:').replace('testbed', 'fragile')}` {estimator.upper()}" for model, estimator in settings]
+    heads = ["command", "all beaten", "accuracy kept all the way", *columns]
     return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *(line for *_, line in sorted(lines))])
 
 
+def draw(runs: dict, args: Args, out: Path) -> None:
+    """A column per base, a row per objective, a thin line per run; `runs` as `evaluations` has them. Raises UserError for another
+    kind of file, and where one of the scripts has no run."""
+    require(out.suffix in (".png", ".pdf"), f"--figure {out}: a figure is a .png or a .pdf")
+    chosen = {key: own for key, own in runs.items() if key[1] == args.estimator and key[2] in args.scripts}
+    missing = [script for script in args.scripts if script not in {key[2] for key in chosen}]
+    require(not missing, f"--scripts {' '.join(missing)}: no such run with {args.estimator} in docs/results")
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    models = sorted({key[0] for key in chosen}, key=lambda model: in_order({"args": {"model": model, "estimator": args.estimator}}))
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        figure = Figure(figsize=(0.5 + 1.9 * len(models), 0.9 + 1.35 * len(OBJECTIVES)))
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(len(OBJECTIVES), len(models), squeeze=False, sharex=True, sharey=True)
+        figure.subplots_adjust(left=0.06, right=0.99, top=0.86, bottom=0.09, wspace=0.12, hspace=0.15)
+        for (model, _, script, _), own in chosen.items():
+            colour = COLOURS[args.scripts.index(script) % len(COLOURS)]
+            for row, name in enumerate(OBJECTIVES):
+                panels[row][models.index(model)].plot(own["step"], own[name], color=colour, linewidth=0.9, alpha=0.8)
+        for row, name in enumerate(OBJECTIVES):
+            panels[row][0].set_ylabel(name)
+            panels[row][0].set_ylim(-0.03, 1.03)
+        for column, model in enumerate(models):
+            panels[0][column].set_title(model.removeprefix("testbed:").replace("testbed", "fragile"))
+            panels[-1][column].set_xlabel("step", labelpad=2)
+        for place, script in enumerate(args.scripts):
+            figure.text(0.06 + 0.16 * place, 0.95, f"— {script}", color=COLOURS[place % len(COLOURS)], fontsize=LABEL + 1.5, weight="bold")
+        figure.text(0.99, 0.95, f"held-out rewards, {args.estimator}, every run", ha="right", color=GREY, fontsize=LABEL)
+        write_figure(figure, out)
+
+
 def main(args: Args) -> None:
-    """Print the table, or write it into the page."""
-    text = table(records([(DATA / name).read_text(encoding="utf-8") for name in ("curves.csv", "field.csv")]))
+    """Print the table, or write it into the page; draw the figure that is asked for."""
+    texts = [(DATA / name).read_text(encoding="utf-8") for name in ("curves.csv", "field.csv")]
+    if args.figure:
+        draw(evaluations(texts), args, Path(args.figure))
+        print(f"wrote {args.figure}")
+    text = table(records(texts))
     if args.write:
         insert(PAGE, text, MARKS)
         print(f"wrote {PAGE.relative_to(ROOT)}")
