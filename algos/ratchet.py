@@ -54,9 +54,8 @@ def what_moved(drift: Tensor, age: Tensor, rewards: Tensor, group_size: int, upd
     """
     fresh = age > 0
     ratio = (drift[fresh] * updates / age[fresh]).clamp(-20, 20).exp()  # of a whole step
-    groups = torch.cat([ratio[:, None], rewards[fresh]], 1).view(
-        -1, group_size, 1 + rewards.size(1)
-    )
+    columns = torch.cat([ratio[:, None], rewards[fresh]], 1)
+    groups = columns.view(-1, group_size, columns.size(1))
     centred = groups - groups.mean(1, keepdim=True)
     covariance = (centred.mT @ centred).mean(0) / (group_size - 1)
     size, spread = covariance[0, 0].sqrt(), covariance.diagonal()[1:].sqrt().clamp(min=1e-6)
@@ -194,7 +193,8 @@ class Args(flags.RunFlags):
 
     # --- ALGO: args ---
     weights: tuple[float, ...] = ()
-    """weight of each objective in the sum, in the order of --rewards; default: equal"""
+    """weight of each objective in the sum, in the order of --rewards; default: equal.
+    0 asks for no more than that it is not lost"""
     ki: float = 35.0
     """multiplier for every standard deviation of its reward that an objective has lost"""
     kp: float = 4.0
@@ -218,7 +218,8 @@ def main(args: Args) -> None:
 
     # --- ALGO: state ---
     preference = flags.one_each("--weights", args.weights, 1.0, objectives, device)
-    flags.require_positive("--weights", preference, "a multiplier of any size adds to it")
+    usable = min(preference) >= 0 < sum(preference) < torch.inf
+    require(usable, f"--weights {args.weights} must be finite and not negative, nor all zero")
     preference = preference / preference.mean()
     flags.require_not_negative(args, "ki", "kp", "max_multiplier")
     flags.require_share(args, "release")

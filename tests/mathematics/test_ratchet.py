@@ -112,6 +112,16 @@ def test_rewards_units_do_not_count_and_a_constant_reward_has_no_multiplier(tmp_
         assert one["weight/constant"] == pytest.approx(1, abs=1e-2)
 
 
+def test_an_objective_of_weight_0_is_pulled_up_once_it_falls_and_else_left_alone(tmp_path):
+    train("ratchet", tmp_path / "run", steps=4, prompts=8, completions=8, weights=(0.0, 1.0, 1.0), warmup=1)
+    first, *others = rows(tmp_path / "run")
+    assert first["weight/accuracy"] == 0
+    for before, row in zip([first, *others], others, strict=False):
+        held = before["ratchet/drawdown/accuracy"] == 0 and before["ratchet/alignment/accuracy"] >= 0
+        assert (row["weight/accuracy"] == 0) == held
+    assert any(row["weight/accuracy"] > 0 for row in others)
+
+
 def test_the_learning_rate_rises_over_the_warm_up(tmp_path):
     train("ratchet", tmp_path / "run", steps=4, warmup=3, lr=3e-4)
     np.testing.assert_allclose([row["lr"] for row in rows(tmp_path / "run")], [1e-4, 2e-4, 3e-4, 3e-4])
@@ -124,7 +134,8 @@ def test_the_learning_rate_rises_over_the_warm_up(tmp_path):
         ({"warmup": 0}, "--warmup 0 must be at least 1"),
         ({"release": 0.0}, "--release 0.0 must be in"),
         ({"kp": -1.0}, "--kp -1.0 must not be negative"),
-        ({"weights": (1.0, 0.0, 1.0)}, "--weights 1, 0, 1 must be positive"),
+        ({"weights": (1.0, -1.0, 1.0)}, "--weights .* must be finite and not negative"),
+        ({"weights": (0.0, 0.0, 0.0)}, "--weights .* nor all zero"),
     ],
 )
 def test_wrong_flags_are_refused(flags, told, tmp_path):
