@@ -12,6 +12,7 @@ docs/results/curves.csv, the study's, and of docs/results/field.csv, to which --
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -79,7 +80,7 @@ def first_step(script: str, args: Args) -> dict[str, float]:
         flags = {"model": args.model, "dataset": args.dataset, "estimator": args.estimator, "prompts": args.prompts, "seed": args.seed}
         flags |= {"steps": 1, "lr": 0, "eval-prompts": 2, "out": out, "max-new-tokens": 80 if args.dataset == "arithmetic3" else 56}
         command = [sys.executable, str(ROOT / "algos" / f"{script}.py"), *(f"--{name}={value}" for name, value in flags.items())]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{script}: {done.stderr.strip().splitlines()[-1]}")
         row = load_run(out).rows[-1]
