@@ -44,16 +44,19 @@ SCRIPT = Path(__file__).stem
 
 
 # --- ALGO: mathematics ---
-def what_moved(drift: Tensor, age: Tensor, rewards: Tensor, group_size: int, updates: int) -> tuple:
-    """(change of each mean reward [K], its correlation with the move [K], both in standard
-    deviations of the reward within prompts).
+def what_moved(
+    drift: Tensor, age: Tensor, rewards: Tensor, group_size: int, updates: int
+) -> tuple[Tensor, Tensor]:
+    """Change of each mean reward, in standard deviations of it within prompts [K]; correlation of
+    the reward with the move [K].
 
     drift, age [B] as in `first_order_change` (common/observe.py), rewards [B,K]. On completions not
-    trained on, pi_new(y) / pi_old(y) = e^drift, and J_new - J_old = Cov(e^drift, r) exactly. The
-    first order alone, Cov(drift, r), is what the drawdown would hold at 0 while the rest adds up.
+    trained on, pi_new(y) / pi_old(y) = e^drift, and J_new - J_old = Cov(e^drift, r) exactly; the
+    updates still to come are taken to go on alike. The first order alone, Cov(drift, r), is what
+    the drawdown would hold at 0 while the rest adds up.
     """
     fresh = age > 0
-    ratio = (drift[fresh] * updates / age[fresh]).clamp(-20, 20).exp()  # of a whole step
+    ratio = (drift[fresh] * updates / age[fresh]).clamp(-20, 20).exp()
     columns = torch.cat([ratio[:, None], rewards[fresh]], 1)
     groups = columns.view(-1, group_size, columns.size(1))
     centred = groups - groups.mean(1, keepdim=True)

@@ -43,16 +43,18 @@ def insert(page: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
     write_whole(page, f"{before}{marks[0]}\n{text}\n{marks[1]}{rest.split(marks[1])[1]}")
 
 
+def put(text: str, page: Path, marks: tuple[str, str], write: bool) -> None:
+    """Print a table, or `insert` it into its page and say so."""
+    if write:
+        insert(page, text, marks)
+    print(f"wrote {page.relative_to(ROOT)}" if write else text)
+
+
 def main(args: Args) -> None:
     """Print the table, or write it into the page."""
     base = ROOT / "algos" / "linear.py"
     scripts = sorted(path for path in (ROOT / "algos").glob("[a-z]*.py") if path != base)
-    text = table(scripts, base)
-    if args.write:
-        insert(PAGE, text)
-        print(f"wrote {PAGE.relative_to(ROOT)}")
-    else:
-        print(text)
+    put(table(scripts, base), PAGE, MARKS, args.write)
 
 
 if __name__ == "__main__":

@@ -27,16 +27,15 @@ import tyro
 from tqdm import tqdm
 
 from analysis.runs import load_run
-from benchmarks.results import curves, in_order, insert
+from benchmarks.results import RUN, curves, evaluations, in_order, insert
 from commands.scripts import algorithms
 from common.errors import UserError, plain_errors
 from common.files import write_whole
+from rewards import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "algos" / "README.md"
 MARKS = ("<!-- predictions: begin -->", "<!-- predictions: end -->")
-RUN = ("model", "dataset", "estimator", "script", "seed")  # columns that tell a run apart
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
 LAST = 3  # evaluations whose mean is the end, as in docs/results.md
 
 
@@ -97,14 +96,10 @@ def field(args: Args) -> str:
 def outcomes(args: Args) -> dict[str, list[dict[str, tuple[float, float, float]]]]:
     """Of each script's runs, by objective: (start, lowest, end), the end a mean over the last evaluations."""
     texts = [(DATA / "curves.csv").read_text(encoding="utf-8"), field(args)]
-    evaluations = defaultdict(list)
-    for row in (row for text in texts for row in csv.DictReader(text.splitlines())):
-        if (row["model"], row["dataset"], row["estimator"]) == (args.model, args.dataset, args.estimator):
-            evaluations[row["script"], row["seed"]].append({name: float(row[name]) for name in OBJECTIVES})
     found = defaultdict(list)
-    for (script, _), rows in sorted(evaluations.items()):
-        column = {name: [row[name] for row in rows] for name in rows[0]}
-        found[script].append({name: (each[0], min(each), fmean(each[-LAST:])) for name, each in column.items()})
+    for (*setting, script, _), own in evaluations(texts).items():
+        if setting == [args.model, args.dataset, args.estimator]:
+            found[script].append({name: (own[name][0], min(own[name]), fmean(own[name][-LAST:])) for name in OBJECTIVES})
     return found
 
 

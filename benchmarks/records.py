@@ -7,7 +7,6 @@ the first evaluation from which on, to the last one, it lies above its first val
 the table into docs/results.md; --figure draws held-out rewards of some scripts on every base, every run a line.
 """
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,15 +19,15 @@ import tyro
 
 from analysis.curves import COLOURS, GREY, LABEL, STYLE, write_figure
 from analysis.verdict import NOISE
-from benchmarks.differing_lines import insert
-from benchmarks.results import in_order
+from benchmarks.differing_lines import put
+from benchmarks.results import evaluations, in_order
 from common.errors import plain_errors, require
 from common.flags import RunFlags
+from rewards import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
 MARKS = ("<!-- records: begin -->", "<!-- records: end -->")
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
 PROMPTS = RunFlags.eval_prompts  # held-out problems of every run of the study
 
 
@@ -71,20 +70,10 @@ def record(steps: Sequence[int], values: dict[str, Sequence[float]]) -> Record:
     return Record(None if None in since else max(since), min(accuracy), min(accuracy) - accuracy[0])
 
 
-def evaluations(texts: Sequence[str]) -> dict[tuple[str, str, str, int], dict[str, list[float]]]:
-    """Files like curves.csv -> by (base, estimator, script, seed), in order: `step` and every objective's held-out means."""
-    runs: dict = defaultdict(lambda: defaultdict(list))
-    for row in (row for text in texts for row in csv.DictReader(text.splitlines())):
-        own = runs[row["model"], row["estimator"], row["script"], int(row["seed"])]
-        for name in ("step", *OBJECTIVES):
-            own[name].append(float(row[name]))
-    return dict(sorted(runs.items()))
-
-
 def records(texts: Sequence[str]) -> dict[tuple[str, str], dict[str, list[Record]]]:
     """Files like curves.csv -> by (base, estimator), every script's runs in the order of their seeds."""
     found: dict = defaultdict(lambda: defaultdict(list))
-    for (model, estimator, script, _), own in evaluations(texts).items():
+    for (model, _, estimator, script, _), own in evaluations(texts).items():
         found[model, estimator][script].append(record([int(step) for step in own["step"]], {name: own[name] for name in OBJECTIVES}))
     return found
 
@@ -119,14 +108,15 @@ def draw(runs: dict, args: Args, out: Path) -> None:
     """A column per base, a row per objective, a thin line per run; `runs` as `evaluations` has them. Raises UserError for another
     kind of file, and where one of the scripts has no run."""
     require(out.suffix in (".png", ".pdf"), f"--figure {out}: a figure is a .png or a .pdf")
-    chosen = {key: own for key, own in runs.items() if key[1] == args.estimator and key[2] in args.scripts}
-    missing = [script for script in args.scripts if script not in {key[2] for key in chosen}]
+    chosen = {(model, script, seed): own for (model, _, how, script, seed), own in runs.items() if how == args.estimator}
+    missing = [script for script in args.scripts if script not in {script for _, script, _ in chosen}]
     require(not missing, f"--scripts {' '.join(missing)}: no such run with {args.estimator} in docs/results")
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    models = sorted({key[0] for key in chosen}, key=lambda model: in_order({"args": {"model": model, "estimator": args.estimator}}))
+    chosen = {key: own for key, own in chosen.items() if key[1] in args.scripts}
+    models = sorted({model for model, *_ in chosen}, key=lambda model: in_order({"args": {"model": model, "estimator": args.estimator}}))
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -134,7 +124,7 @@ def draw(runs: dict, args: Args, out: Path) -> None:
         FigureCanvasAgg(figure)
         panels = figure.subplots(len(OBJECTIVES), len(models), squeeze=False, sharex=True, sharey=True)
         figure.subplots_adjust(left=0.06, right=0.99, top=0.86, bottom=0.09, wspace=0.12, hspace=0.15)
-        for (model, _, script, _), own in chosen.items():
+        for (model, script, _), own in chosen.items():
             colour = COLOURS[args.scripts.index(script) % len(COLOURS)]
             for row, name in enumerate(OBJECTIVES):
                 panels[row][models.index(model)].plot(own["step"], own[name], color=colour, linewidth=0.9, alpha=0.8)
@@ -156,12 +146,7 @@ def main(args: Args) -> None:
     if args.figure:
         draw(evaluations(texts), args, Path(args.figure))
         print(f"wrote {args.figure}")
-    text = table(records(texts))
-    if args.write:
-        insert(PAGE, text, MARKS)
-        print(f"wrote {PAGE.relative_to(ROOT)}")
-    else:
-        print(text)
+    put(table(records(texts)), PAGE, MARKS, args.write)
 
 
 if __name__ == "__main__":

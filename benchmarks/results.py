@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from analysis.verdict import NOISE
 from benchmarks.differing_lines import insert
 from common.errors import plain_errors
 from common.files import write_whole
+from rewards import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[1]
 VERDICTS, PAGE, DATA, CURVES = (
@@ -32,6 +34,7 @@ VERDICTS, PAGE, DATA, CURVES = (
 )
 VERDICT_MARKS = ("<!-- verdicts: begin -->", "<!-- verdicts: end -->")
 MARKS = ("<!-- tables: begin -->", "<!-- tables: end -->")
+RUN = ("model", "dataset", "estimator", "script", "seed")  # columns of curves.csv that tell a run apart
 ORDER = ("testbed", "testbed:wavering", "testbed:robust")  # others follow
 SIGNS = {"improved": "↑", "kept": "=", "lost": "↓"}
 
@@ -99,14 +102,24 @@ def curves(runs: Sequence[Run]) -> str:
     names = list(dict.fromkeys(name for run in runs for name in run.objectives))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "dataset", "estimator", "script", "seed", "step", *names, "length"])
+    writer.writerow([*RUN, "step", *names, "length"])
     for run in sorted(runs, key=lambda run: (*in_order({"args": run.args}), run.args["script"], run.args["seed"])):
-        flags = [run.args[key] for key in ("model", "dataset", "estimator", "script", "seed")]
+        flags = [run.args[key] for key in RUN]
         values = {name: dict(zip(*run.series(f"eval/{name}"), strict=True)) for name in (*names, "length")}
         for step in values["length"]:
             cells = (own.get(step) for own in values.values())
             writer.writerow([*flags, step, *("" if cell is None else f"{cell:.5g}" for cell in cells)])
     return text.getvalue()
+
+
+def evaluations(texts: Sequence[str]) -> dict[tuple[str, ...], dict[str, list[float]]]:
+    """Files that `curves` wrote -> by the columns `RUN`, every run's steps and held-out means of `OBJECTIVES`, in ascending order."""
+    runs: dict = defaultdict(lambda: defaultdict(list))
+    for row in (row for text in texts for row in csv.DictReader(text.splitlines())):
+        own = runs[tuple(row[key] for key in RUN)]
+        for name in ("step", *OBJECTIVES):
+            own[name].append(float(row[name]))
+    return dict(sorted(runs.items()))
 
 
 def main(args: Args) -> None:

@@ -270,6 +270,22 @@ def test_the_record_is_of_the_last_objective_and_of_accuracy_at_its_lowest(tmp_p
     assert second == "| `python run.py bad` | 0% of 1 | 0% | 0/1, 0.10 (-0.40) |"
 
 
+def test_the_kept_evaluations_are_drawn(tmp_path):
+    runs = results.evaluations([(records.DATA / name).read_text() for name in ("curves.csv", "field.csv")])
+    with patch("benchmarks.records.write_figure") as write:
+        records.draw(runs, records.Args(), tmp_path / "records.png")
+    (figure, _), _ = write.call_args
+    titles, lines = [axes.get_title() or axes.get_title(loc="left") for axes in figure.axes[:5]], figure.axes[0].lines
+    assert titles == ["fragile", "wavering", "robust", "fragile-gpt2", "fragile3"]
+    assert len(lines) == sum(key[0] == "testbed" and key[2] == "reinforce" and key[3] in records.Args().scripts for key in runs)
+    first = runs["testbed", "arithmetic", "reinforce", "ctwa", "1"]
+    assert [first["step"], first["accuracy"]] in [[list(line.get_xdata()), list(line.get_ydata())] for line in lines]
+    with pytest.raises(UserError, match="--scripts gdpo: no such run with grpo"):
+        records.draw(runs, records.Args(estimator="grpo", scripts=("linear", "gdpo")), tmp_path / "records.png")
+    with pytest.raises(UserError, match="--figure .*records.jpg: a figure is a .png or a .pdf"):
+        records.draw(runs, records.Args(), tmp_path / "records.jpg")
+
+
 def test_the_page_has_the_records_of_the_kept_evaluations():
     texts = [(records.DATA / name).read_text() for name in ("curves.csv", "field.csv")]
     assert records.PAGE.read_text().split(records.MARKS[0])[1].split(records.MARKS[1])[0].strip() == records.table(records.records(texts))
