@@ -223,6 +223,10 @@ def test_a_controller_chooses_again_what_it_chose_in_training(name, tmp_path):
         counterfactual_table(run, steps, chosen, estimated, [9])
 
 
+RATCHET = {"weights": (3.0, 2.0, 1.0), "release": 0.3, "kp": 0.0, "max_multiplier": 0.5, "warmup": 1}
+RATCHET |= {"steps": 6, "prompts": 8, "lr": 1e-3}  # in which it loses, meets its bound and wins back
+
+
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
@@ -231,10 +235,11 @@ def test_a_controller_chooses_again_what_it_chose_in_training(name, tmp_path):
         ("ctwa", {"cov_targets": (10.0, 10.0, 10.0), "obj_caps": (0.0, 2.0, 2.0)}),
         ("ctwa", {"cov_targets": (0.5, 0.5, 0.5), "outlier_factor": 1.0}),
         ("hypervolume", {"weights": (3.0, 2.0, 1.0)}),
+        ("ratchet", RATCHET),
     ],
 )
 def test_so_does_each_of_its_variants(name, flags, tmp_path):
-    rows = train(name, tmp_path / "run", steps=3, eval_every=3, lr=1e-6, **flags)
+    rows = train(name, tmp_path / "run", **({"steps": 3, "eval_every": 6, "lr": 1e-6} | flags))
     run = load_run(tmp_path / "run")
     for row, weights in zip(rows[1:], counterfactual_weights(run, SCRIPTS)[1][name], strict=True):
         assert weights.tolist() == pytest.approx([row[f"weight_share/{o}"] for o in run.objectives], abs=2e-4)
