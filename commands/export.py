@@ -10,7 +10,8 @@ import tyro
 from analysis.runs import load_run
 from common.checkpoint import load_checkpoint
 from common.errors import UserError, require
-from common.model import compute_dtype, export, load_model, load_tokenizer
+from common.model import compute_dtype, load_model, load_tokenizer
+from integrations.export import export
 
 USAGE = "RUN [--out DIR]"
 

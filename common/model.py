@@ -1,9 +1,6 @@
-"""Loading a policy and its tokenizer, sharding it, the log-probabilities of completion tokens, and exporting a Hugging Face checkpoint."""
+"""Loading a policy and its tokenizer, sharding it, and the log-probabilities of completion tokens."""
 
-import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from types import MethodType
 
 import torch
@@ -18,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from common import ranks
 from common.batch import Batch, micro_batches
 from common.errors import UserError
-from integrations.model_checks import check_config, check_weights, files_of, first_line, loading, mend_generation_config
+from integrations.model_checks import check_config, check_weights, files_of, loading
 
 TESTBED = "testbed"
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32, of which a pass holds a few copies; 220 tokens of a 150k vocabulary
@@ -226,35 +223,3 @@ def token_logprobs_no_grad(model: nn.Module, batch: Batch, temperature: float, m
         part = token_logprobs(model, micro, temperature)
         logp[micro.rows, : part.size(1)] = part.to(logp.dtype)
     return ranks.all_sum(logp)  # every row is 0 on all ranks but one
-
-
-# --- Export ---
-
-
-def export(model: nn.Module, tokenizer, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a Hugging Face checkpoint (safetensors in dtype, and tokenizer) into folder, replacing an older one once the new one is whole.
-
-    Collective; rank 0 gathers it in host memory and writes. Raises UserError if it cannot be written.
-    """
-    first = ranks.rank() == 0
-    weights = {name: tensor.cpu() for name, tensor in full_parameters(model, dtype) if first}
-    weights |= {name: buffer.cpu() for name, buffer in model.named_buffers() if name in model.state_dict()} if first else {}
-    ranks.on_first(lambda: _write(model, tokenizer, weights, folder, dtype))
-
-
-def _write(model: nn.Module, tokenizer, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
-    temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
-    try:
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        model.config.dtype = dtype
-        mend_generation_config(model)
-        model.save_pretrained(temporary, state_dict=weights)
-        tokenizer.save_pretrained(temporary)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except Exception as error:  # a full disk is a SafetensorError, and what a library makes of a model is not foreseen here
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{folder} cannot be written ({getattr(error, 'strerror', None) or first_line(error)})") from error

@@ -19,9 +19,10 @@ from common.errors import Interrupted, UserError, require
 from common.evaluate import evaluate
 from common.flags import RunFlags
 from common.interrupt import Signals
-from common.model import compute_dtype, export
+from common.model import compute_dtype
 from common.setup import Data
 from common.track import Hold, Tracker, run_folder
+from integrations.export import export
 
 PATIENCE = 5  # steps without a difference between completions, before it is told
 LITTLE = 0.05  # standard deviation of a reward that hardly varies; covariances that a controller wants are larger

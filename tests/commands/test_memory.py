@@ -11,7 +11,8 @@ from commands.presets import PRESETS
 from common.batch import pad
 from common.checkpoint import save_checkpoint
 from common.grads import backward_each, combine
-from common.model import export, load_model, load_tokenizer, token_logprobs
+from common.model import load_model, load_tokenizer, token_logprobs
+from integrations.export import export
 from testbed.arithmetic import base_path
 
 SMALL = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3, "num_attention_heads": 8}

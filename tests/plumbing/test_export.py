@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from commands.export import main
 from common.errors import UserError
-from common.model import export, load_model, load_tokenizer
+from common.model import load_model, load_tokenizer
 from common.rollout import stop_tokens
+from integrations.export import export
 from support.models import CPU, copy_of_base, fails_in_doctor, refusal
 from support.running import ROOT, run_script, train, weights_of
 

@@ -14,8 +14,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2S
 
 from common.batch import Sampled, pad
 from common.errors import UserError
-from common.model import export, load_config, load_tokenizer, load_whole
+from common.model import load_config, load_tokenizer, load_whole
 from common.rollout import Canary, stop_tokens
+from integrations.export import export
 from integrations.model_checks import check_tokens, files_of, is_missing
 from integrations.probe import check_architecture
 from prompts import load_prompts

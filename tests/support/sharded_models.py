@@ -16,8 +16,9 @@ sys.path.insert(0, str(ROOT))
 from common import ranks  # noqa: E402
 from common.batch import micro_rows, pad  # noqa: E402
 from common.grads import backward_each, clip_gradients, combine, gram_matrix  # noqa: E402
-from common.model import export, full_parameters, load_model, load_tokenizer, load_whole, token_logprobs, token_logprobs_no_grad  # noqa: E402
+from common.model import full_parameters, load_model, load_tokenizer, load_whole, token_logprobs, token_logprobs_no_grad  # noqa: E402
 from common.rollout import TransformersEngine, sample  # noqa: E402
+from integrations.export import export  # noqa: E402
 
 CPU = torch.device("cpu")
 
