@@ -184,8 +184,7 @@ def model(visit: Visit) -> str:
 
 
 def dataset(visit: Visit) -> str:
-    from common.model import longest_sequence
-    from integrations.model_checks import check_tokens
+    from integrations.model_checks import check_tokens, longest_sequence
     from prompts import doubts, load_splits
 
     visit.need("model")
@@ -199,7 +198,7 @@ def dataset(visit: Visit) -> str:
         raise Failed(told, f"take a multiple of {parts} for --prompts")
     used = splits["train"].ids + splits[args.eval_split].ids
     try:
-        longest_sequence(args.model, used, args.max_new_tokens, args.trust_remote_code)
+        longest_sequence(args.model, visit.made["config"], used, args.max_new_tokens)
     except UserError as error:
         raise Failed(str(error), "lower --max-new-tokens") from error
     try:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from common import ranks
 
+SHARE = 1 / 3  # of the tokens: below it, the second pass and the cache cost about what the first one saves
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -22,6 +24,7 @@ class Batch:
     old_logp: Tensor | None = None  # [B, T] under the policy that sampled
     ref_logp: Tensor | None = None  # [B, T] under the reference model
     token_weight: Tensor | None = None  # [B, T] how much a token's loss counts: the mask, but for truncated importance sampling
+    prompt_of: Tensor | None = None  # [B] a number for each prompt, where the trainer reads it once for all its completions
     rows: Tensor | None = None  # [b] of a micro-batch: which rows of the whole batch it holds
     sampled: "Sampled | None" = None  # of a whole batch that was sampled, not of its parts
 
@@ -47,6 +50,7 @@ class Batch:
             old_logp=None if self.old_logp is None else self.old_logp[rows, :longest],
             ref_logp=None if self.ref_logp is None else self.ref_logp[rows, :longest],
             token_weight=None if self.token_weight is None else self.token_weight[rows, :longest],
+            prompt_of=None if self.prompt_of is None else self.prompt_of[rows],
             rows=rows,
         )
 
@@ -81,21 +85,34 @@ def right_pad(rows: list[list[float]], like: Tensor) -> Tensor:
 
 
 def micro_batches(batch: Batch, rows: Tensor, max_tokens: int) -> list[Batch]:
-    """This rank's share of the rows [b] as micro-batches of at most max_tokens padded tokens each: see `micro_rows`."""
+    """This rank's share of the rows [b] as micro-batches of at most max_tokens padded tokens each: see `micro_rows`.
+
+    Their prompts are read once only where that saves SHARE of the tokens of all rows, on all ranks alike.
+    """
+    if batch.prompt_of is not None:
+        prompts, firsts = batch.prompt_mask.sum(1)[rows], is_first(batch.prompt_of[rows])
+        saved, tokens = prompts[~firsts].sum(), prompts.sum() + batch.lengths[rows].sum()
+        batch = batch if saved >= SHARE * tokens else replace(batch, prompt_of=None)
     return [batch.select(part) for part in micro_rows(batch, rows, max_tokens)]
+
+
+def is_first(prompt_of: Tensor) -> Tensor:
+    """Whether a row is the first of its prompt, where a prompt's rows are adjacent. [b] -> [b] bool."""
+    return torch.cat([prompt_of.new_ones(1), prompt_of.diff()]) != 0
 
 
 def micro_rows(batch: Batch, rows: Tensor, max_tokens: int) -> list[Tensor]:
     """This rank's share of the rows, cut into micro-batches of at most max_tokens padded tokens each (one row may exceed it alone).
 
     A micro-batch is as wide as its longest prompt and its longest completion together (`Batch.select`). Rows are sorted by length first,
-    so that little of it is padding. A rank's share is contiguous, so that whole prompts stay on one rank where their number divides by
-    that of ranks; every rank gets equally many micro-batches, as a sharded model needs.
+    so that little of it is padding; where prompts are read once, a prompt's rows stay together and its tokens count once. A rank's share
+    is contiguous, so that whole prompts stay on one rank where their number divides by that of ranks; every rank gets equally many
+    micro-batches, as a sharded model needs.
     rows: [b] indices, the same on all ranks; returns index tensors. Raises ValueError if some ranks would have no row.
     """
     sizes = torch.stack([batch.prompt_mask.sum(1), batch.lengths.long()], 1).cpu()  # [B, 2] of prompt and completion
     count = ranks.count()
-    plans = [_cut(rows[ranks.share(len(rows), rank, count)], sizes, max_tokens) for rank in range(count)]
+    plans = [_cut(rows[ranks.share(len(rows), rank, count)], sizes, batch.prompt_of, max_tokens) for rank in range(count)]
     most = max(map(len, plans))
     if len(rows) // count < most:
         raise ValueError(f"{len(rows)} rows cannot be divided into {most} micro-batches on each of {count} ranks")
@@ -107,14 +124,18 @@ def micro_rows(batch: Batch, rows: Tensor, max_tokens: int) -> list[Tensor]:
     return own
 
 
-def _cut(rows: Tensor, sizes: Tensor, max_tokens: int) -> list[Tensor]:
+def _cut(rows: Tensor, sizes: Tensor, prompt_of: Tensor | None, max_tokens: int) -> list[Tensor]:
     rows = rows[sizes[rows].sum(1).argsort(stable=True)]
-    chunks, start, prompt, completion = [], 0, 0, 0
+    prompt_of = torch.arange(len(rows)) if prompt_of is None else prompt_of[rows].cpu()
+    longest = torch.zeros(len(sizes), dtype=torch.long).scatter_reduce_(0, prompt_of, sizes[rows].sum(1), "amax")
+    order = (longest[prompt_of] * len(sizes) + prompt_of).argsort(stable=True)  # prompts by their longest row, each with all its rows
+    rows, first = rows[order], is_first(prompt_of[order]).tolist()
+    chunks, start, prompts, prompt, completion = [], 0, 0, 0, 0
     for end, (next_prompt, next_completion) in enumerate(sizes[rows].tolist()):
-        prompt, completion = max(prompt, next_prompt), max(completion, next_completion)
-        if end > start and (end + 1 - start) * (prompt + completion) > max_tokens:
+        prompts, prompt, completion = prompts + first[end], max(prompt, next_prompt), max(completion, next_completion)
+        if end > start and prompts * prompt + (end + 1 - start) * completion > max_tokens:
             chunks.append(rows[start:end])
-            start, prompt, completion = end, next_prompt, next_completion
+            start, prompts, prompt, completion = end, 1, next_prompt, next_completion
     return [*chunks, rows[start:]]
 
 

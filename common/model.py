@@ -13,15 +13,13 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from common import ranks
-from common.batch import Batch, micro_batches
+from common.batch import Batch, is_first, micro_batches
 from common.errors import UserError
 from integrations.model_checks import check_config, check_weights, files_of, loading
 
 TESTBED = "testbed"
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32, of which a pass holds a few copies; 220 tokens of a 150k vocabulary
 RECOMPUTE = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is random in a forward pass without dropout
-# of configs whose logits are more than lm_head(hidden)
-POSTPROCESSING = ("final_logit_softcapping", "logits_soft_cap", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
 
 def model_path(model: str) -> str:
@@ -60,23 +58,6 @@ def load_config(model: str, trust_remote_code: bool = False):
     return config
 
 
-def longest_sequence(model: str, prompts: list[list[int]], max_new_tokens: int, trust_remote_code: bool = False) -> int:
-    """Tokens of the longest prompt with a whole completion.
-
-    Raises UserError naming the flags if the model has fewer positions: learned ones end there, in an IndexError, and rotary ones were
-    never trained beyond.
-    """
-    config = load_config(model, trust_remote_code).get_text_config()
-    longest = max(map(len, prompts))
-    positions = getattr(config, "max_position_embeddings", None) or longest + max_new_tokens  # none where the architecture has no bound
-    if longest + max_new_tokens > positions:
-        raise UserError(
-            f"--max-new-tokens {max_new_tokens} and the longest prompt, of {longest} tokens, do not fit in the {positions} positions of "
-            f"--model {model}; lower --max-new-tokens, or --max-prompt-length, which drops longer prompts"
-        )
-    return longest + max_new_tokens
-
-
 def load_whole(model: str, device: torch.device, trust_remote_code: bool = False, dtype: torch.dtype | str = torch.float32) -> nn.Module:
     """A causal language model, complete on this rank and in eval mode, from `testbed[:base]`, a hub name or a local folder (safetensors).
 
@@ -98,9 +79,6 @@ def load_whole(model: str, device: torch.device, trust_remote_code: bool = False
     finally:
         logging.set_verbosity(verbosity)
     check_weights(model, loaded, info)
-    for name in POSTPROCESSING:
-        if any(getattr(config, name, None) not in (None, 1, 1.0) for config in (loaded.config, loaded.config.get_text_config())):
-            raise UserError(f"--model {model}: its config sets {name}, which log-probabilities by chunks of lm_head would leave out")
     return loaded.to(device).eval()
 
 
@@ -186,17 +164,14 @@ def token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tensor
 
 
 def _token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tensor:
-    attention = torch.cat([batch.prompt_mask, batch.mask.to(batch.prompt_mask.dtype)], 1)  # [B, L+T]
-    tokens, width = torch.cat([batch.prompts, batch.completions], 1), batch.completions.size(1)
-    positions = (attention.cumsum(1) - 1).clamp(min=0)
     # checkpointing is decided by each layer's own flag, read in its forward pass; the modules inside it stay in eval mode, without dropout
     for layer in getattr(model, "checkpointed", ()):
         layer.training = torch.is_grad_enabled()
-    hidden = model.base_model(tokens, attention_mask=attention, position_ids=positions, use_cache=False).last_hidden_state
+    hidden = _hidden(model, batch) if batch.prompt_of is None else _hidden_prompts_once(model, batch)  # [B, T, D]
     for layer in getattr(model, "checkpointed", ()):
         layer.training = False
     real = batch.mask > 0
-    hidden, targets = hidden[:, -width - 1 : -1][real], batch.completions[real]  # a position predicts the next token. [N, D], [N]
+    hidden, targets = hidden[real], batch.completions[real]  # [N, D], [N]
     size = max(LOGITS_AT_ONCE // model.config.get_text_config().vocab_size, 1)
     head = model.get_output_embeddings()
     if len(hidden) <= size:
@@ -205,6 +180,30 @@ def _token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tenso
         parts = zip(hidden.split(size), targets.split(size), strict=True)
         logp = torch.cat([checkpoint(_target_logprobs, head, h, t, temperature, **RECOMPUTE) for h, t in parts])
     return logp.new_zeros(batch.mask.shape).masked_scatter(real, logp)
+
+
+def _hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """The states that predict the completions' tokens, each at the position before its token. [B, T, D]."""
+    attention = torch.cat([batch.prompt_mask, batch.mask.to(batch.prompt_mask.dtype)], 1)  # [B, L+T]
+    tokens, positions = torch.cat([batch.prompts, batch.completions], 1), (attention.cumsum(1) - 1).clamp(min=0)
+    hidden = model.base_model(tokens, attention_mask=attention, position_ids=positions, use_cache=False).last_hidden_state
+    return hidden[:, -batch.completions.size(1) - 1 : -1]
+
+
+def _hidden_prompts_once(model: nn.Module, batch: Batch) -> Tensor:
+    """`_hidden`, the same but for rounding. Completions attend to their prompt's keys and values, which are computed once for all of them;
+    the gradient flows back through them."""
+    first = is_first(batch.prompt_of)
+    of, mask = first.cumsum(0) - 1, batch.prompt_mask[first]  # [B], [U, L] of U prompts
+    read = model.base_model(batch.prompts[first], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True)
+    cache = read.past_key_values
+    cache.batch_select_indices(of)
+    width = max(batch.completions.size(1) - 1, 1)  # nothing is predicted from the last token; but on every rank there must be a pass
+    attention = torch.cat([batch.prompt_mask, batch.mask[:, :width].to(mask.dtype)], 1)
+    positions = (attention.cumsum(1) - 1)[:, -width:]
+    more = {"attention_mask": attention, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+    hidden = model.base_model(batch.completions[:, :width], **more).last_hidden_state
+    return torch.cat([read.last_hidden_state[of, -1:], hidden], 1)[:, : batch.completions.size(1)]
 
 
 def _target_logprobs(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:

@@ -4,6 +4,7 @@ An engine has
     `stop_ids`  token ids that end a completion, which it includes;
     `version`   the training step whose weights it samples with, -1 before the first sync;
     `device`    where a batch of its completions goes: the trainer's;
+    `prompts_once`  whether the trainer may read a prompt once for all its completions, see `Batch.prompt_of`;
     `share`     (which share of the prompts this rank samples, of how many);
     `sync(model, version)`  takes the trainer's weights; collective, and the only way in which weights reach a sampler;
     `generate(prompts, completions, max_new_tokens, temperature, seeds)`  token lists and their log-probabilities, on this rank alone.
@@ -57,7 +58,8 @@ def roll_out(engine, tokenizer, prompts: Prompts, completions: int, max_new_toke
         version=found.version,
         truncated=sum(len(i) == max_new_tokens and i[-1] not in engine.stop_ids for i in found.ids) / len(found.ids),
     )
-    return replace(batch, sampled=sampled)
+    numbers = torch.arange(len(prompts.ids), device=engine.device).repeat_interleave(completions)
+    return replace(batch, sampled=sampled, prompt_of=numbers if engine.prompts_once else None)
 
 
 def make_engine(
@@ -111,6 +113,8 @@ class TransformersEngine:
     doubles the tokens per second (benchmarks/sampling.py). A token is chosen by one uniform number, drawn from its prompt's own seed and
     inverted through the distribution, so a completion depends on its prompt and seed alone: not on the batch it stands in.
     """
+
+    prompts_once = False  # until `check_architecture` has found that the policy can
 
     def __init__(self, model: str | nn.Module, tokenizer, device: torch.device | None = None, dtype=torch.float32, trust_remote_code=False):
         """model: a name as in --model, whose weights come with the first sync, or a whole model to sample with."""

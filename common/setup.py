@@ -9,9 +9,9 @@ from torch import nn
 from common import ranks
 from common.errors import require
 from common.flags import RunFlags, check_flags
-from common.model import load_config, load_model, load_tokenizer, longest_sequence
+from common.model import load_config, load_model, load_tokenizer
 from common.rollout import make_engine
-from integrations.model_checks import check_export, check_tokens
+from integrations.model_checks import check_export, check_tokens, longest_sequence
 from integrations.probe import check_architecture
 from prompts import Prompts, answer_check, doubts, load_splits
 
@@ -50,11 +50,12 @@ def load_models(args: RunFlags, data: Data, device: torch.device, compute: torch
 
     The engine comes first: vLLM measures the free memory when it starts.
     """
-    length = longest_sequence(args.model, data.train.ids + data.held_out.ids, args.max_new_tokens, args.trust_remote_code)
+    config = load_config(args.model, args.trust_remote_code)
+    length = longest_sequence(args.model, config, data.train.ids + data.held_out.ids, args.max_new_tokens)
     vllm = {"vllm_tp": args.vllm_tp, "vllm_memory": args.vllm_memory, "vllm_sleep": args.vllm_sleep}
     engine = make_engine(args.engine, args.model, data.tokenizer, device, compute, length, args.seed, args.trust_remote_code, **vllm)
     policy = load_model(args.model, device, args.trust_remote_code, compute, activation_checkpointing=args.activation_checkpointing)
-    check_architecture(args.model, policy, None if args.engine == "vllm" else engine.model or policy, compute)
+    engine.prompts_once = check_architecture(args.model, policy, None if args.engine == "vllm" else engine.model or policy, compute)
     ranks.on_first(lambda: check_export(args.model, policy, data.tokenizer))
     frozen = load_model(args.model, device, args.trust_remote_code, compute, frozen=True) if args.kl_coef > 0 else None
     return engine, policy, frozen

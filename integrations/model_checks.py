@@ -14,6 +14,8 @@ from common.errors import UserError, require
 
 # of files that models and data sets are kept in: a name that ends so is no name on a hub
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz", ".zip", ".gguf", ".safetensors", ".bin", ".pt", ".pth")
+# of configs whose logits are more than lm_head(hidden)
+POSTPROCESSING = ("final_logit_softcapping", "logits_soft_cap", "logits_scaling", "logit_scale", "lm_head_multiplier")
 POINTER = b"version https://git-lfs"  # how the file begins that Git leaves in the place of a large one
 
 
@@ -96,9 +98,29 @@ def check_tokens(model: str, config, tokenizer, prompts: list[list[int]]) -> Non
             raise UserError(f"--model {model}: its tokenizer ends every prompt with {name!r}, so there is nothing to complete; {fix}")
 
 
+def longest_sequence(model: str, config, prompts: list[list[int]], max_new_tokens: int) -> int:
+    """Tokens of the longest prompt with a whole completion. config: that of the model, as transformers has it.
+
+    Raises UserError naming the flags if the model has fewer positions: learned ones end there, in an IndexError, and rotary ones were
+    never trained beyond.
+    """
+    longest = max(map(len, prompts))
+    positions = (
+        getattr(config.get_text_config(), "max_position_embeddings", None) or longest + max_new_tokens
+    )  # none where the architecture has no bound
+    if longest + max_new_tokens > positions:
+        raise UserError(
+            f"--max-new-tokens {max_new_tokens} and the longest prompt, of {longest} tokens, do not fit in the {positions} positions of "
+            f"--model {model}; lower --max-new-tokens, or --max-prompt-length, which drops longer prompts"
+        )
+    return longest + max_new_tokens
+
+
 def check_weights(model: str, loaded: nn.Module, info: dict) -> None:
     """Refuse a model with weights that its files lack (random ones would take their place), have in another shape, or have beside those
-    that its config.json speaks of. info: transformers' `output_loading_info`, in which tied weights are not missing."""
+    that its config.json speaks of; or with logits that are more than lm_head(hidden).
+
+    info: transformers' `output_loading_info`, in which tied weights are not missing."""
     if info["mismatched_keys"]:
         name, stored, wanted = min((name, tuple(stored), tuple(wanted)) for name, stored, wanted in info["mismatched_keys"])
         told = f"{name} has the shape {stored} in its files and {wanted} by its config.json"
@@ -109,6 +131,10 @@ def check_weights(model: str, loaded: nn.Module, info: dict) -> None:
     else:
         if loaded.__dict__.pop("hf_quantizer", None):  # of a GGUF file, whose weights are numbers now; it would not let them be saved
             del loaded.config.quantization_config
+        configs = (loaded.config, loaded.config.get_text_config())
+        more = [name for name in POSTPROCESSING if any(getattr(config, name, None) not in (None, 1, 1.0) for config in configs)]
+        told = f"--model {model}: its config sets {''.join(more[:1])}, which log-probabilities by chunks of lm_head would leave out"
+        require(not more, told)
         return
     raise UserError(f"--model {model}: {told}; get config.json and weights from one and the same checkpoint, merged and not quantised")
 

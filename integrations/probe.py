@@ -1,5 +1,7 @@
 """A few tokens through a model that has just been loaded: does its architecture do what sampling and training ask for?"""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -12,12 +14,13 @@ PROMPTS, COMPLETIONS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15]], [[20, 21, 22
 
 
 @torch.no_grad()
-def check_architecture(model: str, policy: nn.Module, sampler: nn.Module | None, compute: torch.dtype) -> None:
+def check_architecture(model: str, policy: nn.Module, sampler: nn.Module | None, compute: torch.dtype) -> bool:
     """Refuse an architecture whose log-probabilities change with left padding or with later tokens, or that has no key-value cache which
     can be repeated, selected from and continued. Measured, not looked up: by a name one knows the architectures of today.
 
     sampler: the whole model that samples, None where that is not transformers. compute: dtype of activations. Collective. Raises UserError
-    naming --model.
+    naming --model. Returns whether a prompt can be read once for all its completions: not where layers are checkpointed, which then keep no
+    keys and values, nor where that gives other log-probabilities.
     """
     vocabulary = policy.config.get_text_config().vocab_size
     prompts, completions = ([[token % vocabulary for token in row] for row in rows] for rows in (PROMPTS, COMPLETIONS))
@@ -35,10 +38,26 @@ def check_architecture(model: str, policy: nn.Module, sampler: nn.Module | None,
     if not padded.isfinite().all():
         raise UserError(f"--model {model}: its log-probabilities are not finite, so its weights are broken; download them again")
     for how, (one, other) in found.items():
-        gap, size = (one - other).abs().mean().item(), other.abs().mean().item()
-        # a gap of rounding is a small part of the numbers themselves, that of a wrong cache or position a large one
-        if not gap <= (1e-3 + 1e-4 * size if compute == torch.float32 else 0.1 + 0.05 * size):
-            raise _refusal(model, policy, f"{how} its log-probabilities are {gap:.2g} nats away")
+        if not _alike(one, other, compute):
+            raise _refusal(model, policy, f"{how} its log-probabilities are {(one - other).abs().mean():.2g} nats away")
+    if getattr(policy, "checkpointed", ()):
+        return False
+    batch = pad([p for p in prompts for _ in range(2)], [*completions, *completions[::-1]], 0, policy.device)
+    each = token_logprobs(policy, batch, 1.0)
+    try:
+        once = token_logprobs(policy, replace(batch, prompt_of=torch.tensor([0, 0, 1, 1], device=policy.device)), 1.0)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # a cache that cannot be selected from, or be gone on with by several tokens
+        return False
+    return _alike(once, each, compute)
+
+
+def _alike(one: Tensor, other: Tensor, compute: torch.dtype) -> bool:
+    """Whether log-probabilities are equal but for rounding, which is a small part of the numbers themselves; the gap of a wrong cache or
+    position is a large one."""
+    gap, size = (one - other).abs().mean().item(), other.abs().mean().item()
+    return gap <= (1e-3 + 1e-4 * size if compute == torch.float32 else 0.1 + 0.05 * size)
 
 
 def _by_cache(sampler: nn.Module, batch: Batch) -> Tensor:

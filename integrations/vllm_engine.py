@@ -22,6 +22,8 @@ class VLLMEngine:
     share: which share of the prompts this rank samples, and of how many. Written for vLLM 0.32; see vLLM's docs on RLHF and sleep mode.
     """
 
+    prompts_once = False  # until `check_architecture` has found that the policy can
+
     def __init__(
         self,
         model: str,

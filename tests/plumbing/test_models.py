@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from common.batch import pad
 from common.errors import UserError
-from common.model import load_whole, longest_sequence, token_logprobs
+from common.model import load_config, load_whole, token_logprobs
+from integrations.model_checks import longest_sequence
 from support.models import SHAPE
 from support.running import ROOT, run_script, train
 from testbed.arithmetic import tokenizer
@@ -37,13 +38,13 @@ def build(folder: Path, name: str) -> None:
 def test_a_completion_that_might_pass_the_last_position_is_refused(tmp_path):
     """At the last position that is allowed GPT-2 runs, at the next it would not, and the script says so before it makes anything."""
     gpt2, prompts = "testbed:fragile-gpt2", [[5] * 11, [5] * 7]
-    assert longest_sequence(gpt2, prompts, 117) == 128
+    assert longest_sequence(gpt2, load_config(gpt2), prompts, 117) == 128
     model = load_whole(gpt2, torch.device("cpu"))
     assert token_logprobs(model, pad(prompts[:1], [[6] * 117], 0), 1.0).isfinite().all()
     with pytest.raises(IndexError):
         token_logprobs(model, pad(prompts[:1], [[6] * 118], 0), 1.0)
     with pytest.raises(UserError, match=r"--max-new-tokens 118 and the longest prompt, of 11 tokens, .* 128 positions"):
-        longest_sequence(gpt2, prompts, 118)
+        longest_sequence(gpt2, load_config(gpt2), prompts, 118)
     with pytest.raises(UserError, match="--max-prompt-length"):
         train("linear", tmp_path / "run", model=gpt2, max_new_tokens=200)
     assert not (tmp_path / "run").exists()
@@ -55,7 +56,7 @@ def test_sharded_models_are_the_whole_ones(tmp_path):
     done = run_script("tests/support/sharded_models.py", str(tmp_path), ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(found) == 12
+    assert len(found) == 18
     for row in found:
         exact = row["compute"] == "torch.float32"
         small = {"sampler": 2e-5, "forward": 2e-5, "synced": 2e-5, "reloaded": 2e-5, "gram": 1e-5, "norm": 1e-5}

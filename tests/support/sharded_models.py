@@ -5,6 +5,7 @@ FOLDER holds tiny random checkpoints; every line printed by rank 0 is a JSON obj
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from common import batch as batches  # noqa: E402
 from common import ranks  # noqa: E402
 from common.batch import micro_rows, pad  # noqa: E402
 from common.grads import backward_each, clip_gradients, combine, gram_matrix  # noqa: E402
@@ -27,7 +29,7 @@ def gap(one: torch.Tensor, other: torch.Tensor) -> float:
     return (one - other).abs().max().item()
 
 
-def check(folder: Path, name: str, compute: torch.dtype, checkpointing: bool) -> dict:
+def check(folder: Path, name: str, compute: torch.dtype, checkpointing: bool, prompts_once: bool) -> dict:
     """Load, shard, roll out, take K gradients and a step, export, reload; what came out, for the parent to judge."""
     path, tokenizer = str(folder / name), load_tokenizer("testbed")
     policy = load_model(path, CPU, compute=compute, activation_checkpointing=checkpointing)
@@ -37,12 +39,14 @@ def check(folder: Path, name: str, compute: torch.dtype, checkpointing: bool) ->
     prompts = [[5, 9, 30], [7, 8], [40, 41, 42, 43], [9]]
     rollout = sample(engine, prompts, 4, 12, 0.8, [1, 2, 3, 4])
     batch = pad([p for p in prompts for _ in range(4)], rollout.ids, 0)
+    apart, shared = batch, torch.arange(4).repeat_interleave(4) if prompts_once else None
+    batch = replace(batch, prompt_of=shared)
     reported = torch.tensor([row + [0.0] * (batch.mask.size(1) - len(row)) for row in rollout.logprobs])
-    sharded, whole = token_logprobs_no_grad(policy, batch, 0.8, 60), token_logprobs(plain, batch, 0.8).detach()
+    sharded, whole = token_logprobs_no_grad(policy, batch, 0.8, 60), token_logprobs(plain, apart, 0.8).detach()
     found = {"sampler": gap(sharded, reported), "forward": gap(sharded, whole)}
 
     def losses(model, part):
-        micro = batch.select(part)
+        micro = (apart if model is plain else batch).select(part)
         logp = token_logprobs(model, micro, 0.8)
         return [(a[part, None] * logp * micro.mask).sum() / batch.mask.sum() for a in advantages]
 
@@ -67,14 +71,14 @@ def check(folder: Path, name: str, compute: torch.dtype, checkpointing: bool) ->
     stale = gap(token_logprobs_no_grad(policy, batch, 0.8, 60), sharded)
     engine.sync(policy, 1)
     again = sample(engine, prompts, 4, 12, 0.8, [1, 2, 3, 4])
-    batch = pad([p for p in prompts for _ in range(4)], again.ids, 0)
+    batch = replace(pad([p for p in prompts for _ in range(4)], again.ids, 0), prompt_of=shared)
     reported = torch.tensor([row + [0.0] * (batch.mask.size(1) - len(row)) for row in again.logprobs])
     trained = token_logprobs_no_grad(policy, batch, 0.8, 60)
     found |= {"moved": stale, "synced": gap(trained, reported), "version": again.version}
     out = folder / f"{name}-out"
     export(policy, tokenizer, out, compute)
     reloaded = load_whole(str(out), CPU, dtype=compute)
-    found["reloaded"] = gap(token_logprobs(reloaded, batch, 0.8).detach().float(), trained)
+    found["reloaded"] = gap(token_logprobs(reloaded, replace(batch, prompt_of=None), 0.8).detach().float(), trained)
     tied = reloaded.get_output_embeddings().weight is reloaded.get_input_embeddings().weight
     found |= {"tied": tied, "names": len(list(full_parameters(policy, compute)))}
     return found
@@ -82,13 +86,14 @@ def check(folder: Path, name: str, compute: torch.dtype, checkpointing: bool) ->
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    batches.SHARE = 0  # these prompts are short
     ranks.start(single=False)
     for name in sorted(p.name for p in folder.iterdir() if p.is_dir()):
         for compute in (torch.float32, torch.bfloat16):
-            for checkpointing in (False, True):
-                found = check(folder, name, compute, checkpointing)
+            for how in ({}, {"checkpointing": True}, {"prompts_once": True}):
+                found = check(folder, name, compute, **{"checkpointing": False, "prompts_once": False} | how)
                 if ranks.rank() == 0:
-                    print(json.dumps({"model": name, "compute": str(compute), "checkpointing": checkpointing} | found), flush=True)
+                    print(json.dumps({"model": name, "compute": str(compute)} | how | found), flush=True)
     ranks.stop()
 
 
