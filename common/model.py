@@ -18,7 +18,7 @@ from common.errors import UserError
 from integrations.model_checks import check_config, check_weights, files_of, loading
 
 TESTBED = "testbed"
-LOGITS_AT_ONCE = 2**25  # 128 MiB in float32, of which a pass holds a few copies; 220 tokens of a 150k vocabulary
+LOGITS_AT_ONCE = 2**26  # 256 MiB in float32, of which a pass holds a few copies; 440 tokens of a 150k vocabulary
 RECOMPUTE = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is random in a forward pass without dropout
 
 

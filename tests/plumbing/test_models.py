@@ -110,12 +110,12 @@ def step(length):
     token_logprobs(model, batch, 1.0).sum().backward()
     model.zero_grad()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(step(50), step(400))
+print(step(150), step(500))
 """
 
 
 def test_logits_are_never_whole_in_memory():
-    """Vocabulary of 150k: 1600 completion tokens cost hardly more than 200; their logits alone would be 1 GB, several times over."""
+    """Vocabulary of 150k: 2000 completion tokens cost hardly more than 600; their logits alone would be 1.2 GB, several times over."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK.format(root=str(ROOT), vocabulary=150_000)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
