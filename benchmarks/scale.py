@@ -1,4 +1,5 @@
-"""Tokens per second, share of the GPU's peak, and peak memory beside the formula, of every algorithm on a model of random weights.
+"""Seconds per step and their parts, tokens per second, share of the GPU's peak, peak memory beside the formula, and the largest mean gap
+between sampler and trainer, of every algorithm on a model of random weights.
 
 Nothing is downloaded: the model is a Qwen2 configuration of the named size, written to a temporary folder with random weights, and the
 prompts are the testbed's. Random weights seldom end a completion, so each is --max-new-tokens long: the work is the same for all.
@@ -53,7 +54,9 @@ class Args:
     engine: Literal["transformers", "vllm"] = "transformers"
     """as in the scripts"""
     activation_checkpointing: bool = True
-    """as in the scripts"""
+    """as in the scripts; without it a prompt is read once for all its completions where that saves a third of the tokens"""
+    vllm_sleep: bool = False
+    """as in the scripts: vLLM gives its memory back while the policy trains"""
 
 
 def write_model(size: str, folder: Path):
@@ -79,6 +82,7 @@ def measure(name: str, model: Path, args: Args, out: Path) -> list[dict]:
     command += [f"--{flag}={args.steps}" for flag in ("steps", "eval-every", "checkpoint-every")] + ["--max-prompt-length=16"]
     command += [f"--prompts={args.prompts}", f"--max-new-tokens={args.max_new_tokens}", f"--micro-batch-tokens={args.micro_batch_tokens}"]
     command += [f"--engine={args.engine}", *(["--activation-checkpointing"] if args.activation_checkpointing else [])]
+    command += ["--vllm-sleep"] if args.vllm_sleep else []
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
@@ -92,17 +96,20 @@ def main(args: Args) -> None:
     peak = next((flops for known, flops in PEAKS.items() if known in gpu), None)
     workload = f"{args.prompts} x 16 completions of {args.max_new_tokens} tokens, {args.engine}"
     print(f"{gpu or 'no GPU'}, {args.ranks} rank(s), Qwen2 {args.size}, {workload}")
-    print(f"{'':18}{'s/step':>8}{'rollout':>9}{'update':>9}{'tokens/s':>10}{'of peak':>9}{'peak GiB':>10}{'formula':>9}")
+    print(
+        f"{'':18}{'s/step':>8}{'rollout':>9}{'logprobs':>10}{'update':>9}{'tokens/s':>10}{'of peak':>9}{'peak GiB':>10}{'formula':>9}{'gap':>9}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         config = write_model(args.size, Path(folder) / "model")
         shape = memory.shape_of(config)
         for name in tqdm(names, desc="runs"):
             rows = measure(name, Path(folder) / "model", args, Path(folder) / name)
-            times = {part: median(row[f"time/{part}"] for row in rows) for part in ("rollout", "reward", "update", "weights")}
+            times = {part: median(row[f"time/{part}"] for row in rows) for part in ("rollout", "reward", "logprobs", "update", "weights")}
             tokens = median(row["length/mean"] for row in rows) * args.prompts * 16
             # old and reference log-probabilities are one forward pass each; what is computed again is no useful work
             useful = (2 + 2 + WORK.get(name, PLAIN)) * shape.parameters * tokens
-            share = f"{useful / times['update'] / (peak * args.ranks):9.1%}" if peak else f"{'-':>9}"
+            update = times["logprobs"] + times["update"]
+            share = f"{useful / update / (peak * args.ranks):9.1%}" if peak else f"{'-':>9}"
             setup = memory.Setup(
                 ranks=args.ranks, local_ranks=args.ranks, sharded=bool(gpu) or args.ranks > 1, compute_bytes=2 if gpu else 4,
                 device_bytes=torch.cuda.get_device_properties(0).total_memory if gpu else 0, gradients=3 if name in WORK else 1,
@@ -110,10 +117,11 @@ def main(args: Args) -> None:
                 activation_checkpointing=args.activation_checkpointing, engine=args.engine,
             )  # fmt: skip
             held = max((row["memory/peak_gib"] for row in rows), default=0) if gpu else None
-            step = sum(times.values())
+            step, gap = sum(times.values()), max(row["sampler/gap"] for row in rows)
             print(
-                f"{name:18}{step:8.2f}{times['rollout']:9.2f}{times['update']:9.2f}{tokens / step:10,.0f}{share}"
+                f"{name:18}{step:8.2f}{times['rollout']:9.2f}{times['logprobs']:10.2f}{times['update']:9.2f}{tokens / step:10,.0f}{share}"
                 f"{f'{held:10.1f}' if held else '         -'}{memory.peak(memory.terms(shape, setup), device=1) / 2**30:9.1f}"
+                f"{gap:9.1e}"
             )
 
 

@@ -19,7 +19,13 @@ import tyro
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("rollout", "reward", "update", "weights")  # the last is what an algorithm does after the update
+PARTS = (
+    "rollout",
+    "reward",
+    "logprobs",
+    "update",
+    "weights",
+)  # logprobs: of the policy and the reference before it; weights: what an algorithm does after it
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """Seconds per training step of linear.py and of TRL's GRPOTrainer, on the same model and prompts, taken in turn in one run.
 
-Both sample P prompts x G completions, all of --max-new-tokens (random weights seldom end one; `testbed` ends them as it does), score them
-with the same rewards and take one optimizer step of AdamW in float32, without a KL term, a learning rate of 0, so that both meet the same
-policy in every step. TRL has gradient checkpointing off (its default is on, which is slower) and its other defaults.
+Both sample P prompts x G completions, all of --max-new-tokens (random weights seldom end one; a real model ends them as it does), score
+them with the same rewards and take one optimizer step of AdamW, without a KL term, with a learning rate of 0, so that both meet the same
+policy in every step; in float32, on a GPU in bfloat16. TRL has gradient checkpointing off (its default is on, which is slower) and its
+other defaults.
 
 python -m benchmarks.trl_step_time [--model smollm2-shape] [--threads 2]     needs: pip install trl==1.16.0
 """
@@ -19,8 +20,11 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
+import torch
 import tyro
 from tqdm import tqdm
+
+from benchmarks.scale import SIZES
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {  # SmolLM2-135M's; random weights
@@ -37,8 +41,8 @@ WARM_UP = 1  # steps that do not count
 
 @dataclass
 class Args:
-    model: Literal["smollm2-shape", "testbed", "tiny"] = "smollm2-shape"
-    """SmolLM2-135M's shape with random weights; the testbed's default base; or two layers of the former, for a look at this script"""
+    model: Literal["smollm2-shape", "0.5b", "testbed", "tiny"] = "smollm2-shape"
+    """SmolLM2-135M's shape with random weights; Qwen2.5-0.5B's; the testbed's default base; or two layers, for a look at this script"""
     prompts: int = 4
     """prompts per step, P"""
     completions: int = 6
@@ -61,7 +65,6 @@ class Args:
 
 def prepare(args: Args, folder: Path) -> None:
     """Write model/ and data/train.jsonl, data/test.jsonl into folder."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from common.model import load_tokenizer, load_whole
@@ -74,10 +77,13 @@ def prepare(args: Args, folder: Path) -> None:
         rows = [{"prompt": tokenizer.decode(ids), "answer": str(a)} for ids, a in zip(loaded.ids, loaded.columns["answer"], strict=True)]
     else:
         torch.manual_seed(0)
-        layers = {"num_hidden_layers": 2} if args.model == "tiny" else {}
-        model = LlamaForCausalLM(LlamaConfig(**SHAPE | layers, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+        shapes = {"smollm2-shape": SHAPE, "0.5b": SHAPE | SIZES["0.5b"] | {"vocab_size": 151936}, "tiny": SHAPE | {"num_hidden_layers": 2}}
+        model = LlamaForCausalLM(
+            LlamaConfig(**shapes[args.model], eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        )
         draw = random.Random(0)
         rows = [{"prompt": " ".join(draw.choices("0123456789", k=args.prompt_tokens)), "answer": "1"} for _ in range(64)]
+    assert args.model == "testbed" or len(tokenizer(rows[0]["prompt"])["input_ids"]) == args.prompt_tokens
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "data").mkdir()
@@ -142,8 +148,8 @@ def train_with_trl(args: Args) -> None:
         learning_rate=0.0,
         beta=0.0,
         gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=torch.cuda.is_available(),
         report_to=[],
         save_strategy="no",
         logging_steps=1,
@@ -165,7 +171,6 @@ def main(args: Args) -> None:
     """Print the medians and their ratio."""
     if args.only:
         return train_with_trl(args)
-    import torch
     import transformers
     import trl
 
@@ -177,7 +182,7 @@ def main(args: Args) -> None:
             seconds["TRL"] += run_trl(args, folder, folder / f"trl-{i}")
             seconds["ours"] += run_ours(args, folder, folder / f"ours-{i}")
     work = f"{args.model}, {args.prompts} prompts x {args.completions} completions of at most {args.max_new_tokens} tokens"
-    print(f"\n{work}, {args.threads} threads, float32; median of {args.rounds} runs of {args.steps} steps")
+    print(f"\n{work}, {args.threads} threads; median of {args.rounds} runs of {args.steps} steps")
     print(f"trl {trl.__version__}, transformers {transformers.__version__}, torch {torch.__version__}")
     for side, values in seconds.items():
         print(f"{side:6}{median(values):8.2f} s a step  ({min(values):.2f} to {max(values):.2f})")

@@ -36,7 +36,8 @@ class Meter:
         self.laps[f"time/{part}"], self.clock = now - self.clock, now
 
     def sampled(self, batch: Batch, mean_length: float, gaps: dict[str, float]) -> None:
-        """The step's completions, the length that conciseness compares them with, and what the canary found."""
+        """The step's completions with their log-probabilities, the length that conciseness compares with, and what the canary found."""
+        self.lap("logprobs")
         self.batch, self.gaps = batch, gaps
         self.lengths = {"mean": batch.lengths.mean().item(), "threshold": mean_length, "truncated": batch.sampled.truncated}
         # for `first_order_change`, and the share of a completion's tokens for which the loss had a gradient. [B] each
