@@ -65,9 +65,7 @@ class Method:
         of, values = self.objectives if of is None else of, list(getattr(self, name))
         values = values or ([default] * len(of) if isinstance(default, int | float) else list(default))
         fits = len(values) == len(of)
-        require(
-            fits, f"{self.said(name)} has {len(values)} numbers for {len(of)} of the reward functions: {', '.join(of)}; give one for each"
-        )
+        require(fits, f"{self.said(name)} has {len(values)} numbers for {len(of)} objectives, {', '.join(of)}: give one for each")
         return torch.tensor(values, dtype=torch.float64)
 
     def preferred(self, name: str = "weights", zero: bool = True) -> Tensor:

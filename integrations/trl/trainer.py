@@ -138,8 +138,8 @@ class _Session:
         mask, own = _token_mask(out), out["advantages"]
         generation = self.generated(mask.sum(1).double())
         if isinstance(method, AdvantageRule):
-            advantages = method.advantages(generation).nan_to_num(0.0)  # a completion without advantage moves nothing, as in TRL
             weights, first = method.weigh(generation), trainer.accelerator.process_index * len(own)
+            advantages = method.advantages(generation).nan_to_num(0.0)  # a completion without advantage moves nothing, as in TRL
             out["advantages"] = advantages[first : first + len(own)].to(own)
             self.correct_table(advantages.tolist())
         else:
