@@ -18,7 +18,8 @@ def known(tmp_path_factory) -> dict[int, list[dict]]:
     folder, found = tmp_path_factory.mktemp("processes"), {}
     for processes, methods in ((1, SAME), (2, [*SAME, "Ratchet"])):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        path = os.pathsep.join((str(HERE), str(HERE.parents[1])))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path}
         command += [str(HERE / "two_processes.py"), str(folder), *methods]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stderr[-3000:]

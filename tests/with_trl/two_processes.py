@@ -1,7 +1,7 @@
 """One of one or two processes that train as one: torchrun --nproc_per_node N two_processes.py OUT METHOD ...
 
 Completions are made up from the prompt and the place in its group, so that one process has the same as two. Writes what each process knows
-at the end.
+at the end. PYTHONPATH has the root and this folder.
 """
 
 import json
@@ -10,10 +10,7 @@ import random
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 import torch
-
-torch.set_num_threads(1)
 from tiny import G, even, make, third
 
 import integrations.trl
