@@ -71,7 +71,7 @@ class Watch(TrainerCallback):
         self.rows.append((step, *(sum(values) / len(values) for values in (*scored, clarity(completions=texts))), length))
 
 
-def run(method: str, seed: int, generations: int, beta: float) -> Watch:
+def run(method: str, seed: int, generations: int, beta: float, warmup_steps: int) -> Watch:
     """Train the base anew and return what was seen of it."""
     encoder = tokenizer()
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +85,8 @@ def run(method: str, seed: int, generations: int, beta: float) -> Watch:
             max_completion_length=LONGEST,
             top_k=0,
             learning_rate=1e-4,
-            lr_scheduler_type="constant",
+            lr_scheduler_type="constant_with_warmup" if warmup_steps else "constant",
+            warmup_steps=warmup_steps,
             weight_decay=0.01,
             beta=beta,
             loss_type="bnpo",  # a mean over tokens, as in the scripts
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="seeds of GRPOConfig")
     parser.add_argument("--generations", type=int, default=60, help="batches of completions; two updates each")
     parser.add_argument("--beta", type=float, default=1e-3, help="weight of the KL divergence, as --kl-coef")
+    parser.add_argument("--warmup-steps", type=int, default=0, help="updates over which the learning rate rises; Ratchet's script has 16")
     given = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     logging.set_verbosity_error()
@@ -121,7 +123,7 @@ def main() -> None:
     print("| method | seed | accuracy | lowest | conciseness | clarity | tokens |\n|---|---|---|---|---|---|---|", flush=True)
     for method in given.methods:
         for seed in given.seeds:
-            rows = run(method, seed, given.generations, given.beta).rows
+            rows = run(method, seed, given.generations, given.beta, given.warmup_steps).rows
             shown = " → ".join(f"{row[1]:.2f}" for row in rows)
             others = " | ".join(f"{rows[0][k]:.2f} → {rows[-1][k]:.2f}" for k in (2, 3))
             lowest = min(row[1] for row in rows)

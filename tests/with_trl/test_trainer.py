@@ -263,7 +263,7 @@ def test_evaluation_leaves_the_method_alone(method, tmp_path):
     trainer.train()
     session, weights = trainer._multi_objective, trainer.reward_weights.clone()
     before = json.dumps(session.save()), session.passes, session.updates, dict(trainer._metrics["train"])
-    assert "eval_reward" in trainer.evaluate()
+    assert "eval_loss" in trainer.evaluate()
     assert (json.dumps(session.save()), session.passes, session.updates, dict(trainer._metrics["train"])) == before
     assert torch.equal(trainer.reward_weights, weights)
 
