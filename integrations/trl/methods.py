@@ -1,7 +1,7 @@
 """The methods, each with the defaults, the state and the mathematics of its script in algos/.
 
 A weight rule sets the trainer's reward weights and leaves the advantages to TRL. An advantage rule computes the advantages itself, because
-they are no weighted sum of the rewards. Arguments are the script's flags, which its --help and its page in docs/algos/ explain; numbers given
+they are no weighted sum of the rewards. Arguments are the script's flags, which its --help and its page in docs/algos/ explain; numbers
 per objective are in the order of the trainer's reward functions.
 """
 

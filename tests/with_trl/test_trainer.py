@@ -323,6 +323,17 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(method, tmp_path):
     assert saved["attributes"]["saved"] != whole._multi_objective.save()  # it had gone on
 
 
+def test_a_checkpoint_amid_a_generation_drops_what_was_seen_of_its_updates(tmp_path):
+    """TRL samples a new generation there, whose updates are looked at like any other's."""
+    settings = TWO_UPDATES | {"save_strategy": "steps", "save_steps": 3}
+    run(tmp_path, methods.Ratchet(), **settings)
+    stopped = make(tmp_path, **settings)
+    multi_objective(stopped, methods.Ratchet())
+    stopped.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    steps = [line["step"] for line in stopped.state.log_history if "ratchet/change/even" in line]
+    assert steps == [2, 5]
+
+
 def test_transformers_may_restore_the_callback_itself(tmp_path):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "restore_callback_states_from_checkpoint": True}
     whole, _ = run(tmp_path, methods.CTWA(), **settings)
