@@ -258,7 +258,7 @@ def second_half(trainer, seen, number):
 
 @pytest.mark.parametrize("method", [methods.CTWA, methods.MirrorDescent, methods.FAMO, methods.Ratchet])
 def test_evaluation_leaves_the_method_alone(method, tmp_path):
-    trainer = make(tmp_path, eval_prompts=8, per_device_eval_batch_size=8, **TWO_UPDATES)
+    trainer = make(tmp_path, eval_prompts=2, per_device_eval_batch_size=8, **TWO_UPDATES)
     multi_objective(trainer, method())
     trainer.train()
     session, weights = trainer._multi_objective, trainer.reward_weights.clone()
@@ -270,7 +270,7 @@ def test_evaluation_leaves_the_method_alone(method, tmp_path):
 
 def test_an_evaluation_amid_a_generation_changes_nothing_that_is_looked_at(tmp_path):
     """Its completions have losses, too, which must not be taken for those of training."""
-    trainer = make(tmp_path, eval_prompts=8, per_device_eval_batch_size=8, eval_strategy="steps", eval_steps=1, **TWO_UPDATES)
+    trainer = make(tmp_path, eval_prompts=2, per_device_eval_batch_size=8, eval_strategy="steps", eval_steps=1, **TWO_UPDATES)
     multi_objective(trainer, methods.Ratchet())
     ages = []
     updated = trainer._multi_objective.method.updated
@@ -313,13 +313,13 @@ RESUMED = [methods.CTWA, methods.MirrorDescent, methods.FAMO, methods.Ratchet]
 
 @pytest.mark.parametrize("method", RESUMED)
 def test_a_resumed_run_is_the_run_that_was_not_stopped(method, tmp_path):
-    settings = {"steps_per_generation": 2, "max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+    settings = {"steps_per_generation": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     whole, _ = run(tmp_path, method(), **settings)
     stopped = make(tmp_path, **settings)
     multi_objective(stopped, method())
-    stopped.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    stopped.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     same(whole, stopped)
-    saved = json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())["stateful_callbacks"]["MultiObjective"]
+    saved = json.loads((tmp_path / "checkpoint-2/trainer_state.json").read_text())["stateful_callbacks"]["MultiObjective"]
     assert saved["attributes"]["saved"] != whole._multi_objective.save()  # it had gone on
 
 
