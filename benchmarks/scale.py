@@ -96,9 +96,8 @@ def main(args: Args) -> None:
     peak = next((flops for known, flops in PEAKS.items() if known in gpu), None)
     workload = f"{args.prompts} x 16 completions of {args.max_new_tokens} tokens, {args.engine}"
     print(f"{gpu or 'no GPU'}, {args.ranks} rank(s), Qwen2 {args.size}, {workload}")
-    print(
-        f"{'':18}{'s/step':>8}{'rollout':>9}{'logprobs':>10}{'update':>9}{'tokens/s':>10}{'of peak':>9}{'peak GiB':>10}{'formula':>9}{'gap':>9}"
-    )
+    columns = {"s/step": 8, "rollout": 9, "logprobs": 10, "update": 9, "tokens/s": 10, "of peak": 9, "peak GiB": 10, "formula": 9, "gap": 9}
+    print(" " * 18 + "".join(f"{name:>{width}}" for name, width in columns.items()))
     with tempfile.TemporaryDirectory() as folder:
         config = write_model(args.size, Path(folder) / "model")
         shape = memory.shape_of(config)

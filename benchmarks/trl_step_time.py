@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -25,6 +26,7 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks.scale import SIZES
+from common.errors import plain_errors, require
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {  # SmolLM2-135M's; random weights
@@ -168,9 +170,10 @@ def train_with_trl(args: Args) -> None:
 
 
 def main(args: Args) -> None:
-    """Print the medians and their ratio."""
+    """Print the medians and their ratio. Raises UserError where TRL is not installed."""
     if args.only:
         return train_with_trl(args)
+    require(find_spec("trl"), "TRL is not installed here: pip install trl==1.16.0")
     import transformers
     import trl
 
@@ -191,4 +194,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with plain_errors():
+        main(tyro.cli(Args, description=__doc__))
