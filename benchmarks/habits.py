@@ -19,9 +19,10 @@ import tyro
 from tqdm import tqdm
 
 from common.errors import plain_errors, require
-from common.model import TESTBED, load_tokenizer, load_whole, model_path
+from common.model import load_tokenizer, load_whole
 from common.rollout import TransformersEngine, sample
 from common.seeds import derive
+from integrations.pretrained import TESTBED, model_path
 from prompts import ARITHMETIC, load_prompts
 from rewards.accuracy import accuracy
 from testbed.arithmetic import BASES, SLIPS, solution, split

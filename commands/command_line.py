@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from commands.presets import named_preset
+from commands.presets import PAPER, named_preset
 from common import ranks
 from common.errors import UserError
 from common.flags import RETIRED
@@ -21,7 +21,8 @@ def parse(args_class: type, script: str, argv: list[str] | None = None):
     argv = sys.argv[1:] if argv is None else argv
     names = {field.name for field in fields(args_class)}
     chosen = named_preset(argv) if "preset" in names else {}
-    chosen |= dict(getattr(args_class, "PRESET", ())) if chosen else {}  # what the algorithm adds to any preset
+    if chosen.get("steps") == PAPER["steps"]:  # what the algorithm adds to a preset of so many
+        chosen |= dict(getattr(args_class, "PRESET", ()))
     if missing := sorted(chosen.keys() - names):
         told = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise UserError(f"--preset sets {told}, which {script} does not have; drop it and give the flags you need one by one")

@@ -4,6 +4,8 @@ The training values are the paper's (arXiv 2602.06869, appendix F; those that it
 steps are 90 epochs of the 300 training problems of MATH-500 at 32 prompts per step. The rate at which an algorithm moves its weights
 goes with the number of steps: a script whose default is for 100 has the paper's in `PRESET`, and that is set as well. The paper turns the
 KL term off for some algorithms; here it is on for all, so that they compare. Engine, checkpointing and sizes are ours, for the GPUs named.
+
+One more preset is for a real model on two cores, with rewards and values of our own (docs/realmodel.md).
 """
 
 import argparse
@@ -52,7 +54,28 @@ MODELS = {  # the paper's are the first four
     "smollm2-1.7b": {"model": "HuggingFaceTB/SmolLM2-1.7B", **SMALL},
     "qwen2.5-7b": {"model": "Qwen/Qwen2.5-7B", **LARGE},
 }
-PRESETS = {f"{model}-{data}": PAPER | flags | chosen for model, flags in MODELS.items() for data, chosen in DATASETS.items()}
+PAPERS = {f"{model}-{data}": PAPER | flags | chosen for model, flags in MODELS.items() for data, chosen in DATASETS.items()}
+SMOLLM2_WORDS = {
+    "model": "smollm2-135m",
+    "dataset": "words",
+    "rewards": ("rewards.accuracy:accuracy", "rewards.units:units", "rewards.sentence:sentence"),
+    "answer_check": "exact",
+    "steps": 16,
+    "eval_every": 8,
+    "eval_prompts": 96,
+    "checkpoint_every": 8,
+    "prompts": 4,
+    "completions": 8,
+    "mini_batches": 2,
+    "max_prompt_length": 128,
+    "max_new_tokens": 64,
+    "temperature": 0.7,
+    "kl_coef": 0.0,
+    "lr": 3e-6,
+    "compute_dtype": "bfloat16",
+    "micro_batch_tokens": 1024,
+}
+PRESETS = PAPERS | {"smollm2-135m-words": SMOLLM2_WORDS}
 
 
 def named_preset(argv: list[str]) -> dict:
@@ -84,11 +107,12 @@ def main(argv: list[str]) -> None:
 
     defaults = asdict(Shared())
     differing = {name: {k: v for k, v in values.items() if v != defaults[k]} for name, values in PRESETS.items()}
-    common = dict(set.intersection(*(set(values.items()) for values in differing.values())))
+    common = dict(set.intersection(*(set(differing[name].items()) for name in PAPERS)))
     columns = min(shutil.get_terminal_size().columns, 140)
 
     def flags(values: dict) -> str:
-        shown = {k.replace("_", "-"): f'"{v}"'.replace(" ", "\0") if " " in str(v) else v for k, v in values.items()}  # not to be wrapped
+        words = {k: " ".join(v) if isinstance(v, tuple) else f'"{v}"'.replace(" ", "\0") if " " in str(v) else v for k, v in values.items()}
+        shown = {k.replace("_", "-"): v for k, v in words.items()}  # what is quoted is not to be wrapped
         return " ".join(f"--{k}" if v is True else f"--{k} {v}" for k, v in shown.items())
 
     def block(name: str, text: str) -> str:
@@ -96,9 +120,9 @@ def main(argv: list[str]) -> None:
             "\0", " "
         )
 
-    print(block("all of them", flags({k: v for k, v in next(iter(differing.values())).items() if k in common})))
+    print(block("all of the paper's", flags(common)))
     for name, values in differing.items():
-        print(block(name, flags({k: v for k, v in values.items() if k not in common})))
+        print(block(name, flags({k: v for k, v in values.items() if name not in PAPERS or k not in common})))
     for name in algorithms():
         if own := dict(getattr(import_module(f"algos.{name}").Args, "PRESET", ())):
-            print(block(f"any, for {name}", flags(own)))
+            print(block(f"the paper's, for {name}", flags(own)))

@@ -39,11 +39,11 @@ class RunFlags:
     """also log to Weights & Biases (pip install wandb)"""
 
     model: str = "testbed"
-    """testbed[:base], a Hugging Face hub name, a local folder, or a .gguf file"""
+    """testbed[:base], smollm2-135m, a Hugging Face hub name, a local folder, or a .gguf file"""
     trust_remote_code: bool = False
     """let a hub model run its own Python code; only for a source you trust"""
     dataset: str = "arithmetic"
-    """arithmetic, arithmetic3 (three steps), math500, a hub name (name:config), or a local parquet, json, jsonl or csv file"""
+    """arithmetic, arithmetic3 (three steps), words, math500, a hub name (name:config), or a local parquet, json, jsonl or csv file"""
     prompt_column: str = ""
     """column with the prompt, text or chat messages; default: prompt, problem or question"""
     answer_column: str = ""
@@ -55,7 +55,7 @@ class RunFlags:
     drop_unusable: bool = False
     """leave out, and count, rows whose reference answer no completion could match; else they are an error before the first step"""
     answer_check: Literal["auto", "exact", "math-verify", "boxed"] = "auto"
-    """how accuracy compares: auto is exact for arithmetic, else math-verify; boxed is the paper's string comparison"""
+    """how accuracy compares: auto is exact for what is built in, else math-verify; boxed is the paper's string comparison"""
 
     engine: Literal["transformers", "vllm"] = "transformers"
     """what samples the completions; vllm wants a GPU and requirements-vllm.txt"""

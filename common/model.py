@@ -16,19 +16,11 @@ from common import ranks
 from common.batch import Batch, is_first, micro_batches
 from common.errors import UserError
 from integrations.model_checks import check_config, check_weights, files_of, loading
+from integrations.pretrained import TESTBED, model_path
+from integrations.rounding import spread_evenly
 
-TESTBED = "testbed"
 LOGITS_AT_ONCE = 2**26  # 256 MiB in float32, of which a pass holds a few copies; 440 tokens of a 150k vocabulary
 RECOMPUTE = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is random in a forward pass without dropout
-
-
-def model_path(model: str) -> str:
-    """Where the weights of `testbed[:base]`, a hub name or a local folder are: a folder or the hub name itself."""
-    if model.split(":")[0] != TESTBED:
-        return model
-    from testbed.arithmetic import base_path
-
-    return str(base_path(model.partition(":")[2] or "fragile"))
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False):
@@ -40,7 +32,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False):
     from transformers import AutoTokenizer
 
     with loading(model, "no tokenizer could be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(**files_of(model), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(**files_of(model_path(model)), trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise UserError(f"--model {model}: its tokenizer has no end-of-sequence token, so completions would never end")
     if tokenizer.pad_token_id is None:
@@ -105,7 +97,8 @@ def load_model(
     Every decoder layer is a group that is gathered for its forward and backward pass; what is left, embeddings, last norm and lm_head,
     is the root group, so that tied embeddings stay one parameter. Compute in `compute`, sums of gradients over ranks in float32: sums,
     not means, because losses are fractions of the whole batch. activation_checkpointing keeps one tensor per layer and token and
-    recomputes the rest in the backward pass. Raises UserError naming --model.
+    recomputes the rest in the backward pass. A policy that computes in bfloat16 begins with weights that are spread evenly:
+    integrations/rounding.py says why. Raises UserError naming --model.
     """
     if not dist.is_initialized():
         policy = load_whole(model, device, trust_remote_code)
@@ -116,10 +109,13 @@ def load_model(
         layers, tied = decoder_layers(policy), _is_tied(policy)
         mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
         mesh = init_device_mesh(device.type, (ranks.count(),))
+        even = torch.Generator().manual_seed(0)  # every rank draws for whole parameters, in one order: the same on any number of ranks
         for module in (*layers, policy):
             for parameter in module.parameters():
                 if not isinstance(parameter, DTensor):
                     parameter.data = parameter.data.to(compute if frozen else torch.float32)
+                    if not frozen and compute == torch.bfloat16:
+                        parameter.data = spread_evenly(parameter.data, even)
             # the root too is resharded after its forward pass: kept whole it would keep old weights when no backward pass follows
             fully_shard(module, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
             module.set_gradient_divide_factor(1.0)  # each group has its own

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from common import ranks
 from common.batch import Batch, Sampled, pad, right_pad
 from common.errors import UserError
-from common.model import full_parameters, load_config, load_whole, model_path
+from common.model import full_parameters, load_config, load_whole
 from integrations.model_checks import files_of, loading
+from integrations.pretrained import model_path
 from prompts import Prompts
 
 

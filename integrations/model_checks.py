@@ -44,9 +44,14 @@ def files_of(model: str) -> dict[str, str]:
     """Where transformers finds a hub name, a folder, or a GGUF file, whose weights it turns into floating-point numbers."""
     if not model.endswith(".gguf"):
         return {"pretrained_model_name_or_path": model}
-    lacking = [package for package in ("gguf", "accelerate") if not find_spec(package)]
+    lacking = lacking_for_gguf()
     require(not lacking, f"--model {model}: a GGUF file is read with packages that are not installed: pip install {' '.join(lacking)}")
     return {"pretrained_model_name_or_path": str(Path(model).parent), "gguf_file": Path(model).name}
+
+
+def lacking_for_gguf() -> list[str]:
+    """The packages that transformers reads GGUF files with and that are not installed."""
+    return [package for package in ("gguf", "accelerate") if not find_spec(package)]
 
 
 def _broken_file(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Prompts: the built-in arithmetic, MATH-500, any dataset of the hub, or local parquet, json, jsonl and csv files."""
+"""Prompts: the built-in problems, MATH-500, any dataset of the hub, or local parquet, json, jsonl and csv files."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +17,8 @@ from rewards.answers import reference
 
 BOXED_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."  # the paper's, for MATH-500
 ARITHMETIC = {"arithmetic": 2, "arithmetic3": 3}  # operations of a problem
+WORDS = "words"
+BUILT_IN = (*ARITHMETIC, WORDS)  # made by testbed/, with whole numbers for answers
 PROMPT_COLUMNS = ("prompt", "problem", "question")  # the first that is there is taken
 ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "solution")
 UNKNOWN = 0.03  # share of unknown tokens from which on a model is said not to read its prompts
@@ -68,7 +70,7 @@ def load_splits(args: RunFlags, tokenizer, objectives: Mapping[str, Callable]) -
 
 def answer_check(check: str, dataset: str) -> str:
     """--answer-check, with auto resolved."""
-    return check if check != "auto" else "exact" if dataset in ARITHMETIC else "math-verify"
+    return check if check != "auto" else "exact" if dataset in BUILT_IN else "math-verify"
 
 
 def load_prompts(
@@ -83,22 +85,21 @@ def load_prompts(
 ) -> dict[str, Prompts]:
     """The splits "train", "tune" and "test" of a dataset, tokenized; longer prompts than max_prompt_length tokens are dropped and counted.
 
-    dataset: `arithmetic` or `arithmetic3`, sums of two or three steps; `math500` (300/100/100 by seed 42 as in the paper, and its prompt
-    suffix); or what `read_splits` reads. A single split is divided 60/20/20 by seed 42, rows with the same prompt together. An empty column
-    name means: find it. A prompt column holds what `render` takes, with tools in a column of that name; an answer column may be nested,
-    `reward_model.ground_truth`, and holds what `reference` takes. unusable: names those of a list of reference answers that no completion
-    could match, with the reason. drop_unusable: leave such rows out and count them.
+    dataset: `arithmetic` or `arithmetic3`, sums of two or three steps; `words`, word problems of one step; `math500` (300/100/100 by seed
+    42 as in the paper, and its prompt suffix); or what `read_splits` reads. A single split is divided 60/20/20 by seed 42, rows with the
+    same prompt together. An empty column name means: find it. A prompt column holds what `render` takes, with tools in a column of that
+    name; an answer column may be nested, `reward_model.ground_truth`, and holds what `reference` takes. unusable: names those of a list of
+    reference answers that no completion could match, with the reason. drop_unusable: leave such rows out and count them.
     Raises UserError naming --dataset, the column flags, --drop-unusable or --max-prompt-length.
     """
-    if dataset in ARITHMETIC:
-        from testbed.arithmetic import problems
-
+    if dataset in BUILT_IN:
         given = {"--prompt-column": prompt_column, "--answer-column": answer_column, "--prompt-suffix": prompt_suffix}
         for flag, value in given.items():
             if value:
                 raise UserError(f"{flag} {value!r} has no use with --dataset {dataset}, which writes its own prompts and answers; drop it")
-        splits = {split: problems(split, ARITHMETIC[dataset]) for split in ("train", "tune", "test")}
-        return {split: _tokenize(columns, tokenizer, max_prompt_length, False, split) for split, columns in splits.items()}
+        splits = {split: _made(dataset, split, tokenizer) for split in ("train", "tune", "test")}
+        templated = dataset == WORDS and bool(tokenizer.chat_template)
+        return {split: _tokenize(columns, tokenizer, max_prompt_length, templated, split) for split, columns in splits.items()}
     if dataset == "math500":
         dataset, prompt_suffix = "HuggingFaceH4/MATH-500", prompt_suffix or BOXED_SUFFIX
     read = read_splits(dataset)
@@ -124,6 +125,16 @@ def load_prompts(
         split: _tokenize(columns, tokenizer, max_prompt_length, templated, split)
         for split, columns in _three_splits(tables, dataset).items()
     }
+
+
+def _made(dataset: str, split: str, tokenizer) -> Columns:
+    """A split of one of BUILT_IN, its prompts as the model reads them."""
+    from testbed import arithmetic, words
+
+    if dataset in ARITHMETIC:
+        return arithmetic.problems(split, ARITHMETIC[dataset])
+    columns = words.problems(split)
+    return {**columns, "prompt": [render(prompt, "", tokenizer, f"--dataset {dataset}: a prompt") for prompt in columns["prompt"]]}
 
 
 def _named(tables: dict[str, Columns], dataset: str) -> dict[str, Columns]:

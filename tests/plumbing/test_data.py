@@ -110,7 +110,7 @@ def test_longer_prompts_are_dropped_and_counted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda d: load("no/where"), "--dataset no/where could not be read.*expected arithmetic, arithmetic3, math500"),
+        (lambda d: load("no/where"), "--dataset no/where could not be read.*expected arithmetic, arithmetic3, words, math500"),
         (lambda d: load(d / "few.jsonl"), "--dataset .*has 2 rows with 2 different prompts: too few"),
         (lambda d: load(d / "empty.jsonl"), "--dataset .*empty.jsonl"),
         (lambda d: load(d / "broken.jsonl"), "--dataset .*broken.jsonl could not be read"),
