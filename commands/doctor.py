@@ -201,6 +201,7 @@ def dataset(visit: Visit) -> str:
         longest_sequence(args.model, visit.made["config"], used, args.max_new_tokens)
     except UserError as error:
         raise Failed(str(error), "lower --max-new-tokens") from error
+    visit.made["longest"] = max(map(len, used))
     try:
         check_tokens(args.model, visit.made["config"], visit.made["tokenizer"], used)
     except UserError as error:
@@ -323,11 +324,17 @@ def _terms(visit: Visit) -> list[memory.Term]:
         "local_ranks": _local_ranks(),
         "sharded": torch.distributed.is_initialized(),
         "compute_bytes": made["compute"].itemsize,
+        "max_prompt_length": _longest_prompt(visit),
         "device_bytes": torch.cuda.mem_get_info()[1] if made["device"].type == "cuda" else 0,
         "gradients": len(args.rewards) if args.GRADIENT_PER_OBJECTIVE else 1,
         "kl": args.kl_coef > 0,
     }
     return memory.terms(made["shape"], memory.Setup(**setup))
+
+
+def _longest_prompt(visit: Visit) -> int:
+    """Tokens: of the data, or what the flag allows where the data could not be read."""
+    return visit.made.get("longest", visit.args.max_prompt_length)
 
 
 def _local_ranks() -> int:
@@ -355,6 +362,26 @@ def available_memory() -> int:
 # --- The parts together ---
 
 
+def rounding(visit: Visit) -> str:
+    """Of the weights as they are stored; those of the policy, which is built below, are spread evenly."""
+    visit.need("model", "memory")
+    if visit.made["compute"] != torch.bfloat16:
+        raise Skipped("computes in float32, in which every step of the optimizer counts")
+    middle, on, all_of_them = ranks.on_first(lambda: _stored(visit.args))
+    told = f"{middle / all_of_them:.1%} of the weights lie midway between two bfloat16 numbers, {on / all_of_them:.1%} on one"
+    return f"{told}: a run spreads them evenly before its first step, so that --lr sets its size"
+
+
+def _stored(args: object) -> tuple[int, int, int]:
+    """How many weights of a checkpoint lie midway between two bfloat16 numbers, how many on one, and how many there are."""
+    from common.model import load_whole
+    from integrations.rounding import badly_spread
+
+    weights = list(load_whole(args.model, torch.device("cpu"), args.trust_remote_code, "auto").parameters())
+    middle, on = map(sum, zip(*map(badly_spread, weights), strict=True))
+    return middle, on, sum(map(torch.numel, weights))
+
+
 def tied(visit: Visit) -> str:
     """Builds the engine and the policy, as a run does, for the checks below too."""
     from common.model import load_model
@@ -364,7 +391,7 @@ def tied(visit: Visit) -> str:
 
     visit.need("model", "memory")
     args, made = visit.args, visit.made
-    length, vllm = args.max_prompt_length + args.max_new_tokens, (args.vllm_tp, args.vllm_memory, args.vllm_sleep)
+    length, vllm = _longest_prompt(visit) + args.max_new_tokens, (args.vllm_tp, args.vllm_memory, args.vllm_sleep)
     source = args.model, made["tokenizer"], made["device"], made["compute"]
     made["canary"] = Canary(args.max_logp_gap, made["compute"])
     try:
@@ -494,6 +521,7 @@ CHECKS: list[tuple[str, Callable[[Visit], str], str]] = [  # name, check, the fi
     ("out folder", folder, "give another --out, on a disk that this user can write to"),
     ("disk", disk, "free some, or give --out on a larger disk"),
     ("memory", room, "use more ranks or a smaller --model"),
+    ("rounding", rounding, DECODER),
     ("tied embeddings", tied, "check tie_word_embeddings in the model's config.json; --engine transformers rules the sampler out"),
     ("sampler canary", canary, "compare with --engine transformers and --compute-dtype float32; a gap there is a bug to report"),
     (

@@ -46,7 +46,7 @@ class Setup:
     prompts: int = 16
     completions: int = 16
     mini_batches: int = 2
-    max_prompt_length: int = 1024
+    max_prompt_length: int = 1024  # of the longest prompt that there is, where that is known
     max_new_tokens: int = 1024
     micro_batch_tokens: int = 4096
     activation_checkpointing: bool = False
