@@ -109,7 +109,7 @@ def _on_hub(name: str, source: Source) -> str:
         urllib.request.urlopen(f"{constants.ENDPOINT}/api/models/{source.hub}", timeout=PATIENCE).close()
         _say(f"--model {name}: downloading {source.hub} ({source.licence}) from the hub, once")
         return snapshot_download(source.hub, allow_patterns=list(NEEDED))
-    except (OSError, ValueError) as error:  # no network, a refusal, a timeout; the hub's own errors are OSErrors
+    except Exception as error:  # no network, a refusal, a timeout; what a download that breaks off raises depends on the hub library
         _say(f"--model {name}: the hub cannot be reached ({first_line(error)})")
         return ""
 

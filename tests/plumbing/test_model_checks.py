@@ -20,9 +20,9 @@ from integrations.export import export
 from integrations.model_checks import check_tokens, files_of, is_missing
 from integrations.probe import check_architecture
 from prompts import load_prompts
-from support.models import BASE, CPU, Q, copy_of_base, fails_in_doctor, refusal
+from support.models import BASE, CPU, Q, copy_of_base, fails_in_doctor, refusal, write_gguf
 from support.running import ROOT, run_script
-from testbed.arithmetic import VOCABULARY, tokenizer
+from testbed.arithmetic import tokenizer
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 453864\n"
 
@@ -379,35 +379,6 @@ def test_a_gguf_file_is_read_from_its_folder(monkeypatch):
     assert files_of("a/b.gguf") == {"pretrained_model_name_or_path": "a", "gguf_file": "b.gguf"}
     assert files_of("b.gguf") == {"pretrained_model_name_or_path": ".", "gguf_file": "b.gguf"}
     assert files_of("a/b") == {"pretrained_model_name_or_path": "a/b"}
-
-
-def write_gguf(file: Path) -> None:
-    """The base as llama.cpp has it: other names, and the halves of queries and keys interleaved."""
-    import gguf
-
-    writer = gguf.GGUFWriter(file, "llama")
-    sizes = {"context_length": 128, "embedding_length": 64, "block_count": 2, "feed_forward_length": 192, "vocab_size": 72}
-    sizes |= {"head_count": 4, "head_count_kv": 4, "rope_dimension_count": 16, "layer_norm_rms_eps": 1e-6, "rope_freq_base": 1e4}
-    for name, value in sizes.items():
-        getattr(writer, f"add_{name}")(value)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(VOCABULARY)
-    writer.add_token_scores([-float(i) for i in range(72)])
-    writer.add_token_types([1] * 72)
-    for name, token in {"bos": 1, "eos": 1, "pad": 0, "unk": 2}.items():
-        getattr(writer, f"add_{name}_token_id")(token)
-    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "model.layers": "blk", "self_attn.": "attn_"}
-    names |= {"o_proj": "output", "post_attention_layernorm": "ffn_norm", "input_layernorm": "attn_norm", "mlp.": "ffn_", "_proj": ""}
-    for name, weight in load_file(BASE / "model.safetensors").items():
-        if "q_proj" in name or "k_proj" in name:
-            weight = weight.view(4, 2, 8, 64).transpose(1, 2).reshape(64, 64)
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        writer.add_tensor(name, weight.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def test_a_gguf_file_has_the_weights_and_can_be_saved(tmp_path):

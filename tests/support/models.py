@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from commands import doctor
 from common.errors import UserError
-from testbed.arithmetic import base_path, tokenizer
+from testbed.arithmetic import VOCABULARY, base_path, tokenizer
 
 CPU = torch.device("cpu")
 BASE = base_path("fragile")
@@ -38,6 +38,35 @@ def copy_of_base(folder: Path, change=lambda weights: weights, **config) -> str:
     (folder / "config.json").write_text(json.dumps(json.loads((BASE / "config.json").read_text()) | config))
     save_file(change(load_file(BASE / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
     return str(folder)
+
+
+def write_gguf(file: Path) -> None:
+    """The base as llama.cpp has it: other names, and the halves of queries and keys interleaved."""
+    import gguf
+
+    writer = gguf.GGUFWriter(file, "llama")
+    sizes = {"context_length": 128, "embedding_length": 64, "block_count": 2, "feed_forward_length": 192, "vocab_size": 72}
+    sizes |= {"head_count": 4, "head_count_kv": 4, "rope_dimension_count": 16, "layer_norm_rms_eps": 1e-6, "rope_freq_base": 1e4}
+    for name, value in sizes.items():
+        getattr(writer, f"add_{name}")(value)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(VOCABULARY)
+    writer.add_token_scores([-float(i) for i in range(72)])
+    writer.add_token_types([1] * 72)
+    for name, token in {"bos": 1, "eos": 1, "pad": 0, "unk": 2}.items():
+        getattr(writer, f"add_{name}_token_id")(token)
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "model.layers": "blk", "self_attn.": "attn_"}
+    names |= {"o_proj": "output", "post_attention_layernorm": "ffn_norm", "input_layernorm": "attn_norm", "mlp.": "ffn_", "_proj": ""}
+    for name, weight in load_file(BASE / "model.safetensors").items():
+        if "q_proj" in name or "k_proj" in name:
+            weight = weight.view(4, 2, 8, 64).transpose(1, 2).reshape(64, 64)
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        writer.add_tensor(name, weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def refusal(call) -> str:
