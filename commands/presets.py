@@ -72,7 +72,6 @@ SMOLLM2_WORDS = {
     "temperature": 0.7,
     "kl_coef": 0.0,
     "lr": 3e-6,
-    "compute_dtype": "bfloat16",
     "micro_batch_tokens": 1024,
 }
 PRESETS = PAPERS | {"smollm2-135m-words": SMOLLM2_WORDS}

@@ -18,6 +18,7 @@ from commands import doctor
 from common import ranks
 from common.model import load_whole
 from rewards import accuracy as checker
+from support.models import Q, copy_of_base
 from support.running import ROOT, run_script
 
 CPU = torch.device("cpu")
@@ -122,6 +123,44 @@ def test_too_little_memory_and_what_would_help(examine, monkeypatch):
     assert found["tied embeddings"] == ("skip", "needs memory to pass")  # nothing is loaded that would not fit
     many = examine(completions=1000, activation_checkpointing=True)
     assert "fix: try a smaller --prompts, --completions or --max-new-tokens, more ranks" in many["memory"][1]
+
+
+def test_the_cache_is_as_long_as_the_data_not_as_they_may_be(examine, monkeypatch):
+    monkeypatch.setattr(doctor, "available_memory", lambda: 0)
+    monkeypatch.setattr(doctor.memory, "readable", str)
+    flags = {"prompts": 64, "completions": 64, "max_new_tokens": 5, "micro_batch_tokens": 1}
+    for allowed in (1024, 11):  # the prompts have 11 tokens
+        told = examine(max_prompt_length=allowed, **flags)["memory"][1]
+        assert f"key-value cache {2 * 4 * 2 * 64 * 64 * 64 * (11 + 5)}" in told  # 2 c layers kv_heads head_dim rows length
+    told = examine(max_prompt_length=1024, dataset="no/such-data", **flags)["memory"][1]
+    assert f"key-value cache {2 * 4 * 2 * 64 * 64 * 64 * (1024 + 5)}" in told  # not known: what is allowed
+
+
+@pytest.fixture
+def own_group(monkeypatch):
+    """What bfloat16 starts in this process, a group of one rank and the variables that say so, ends with the test."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    yield
+    ranks.stop()
+
+
+def test_weights_that_are_badly_spread_are_told(examine, tmp_path, own_group):
+    """Half of the q_proj midway between two bfloat16 numbers, all of k_proj on one; of 4,096 weights each."""
+
+    def change(weights):
+        middle, on = weights[Q], weights[Q.replace("q_proj", "k_proj")]
+        middle[:32] = (middle[:32].bfloat16().float().view(torch.int32) + 2**15).view(torch.float32)
+        on.copy_(on.bfloat16())
+        return weights
+
+    model = copy_of_base(tmp_path / "model", change)
+    told = examine(model=model, compute_dtype="bfloat16")["rounding"]
+    share = [f"{count / 111_424:.1%}" for count in (2048, 4096)]
+    said = f"{share[0]} of the weights lie midway between two bfloat16 numbers, {share[1]} on one: a run spreads them evenly"
+    assert told[0] == "pass"
+    assert told[1].startswith(said)
+    assert examine(model=model)["rounding"] == ("skip", "computes in float32, in which every step of the optimizer counts")
 
 
 def test_gradients_per_objective_are_counted(examine, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from commands.memory import PHASES, Setup, Shape, layer_activations, peak, readable, shape_of, terms
-from commands.presets import PRESETS
+from commands.presets import PAPERS
 from common.batch import pad
 from common.checkpoint import save_checkpoint
 from common.grads import backward_each, combine
@@ -77,7 +77,7 @@ def test_counts_of_the_presets_models_without_their_weights(model):
     shape, parameters = real_shape(model)
     assert shape.parameters == parameters
     assert shape.stored == 2
-    assert {values["model"].removesuffix("-Instruct") for values in PRESETS.values()} == REAL.keys()
+    assert {values["model"].removesuffix("-Instruct") for values in PAPERS.values()} == REAL.keys()
 
 
 # --- what is measured ---
@@ -226,9 +226,9 @@ def test_the_peak_is_the_largest_phase_of_the_places_named():
     assert all(term.bytes >= 0 and term.formula and term.where in ("device", "host", "disk") for term in found)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PAPERS)
 def test_presets_fit_on_the_gpus_they_are_written_for(name):
-    values = PRESETS[name]
+    values = PAPERS[name]
     known = {key: value for key, value in values.items() if key in asdict(Setup())}
     memory = (80 if "7b" in name else 48) * GIB
     shape, _ = real_shape(values["model"].removesuffix("-Instruct"))
@@ -243,7 +243,7 @@ def test_presets_fit_on_the_gpus_they_are_written_for(name):
 )  # fmt: skip
 def test_the_numbers_of_the_scaling_page(name, ranks, gradients, low, high):
     """GiB per GPU of the MATH-500 presets, on cards of 48 GB (1.5B) and 80 GB (7B)."""
-    values = PRESETS[f"{name}-math500"]
+    values = PAPERS[f"{name}-math500"]
     known = {key: value for key, value in values.items() if key in asdict(Setup())} | {"ranks": ranks, "local_ranks": ranks}
     setup = Setup(sharded=True, compute_bytes=2, device_bytes=(80 if "7b" in name else 48) * GIB, gradients=gradients, **known)
     assert low < peak(terms(real_shape(values["model"])[0], setup), device=1) / GIB < high

@@ -1,12 +1,12 @@
 """Weights that came in few bits, computed with in bfloat16: the same to the bit before a step, and moved by it as far as --lr says."""
 
-import copy
-
 import pytest
 import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks import rounding
+from benchmarks.rounding import gains
 from common.batch import pad
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.model import export, full_parameters, load_model, load_whole, token_logprobs
@@ -98,33 +98,25 @@ def stored(folder, kind: str) -> str:
 BATCH = pad([[5, 9, 30], [7, 8], [40, 41, 42, 43]], [[3, 4, 5, 6, 1], [8, 9, 1], [12, 50, 33, 2, 8, 1]], 0)
 
 
-def gains(masters: dict[str, torch.Tensor], like, lr: float) -> tuple[float, float]:
-    """Of mean log-probability by one Adam step on these float32 weights: to first order, and measured on their bfloat16 copies. All
-    arithmetic is float32, so that what differs is the rounding of weights alone."""
-    copies = copy.deepcopy(like)
-
-    def evaluate() -> torch.Tensor:
-        for name, parameter in copies.named_parameters():
-            parameter.data = masters[name].bfloat16().float()
-        return token_logprobs(copies, BATCH, 1.0).sum() / BATCH.mask.sum()
-
-    before = evaluate()
-    gradients = dict(zip(masters, torch.autograd.grad(before, list(copies.parameters())), strict=True))
-    for name, gradient in gradients.items():
-        masters[name] = masters[name] + lr * gradient.sign()  # Adam's first step
-    return lr * sum(gradient.abs().sum().item() for gradient in gradients.values()), (evaluate() - before).item()
-
-
 @pytest.mark.parametrize(("kind", "trap"), [("bfloat16", "dead"), ("midway", "jumps")])
 def test_a_step_of_a_policy_gains_what_its_rate_says(kind, trap, tmp_path, group):
     model = stored(tmp_path / "model", kind)
     plain = load_whole(model, CPU)
     masters = {name: tensor.clone() for name, tensor in full_parameters(load_model(model, CPU, compute=torch.bfloat16), torch.float32)}
     assert all(masters[name].bfloat16().equal(parameter.bfloat16()) for name, parameter in plain.named_parameters())
-    predicted, measured = gains(masters, plain, lr=5e-6)
+    ((predicted, measured),) = gains(masters, plain, BATCH, (5e-6,))
     assert measured == pytest.approx(predicted, rel=0.15)
-    predicted, measured = gains({name: p.detach().clone() for name, p in plain.named_parameters()}, plain, lr=5e-6)
+    ((predicted, measured),) = gains({name: p.detach() for name, p in plain.named_parameters()}, plain, BATCH, (5e-6,))
     assert measured < predicted / 4 if trap == "dead" else measured > predicted * 2
+
+
+def test_the_benchmark_prints_a_row_for_each_way_of_storing_and_rate(tmp_path, capsys):
+    rounding.main(rounding.Args(model=stored(tmp_path / "model", "bfloat16"), lr=(1e-4, 1e-3), prompts=2))
+    head, *rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert {len(row) for row in rows} == {len(head)}
+    assert [row[0] for row in rows] == ["float32", "float32", "float16", "float16", "bfloat16", "bfloat16"]
+    assert {row[2] for row in rows if row[0] != "float16"} == {"100.0%"}
+    assert [row[3] for row in rows] == ["0.0001", "0.001"] * 3
 
 
 def test_what_does_not_compute_in_bfloat16_keeps_its_weights(tmp_path, group):
