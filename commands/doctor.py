@@ -144,7 +144,9 @@ def requirements(path: Path) -> list[tuple[str, str]]:
 def devices(visit: Visit) -> str:
     if not torch.cuda.is_available():
         threads = torch.get_num_threads()
-        return f"no GPU; {os.cpu_count()} CPU cores, {threads} thread{'s' * (threads > 1)} per rank, {platform.machine()}"
+        told = f"no GPU; {os.cpu_count()} CPU cores, {threads} thread{'s' * (threads > 1)} per rank, {platform.machine()}"
+        slow = visit.args.compute_dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return told + slow * "; it has no instructions for bfloat16, in which it is several times slower than in float32"
     if visit.args.compute_dtype != "float32" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise Failed(f"{torch.cuda.get_device_name()} does not compute in bfloat16", "add --compute-dtype float32, or take a newer GPU")
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]

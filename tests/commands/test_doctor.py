@@ -145,6 +145,14 @@ def own_group(monkeypatch):
     ranks.stop()
 
 
+@pytest.mark.parametrize(("dtype", "native", "slow"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("auto", False, 0)])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of processors")
+def test_a_processor_that_is_slow_in_bfloat16_is_told(dtype, native, slow, monkeypatch):
+    monkeypatch.setattr(doctor.torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    told = doctor.devices(doctor.Visit(import_module("algos.linear").Args(compute_dtype=dtype), "linear"))
+    assert told.count("no instructions for bfloat16") == slow
+
+
 def test_weights_that_are_badly_spread_are_told(examine, tmp_path, own_group):
     """Half of the q_proj midway between two bfloat16 numbers, all of k_proj on one; of 4,096 weights each."""
 
