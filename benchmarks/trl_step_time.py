@@ -5,7 +5,7 @@ them with the same rewards and take one optimizer step of AdamW, without a KL te
 policy in every step; in float32, on a GPU in bfloat16. TRL has gradient checkpointing off (its default is on, which is slower) and its
 other defaults.
 
-python -m benchmarks.trl_step_time [--model smollm2-shape] [--threads 2]     needs: pip install trl==1.16.0
+python -m benchmarks.trl_step_time [--model smollm2-135m] [--threads 2]     needs: pip install trl==1.16.0
 """
 
 import json
@@ -43,14 +43,15 @@ WARM_UP = 1  # steps that do not count
 
 @dataclass
 class Args:
-    model: Literal["smollm2-shape", "0.5b", "testbed", "tiny"] = "smollm2-shape"
-    """SmolLM2-135M's shape with random weights; Qwen2.5-0.5B's; the testbed's default base; or two layers, for a look at this script"""
+    model: Literal["smollm2-135m", "smollm2-shape", "0.5b", "testbed", "tiny"] = "smollm2-135m"
+    """the real model on its word problems; its shape, or Qwen2.5-0.5B's, with random weights; the testbed's default base; or two layers,
+    for a look at this script"""
     prompts: int = 4
     """prompts per step, P"""
     completions: int = 6
     """completions per prompt, G"""
     prompt_tokens: int = 90
-    """tokens of every prompt; the testbed has its own problems, of about ten"""
+    """tokens of every prompt to random weights; word problems have about 100, the testbed's about ten"""
     max_new_tokens: int = 40
     """longest completion, in tokens"""
     steps: int = 3
@@ -72,10 +73,12 @@ def prepare(args: Args, folder: Path) -> None:
     from common.model import load_tokenizer, load_whole
     from prompts import load_prompts
 
-    tokenizer = load_tokenizer("testbed")
-    if args.model == "testbed":
-        model = load_whole("testbed", torch.device("cpu"))
-        loaded = load_prompts("arithmetic", tokenizer, "", "", "", 64)["train"].select(range(1024))
+    problems = {"testbed": "arithmetic", "smollm2-135m": "words"}.get(args.model)
+    tokenizer = load_tokenizer(args.model if problems else "testbed")
+    if problems:
+        model = load_whole(args.model, torch.device("cpu"))
+        loaded = load_prompts(problems, tokenizer, "", "", "", 256)["train"].select(range(512))
+        tokenizer.chat_template = None  # it has been applied
         rows = [{"prompt": tokenizer.decode(ids), "answer": str(a)} for ids, a in zip(loaded.ids, loaded.columns["answer"], strict=True)]
     else:
         torch.manual_seed(0)
@@ -85,7 +88,7 @@ def prepare(args: Args, folder: Path) -> None:
         )
         draw = random.Random(0)
         rows = [{"prompt": " ".join(draw.choices("0123456789", k=args.prompt_tokens)), "answer": "1"} for _ in range(64)]
-    assert args.model == "testbed" or len(tokenizer(rows[0]["prompt"])["input_ids"]) == args.prompt_tokens
+    assert problems or len(tokenizer(rows[0]["prompt"])["input_ids"]) == args.prompt_tokens
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "data").mkdir()
