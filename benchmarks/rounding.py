@@ -4,7 +4,8 @@ python -m benchmarks.rounding [--model smollm2-135m] [--lr 1e-6 1e-5]
 
 The loss is minus the mean log-probability per token of right answers to word problems; the step is Adam's first, lr times the gradient's
 sign. Weights as they are stored, and rounded to 16 bits as checkpoints are; each as it is and spread evenly (integrations/rounding.py).
-All arithmetic is float32, so that the rounding of weights is all that differs. The weights are in memory about five times.
+All arithmetic is float32, so that the rounding of weights is all that differs; the first lines have none of that either. The weights are
+in memory about five times.
 """
 
 from copy import deepcopy
@@ -33,17 +34,19 @@ class Args:
     """word problems, of the tuning split"""
 
 
-def gains(weights: dict[str, Tensor], model: nn.Module, batch: Batch, rates: tuple[float, ...]) -> list[tuple[float, float]]:
+def gains(
+    weights: dict[str, Tensor], model: nn.Module, batch: Batch, rates: tuple[float, ...], copies: torch.dtype = torch.bfloat16
+) -> list[tuple[float, float]]:
     """For each rate the gain in mean log-probability per token of the batch by Adam's first step: (to first order, measured).
 
-    weights: float32 masters by name, which the step moves and whose bfloat16 copies the model computes with; neither argument is changed.
-    model: float32.
+    weights: float32 masters by name, which the step moves. model: float32, computes with their copies in the dtype `copies`. Neither of
+    the arguments is changed.
     """
     model = deepcopy(model)
 
     def evaluate(masters: dict[str, Tensor]) -> Tensor:
         for name, parameter in model.named_parameters():
-            parameter.data = masters[name].bfloat16().float()
+            parameter.data = masters[name].to(copies, copy=True).float()
         return token_logprobs(model, batch, 1.0).sum() / batch.mask.sum()
 
     before = evaluate(weights)
@@ -62,9 +65,12 @@ def main(args: Args) -> None:
     texts = [f"The answer is \\boxed{{{answer}}}" for answer in data.columns["answer"]]
     ids = [[*row, tokenizer.eos_token_id] for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     batch = pad(data.ids, ids, tokenizer.pad_token_id)
+    masters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for lr, (first, measured) in zip(args.lr, gains(masters, model, batch, args.lr, torch.float32), strict=True):
+        print(f"computed with in float32: lr {lr:g}, first order {first:.3g}, measured {measured:.3g}", flush=True)
     print("stored as | midway | on one | lr | first order | measured | spread evenly: first order | measured")
     for dtype in STORED:
-        weights = {name: parameter.detach().to(dtype).float() for name, parameter in model.named_parameters()}
+        weights = {name: master.to(dtype).float() for name, master in masters.items()}
         middle, on = map(sum, zip(*map(badly_spread, weights.values()), strict=True))
         share = 1 / sum(map(torch.numel, weights.values()))
         generator = torch.Generator().manual_seed(0)

@@ -53,7 +53,10 @@ def test_the_copies_are_the_same_to_the_bit():
 def test_a_small_step_moves_the_copies_by_its_size_on_average(value, sign):
     weights = torch.full((1_000_000,), value).bfloat16().float()
     step = sign * abs(value) * 2**-12  # a sixteenth to a 32nd of the distance to the next number
-    moved = (spread_evenly(weights, generator()) + step).bfloat16().double() - weights.double()
+    spread = spread_evenly(weights, generator())
+    assert spread.bfloat16().float().equal(weights)
+    assert badly_spread(spread)[0] == 0  # a million draws: both ends of the range would be among them
+    moved = (spread + step).bfloat16().double() - weights.double()
     assert moved.mean().item() == pytest.approx(step, rel=0.03)
     assert (weights + step).bfloat16().float().equal(weights)  # as they came none moves
     tipped = (midway(weights) + step).bfloat16().float() - midway(weights).bfloat16().float()
@@ -106,14 +109,18 @@ def test_a_step_of_a_policy_gains_what_its_rate_says(kind, trap, tmp_path, group
     assert all(masters[name].bfloat16().equal(parameter.bfloat16()) for name, parameter in plain.named_parameters())
     ((predicted, measured),) = gains(masters, plain, BATCH, (5e-6,))
     assert measured == pytest.approx(predicted, rel=0.15)
+    ((predicted, measured),) = gains(masters, plain, BATCH, (5e-6,), torch.float32)
+    assert measured == pytest.approx(predicted, rel=0.05)  # no rounding at all
     ((predicted, measured),) = gains({name: p.detach() for name, p in plain.named_parameters()}, plain, BATCH, (5e-6,))
     assert measured < predicted / 4 if trap == "dead" else measured > predicted * 2
 
 
 def test_the_benchmark_prints_a_row_for_each_way_of_storing_and_rate(tmp_path, capsys):
     rounding.main(rounding.Args(model=stored(tmp_path / "model", "bfloat16"), lr=(1e-4, 1e-3), prompts=2))
-    head, *rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    exact, small, head, *rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
     assert {len(row) for row in rows} == {len(head)}
+    assert exact[0].startswith("computed with in float32: lr 0.0001, ")
+    assert small[0].startswith("computed with in float32: lr 0.001, ")
     assert [row[0] for row in rows] == ["float32", "float32", "float16", "float16", "bfloat16", "bfloat16"]
     assert {row[2] for row in rows if row[0] != "float16"} == {"100.0%"}
     assert [row[3] for row in rows] == ["0.0001", "0.001"] * 3
