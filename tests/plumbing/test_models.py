@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from common.batch import pad
 from common.errors import UserError
-from common.model import load_config, load_whole, token_logprobs
+from common.model import load_config, load_model, load_whole, token_logprobs
 from integrations.model_checks import longest_sequence
 from support.models import SHAPE
 from support.running import ROOT, run_script, train
+from support.sharded_models import digest
 from testbed.arithmetic import tokenizer
 
 CONFIGS = {  # as in their real checkpoints: small Qwen2 and SmolLM2 tie their embeddings
@@ -57,6 +59,13 @@ def test_sharded_models_are_the_whole_ones(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(found) == 12
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for row in found:
+            policy = load_model(str(tmp_path / row["model"]), torch.device("cpu"), compute=getattr(torch, row["compute"][6:]))
+            assert row["digest"] == digest(policy), row  # one rank has the weights of two
+    finally:
+        dist.destroy_process_group()
     for row in found:
         exact = row["compute"] == "torch.float32"
         small = {"sampler": 2e-5, "forward": 2e-5, "synced": 2e-5, "reloaded": 2e-5, "gram": 1e-5, "norm": 1e-5}
@@ -73,7 +82,6 @@ def test_sharded_models_are_the_whole_ones(tmp_path):
 
 
 def test_activation_checkpointing_changes_no_gradient_and_leaves_sampling_its_cache(tmp_path):
-    from common.model import load_model
     from common.rollout import TransformersEngine
 
     build(tmp_path, "qwen2")

@@ -29,6 +29,11 @@ def gap(one: torch.Tensor, other: torch.Tensor) -> float:
     return (one - other).abs().max().item()
 
 
+def digest(policy: torch.nn.Module) -> int:
+    """Of all float32 weights, to the last bit."""
+    return sum(int(tensor.view(torch.int32).long().sum()) for _, tensor in full_parameters(policy, torch.float32))
+
+
 def check(folder: Path, name: str, compute: torch.dtype, checkpointing: bool, prompts_once: bool) -> dict:
     """Load, shard, roll out, take K gradients and a step, export, reload; what came out, for the parent to judge."""
     path, tokenizer = str(folder / name), load_tokenizer("testbed")
@@ -43,7 +48,7 @@ def check(folder: Path, name: str, compute: torch.dtype, checkpointing: bool, pr
     batch = replace(batch, prompt_of=shared)
     reported = torch.tensor([row + [0.0] * (batch.mask.size(1) - len(row)) for row in rollout.logprobs])
     sharded, whole = token_logprobs_no_grad(policy, batch, 0.8, 60), token_logprobs(plain, apart, 0.8).detach()
-    found = {"sampler": gap(sharded, reported), "forward": gap(sharded, whole)}
+    found = {"sampler": gap(sharded, reported), "forward": gap(sharded, whole), "digest": digest(policy)}
 
     def losses(model, part):
         micro = (apart if model is plain else batch).select(part)
