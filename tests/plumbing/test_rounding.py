@@ -9,7 +9,8 @@ from benchmarks import rounding
 from benchmarks.rounding import gains
 from common.batch import pad
 from common.checkpoint import load_checkpoint, save_checkpoint
-from common.model import export, full_parameters, load_model, load_whole, token_logprobs
+from common.model import full_parameters, load_model, load_whole, token_logprobs
+from integrations.export import export
 from integrations.rounding import HALF, badly_spread, spread_evenly
 from support.models import SHAPE
 from testbed.arithmetic import tokenizer
