@@ -51,7 +51,7 @@ class Args:
     """testbed, a hub name or a folder, to count lengths in its tokens; default: the file's completion_ids, else words"""
     mean_length: float = 0.0
     """tokens that conciseness compares with; 0 is the mean of the file"""
-    answer_check: Literal["auto", "exact", "math-verify", "boxed"] = "auto"
+    answer_check: Literal["auto", "exact", "math-verify", "boxed", "reasoning-gym"] = "auto"
     """how accuracy compares, as in training"""
     drop_unusable: bool = False
     """leave out, and count, rows whose reference answer no completion could match; else they are an error, as in training"""
@@ -91,6 +91,7 @@ def look_at(
     """
     import rewards as reward_functions  # here and below: these load torch, and a mistake in the flags is told at once
     from prompts import answer_check as resolved
+    from rewards.gym import NAME as REASONING_GYM
 
     run = _run_of(Path(completions))
     functions = reward_functions.load(rewards or run.get("rewards") or [f"rewards.{o}:{o}" for o in reward_functions.OBJECTIVES])
@@ -103,7 +104,8 @@ def look_at(
 
     check = resolved(run.get("answer_check", "auto") if answer_check == "auto" else answer_check, dataset)
     usable = partial(reward_functions.unusable, functions, answer_check=check), drop_unusable or run.get("drop_unusable", False)
-    data = read_completions(completions, completion_column, prompt_column, "" if dataset else answer_column, *usable)
+    own = check != REASONING_GYM  # whose scorers alone read its answers
+    data = read_completions(completions, completion_column, prompt_column, "" if dataset else answer_column, *usable, own)
     encoder = _tokenizer(tokenizer) if tokenizer else None
     if dataset:
         require("prompt" in data.columns, f"--dataset {dataset}: {completions} has no prompts to look up; name them with --prompt-column")
@@ -162,12 +164,14 @@ def read_completions(
     answer_column: str = "",
     unusable: Callable[[list[str]], dict[str, str]] = lambda answers: {},
     drop_unusable: bool = False,
+    own_answers: bool = True,
 ) -> Completions:
     """Read a jsonl, json, csv or parquet file. A column may be nested, as in `reward_model.ground_truth`; an empty name means: find it.
 
     Completions, in `completion`, `completions` or `text`, are texts, chat messages, or lists of texts, each list so many completions of its
     row's prompt. Prompts, texts or chat messages, are in `prompt`, `problem` or `question`; answers, worked solutions too, in `answer`,
     `reward_model.ground_truth` or `solution`. A file may lack prompts and answers; unusable, drop_unusable: as in `load_prompts`.
+    own_answers: read the file's answers; else they stay what they are.
 
     Raises UserError naming --completions, with the row (from 0), or the column's flag.
     """
@@ -175,7 +179,7 @@ def read_completions(
 
     columns = _read(Path(path))
     numbers = list(range(len(next(iter(columns.values())))))  # of the rows in the file
-    name, values = _find(columns, answer_column, ANSWER_COLUMNS, "--answer-column")
+    name, values = _find(columns, answer_column, ANSWER_COLUMNS if own_answers else (), "--answer-column")
     if name:
         prompts = _find(columns, prompt_column, PROMPT_COLUMNS, "--prompt-column")[1] or [""] * len(values)
         numbers, answers = read_answers(values, prompts, f"--completions {path}: {name}", "", unusable, drop_unusable)

@@ -43,7 +43,7 @@ class RunFlags:
     trust_remote_code: bool = False
     """let a hub model run its own Python code; only for a source you trust"""
     dataset: str = "arithmetic"
-    """arithmetic, arithmetic3 (three steps), words, math500, a hub name (name:config), or a local parquet, json, jsonl or csv file"""
+    """arithmetic, arithmetic3 (three steps), words, math500, reasoning-gym:TASK, a hub name (name:config), or a parquet, json[l] or csv file"""
     prompt_column: str = ""
     """column with the prompt, text or chat messages; default: prompt, problem or question"""
     answer_column: str = ""
@@ -54,8 +54,8 @@ class RunFlags:
     """drop longer prompts, in tokens"""
     drop_unusable: bool = False
     """leave out, and count, rows whose reference answer no completion could match; else they are an error before the first step"""
-    answer_check: Literal["auto", "exact", "math-verify", "boxed"] = "auto"
-    """how accuracy compares: auto is exact for what is built in, else math-verify; boxed is the paper's string comparison"""
+    answer_check: Literal["auto", "exact", "math-verify", "boxed", "reasoning-gym"] = "auto"
+    """how accuracy compares: auto is exact for what is built in, reasoning-gym for its tasks, else math-verify; boxed is the paper's way"""
 
     engine: Literal["transformers", "vllm"] = "transformers"
     """what samples the completions; vllm wants a GPU and requirements-vllm.txt"""

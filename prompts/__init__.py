@@ -11,6 +11,7 @@ from common import ranks
 from common.errors import UserError, require
 from common.flags import RunFlags
 from common.seeds import derive
+from prompts import gym
 from prompts.chat import render
 from prompts.files import TUNE_NAMES, Columns, read_splits, tell_choice
 from rewards.answers import reference
@@ -56,6 +57,7 @@ class Prompts:
 def load_splits(args: RunFlags, tokenizer, objectives: Mapping[str, Callable]) -> dict[str, Prompts]:
     """`load_prompts` by the flags of a run. objectives: its rewards, which may be unable to use an answer. Collective: the first rank reads
     the answers, which takes a while for thousands of formulas."""
+    check = answer_check(args.answer_check, args.dataset)
     return load_prompts(
         args.dataset,
         tokenizer,
@@ -63,13 +65,20 @@ def load_splits(args: RunFlags, tokenizer, objectives: Mapping[str, Callable]) -
         args.answer_column,
         args.prompt_suffix,
         args.max_prompt_length,
-        lambda answers: ranks.on_first(lambda: rewards.unusable(objectives, answers, answer_check(args.answer_check, args.dataset))),
+        lambda answers: ranks.on_first(lambda: rewards.unusable(objectives, answers, check)),
         args.drop_unusable,
     )
 
 
 def answer_check(check: str, dataset: str) -> str:
-    """--answer-check, with auto resolved."""
+    """--answer-check, with auto resolved. Raises UserError where the tasks of reasoning-gym and their own check do not come together."""
+    ours = dataset.startswith(gym.PREFIX)
+    require(check != gym.NAME or ours, f"--answer-check {check} is for --dataset {gym.PREFIX}TASK alone; leave it at auto")
+    require(
+        check in ("auto", gym.NAME) or not ours, f"--answer-check {check} has no use with --dataset {dataset}, which has its own; drop it"
+    )
+    if ours:
+        return gym.NAME
     return check if check != "auto" else "exact" if dataset in BUILT_IN else "math-verify"
 
 
@@ -86,22 +95,29 @@ def load_prompts(
     """The splits "train", "tune" and "test" of a dataset, tokenized; longer prompts than max_prompt_length tokens are dropped and counted.
 
     dataset: `arithmetic` or `arithmetic3`, sums of two or three steps; `words`, word problems of one step; `math500` (300/100/100 by seed
-    42 as in the paper, and its prompt suffix); or what `read_splits` reads. A single split is divided 60/20/20 by seed 42, rows with the
+    42 as in the paper, and its prompt suffix); `reasoning-gym:TASK`, see `gym.problems`; or what `read_splits` reads. A single split is divided 60/20/20 by seed 42, rows with the
     same prompt together. An empty column name means: find it. A prompt column holds what `render` takes, with tools in a column of that
     name; an answer column may be nested, `reward_model.ground_truth`, and holds what `reference` takes. unusable: names those of a list of
     reference answers that no completion could match, with the reason. drop_unusable: leave such rows out and count them.
     Raises UserError naming --dataset, the column flags, --drop-unusable or --max-prompt-length.
     """
-    if dataset in BUILT_IN:
-        given = {"--prompt-column": prompt_column, "--answer-column": answer_column, "--prompt-suffix": prompt_suffix}
+    in_gym = dataset.startswith(gym.PREFIX)
+    if dataset in BUILT_IN or in_gym:
+        given = {"--prompt-column": prompt_column, "--answer-column": answer_column, "--prompt-suffix": "" if in_gym else prompt_suffix}
         for flag, value in given.items():
             if value:
                 raise UserError(f"{flag} {value!r} has no use with --dataset {dataset}, which writes its own prompts and answers; drop it")
+    if dataset in BUILT_IN:
         splits = {split: _made(dataset, split, tokenizer) for split in ("train", "tune", "test")}
         templated = dataset == WORDS and bool(tokenizer.chat_template)
         return {split: _tokenize(columns, tokenizer, max_prompt_length, templated, split) for split, columns in splits.items()}
     if dataset == "math500":
         dataset, prompt_suffix = "HuggingFaceH4/MATH-500", prompt_suffix or BOXED_SUFFIX
+    templated = bool(tokenizer.chat_template)
+    if in_gym:
+        table = _from_gym(dataset, prompt_suffix or gym.SUFFIX, tokenizer, unusable, drop_unusable)
+        splits = _three_splits({"train": table}, dataset)
+        return {split: _tokenize(columns, tokenizer, max_prompt_length, templated, split) for split, columns in splits.items()}
     read = read_splits(dataset)
     tables, theirs = _named(read, dataset), {("tune" if name in TUNE_NAMES else name): name for name in read}
     some = tables.get("train") or next(iter(tables.values()))
@@ -120,7 +136,6 @@ def load_prompts(
         prompts = [render(texts[row], prompt_suffix, tokenizer, f"{where} {row})", tools[row]) for row in kept]
         columns = {column: [cells[row] for row in kept] for column, cells in columns.items()}
         tables[split] = {**columns, "prompt": prompts, "answer": answers}
-    templated = bool(tokenizer.chat_template)
     return {
         split: _tokenize(columns, tokenizer, max_prompt_length, templated, split)
         for split, columns in _three_splits(tables, dataset).items()
@@ -137,6 +152,15 @@ def _made(dataset: str, split: str, tokenizer) -> Columns:
     return {**columns, "prompt": [render(prompt, "", tokenizer, f"--dataset {dataset}: a prompt") for prompt in columns["prompt"]]}
 
 
+def _from_gym(dataset: str, suffix: str, tokenizer, unusable: Callable[[list[str]], dict[str, str]], drop_unusable: bool) -> Columns:
+    """The problems of a task of reasoning-gym, prompts as the model reads them."""
+    table = ranks.on_first(lambda: gym.problems(dataset))
+    kept, _ = read_answers(table["entry"], table["question"], f"--dataset {dataset}", "", unusable, drop_unusable, read=str)
+    table = {name: [cells[row] for row in kept] for name, cells in table.items()}
+    where = f"--dataset {dataset}: a problem"
+    return table | {"prompt": [render(question, suffix, tokenizer, where) for question in table["question"]]}
+
+
 def _named(tables: dict[str, Columns], dataset: str) -> dict[str, Columns]:
     """The only split, or those of use of several, as train, tune and test."""
     if len(tables) == 1:
@@ -149,14 +173,20 @@ def _named(tables: dict[str, Columns], dataset: str) -> dict[str, Columns]:
 
 
 def read_answers(
-    cells: list, texts: list, flag: str, split: str, unusable: Callable[[list[str]], dict[str, str]], drop_unusable: bool
+    cells: list,
+    texts: list,
+    flag: str,
+    split: str,
+    unusable: Callable[[list[str]], dict[str, str]],
+    drop_unusable: bool,
+    read: Callable[[object], str | None] = reference,
 ) -> tuple[list[int], list[str]]:
-    """The rows of a table that have an answer which a completion could match, and these answers, as `reference` reads them.
+    """The rows of a table that have an answer which a completion could match, and these answers, as `read` reads them.
 
     cells, texts: the answer and the prompt of each row. split: the table's name, or "". Raises UserError naming the flag, the split, how
     many rows have none and which is the first; with drop_unusable they are counted and left out, unless no row is left.
     """
-    answers = [reference(cell) for cell in cells]
+    answers = [read(cell) for cell in cells]
     reasons = {None: "no completion could be right"} | unusable([answer for answer in answers if answer is not None])
     kept = [row for row, answer in enumerate(answers) if answer not in reasons]
     if len(kept) < len(answers):

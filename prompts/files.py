@@ -139,7 +139,7 @@ def _from_hub(dataset: str) -> dict[str, Columns]:
         tables = load_dataset(name, config or None)
     except (OSError, ValueError, DatasetsError) as error:  # no such name, no network, splits whose columns differ
         told = cause(error) if isinstance(error, DatasetsError) else " ".join(str(error).split())[:300]
-        known = "arithmetic, arithmetic3, words, math500, a hub name, or a parquet, json, jsonl or csv file"
+        known = "arithmetic, arithmetic3, words, math500, reasoning-gym:TASK, a hub name, or a parquet, json, jsonl or csv file"
         known = f"{name}:CONFIG" if told.startswith("Config name is missing") else known
         raise UserError(f"--dataset {dataset} could not be read: {told} (expected {known})") from error
     return {split: {name: list(table[name]) for name in table.column_names} for split, table in tables.items()}

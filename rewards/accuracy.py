@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable
 
 from common.errors import UserError
+from rewards import gym
 from rewards.answers import (
     MAX_ANSWER_LENGTH,
     answer_box,
@@ -44,34 +45,45 @@ def accuracy(completions: list[str], answer: list[str], answer_check: str = "exa
             `math-verify`: `boxed`, or the same mathematical object by the library of that name, or the same bare text where a word, a
             time of day or what the library cannot parse is compared. One parse or comparison may take `TIME_LIMIT` seconds; in any
             thread but the main one, and on Windows, it has no limit.
-        **kwargs: whatever else the caller passes by keyword; of it `prompts` says whether the completion begins inside `<think>`.
+            `reasoning-gym`: by the task's own scorer (`rewards.gym`), which gets the dataset column `entry`; in the same time.
+        **kwargs: whatever else the caller passes by keyword; of it `prompts` says whether the completion begins inside `<think>`, and
+            `entry` has the `B` problems of reasoning-gym.
 
     Returns:
-        `B` floats, 1.0 or 0.0. No complete box, a blank one, one in a `<think>` that never ends, one longer than `MAX_ANSWER_LENGTH`
-        characters and one that cannot be parsed are wrong.
+        `B` floats, 1.0 or 0.0, and with `reasoning-gym` what the scorer gives. No complete box, a blank one, one in a `<think>` that
+        never ends, one longer than `MAX_ANSWER_LENGTH` characters (but with `reasoning-gym`) and one that cannot be parsed are wrong.
 
     Raises:
-        UserError: an unknown `answer_check`; math-verify is not installed; a gold answer that `unusable` would list.
+        UserError: an unknown `answer_check`; math-verify or reasoning-gym is not installed; no column `entry`; a gold answer that
+            `unusable` would list.
 
     Source: arXiv 2602.06869, section 5.1, and the authors' `multiobjective_math/accuracy.py` (`boxed`).
     """
     if answer_check not in _CHECKS:
         raise UserError(f"--answer-check {answer_check!r} does not exist: choose one of {', '.join(_CHECKS)}")
-    for gold in answer:
+    by_entry = answer_check == gym.NAME
+    if by_entry and "entry" not in kwargs:
+        raise UserError(f"--answer-check {answer_check} wants the dataset column 'entry', as --dataset {gym.NAME}:TASK has it")
+    for gold in () if by_entry else answer:
         if reason := _malformed(gold):
             raise UserError(f"the gold answer {gold!r:.80} in the dataset column 'answer' {reason}")
     check, box = _CHECKS[answer_check], answer_boxes if answer_check == "math-verify" else answer_box
     prompts = kwargs.get("prompts") or [""] * len(completions)
     rewards = []
-    for text, gold, prompt in zip(completions, answer, prompts, strict=True):
+    for text, gold, prompt in zip(completions, kwargs["entry"] if by_entry else answer, prompts, strict=True):
         content = (box(text, prompt) or "").strip()
         rewards.append(float(check(content, gold.strip())))
     return rewards
 
 
 def unusable(golds: Iterable[str], answer_check: str) -> dict[str, str]:
-    """Those of the gold answers that no completion could match under this check, each with the reason. A gold answer is looked at once."""
+    """Those of the gold answers that no completion could match under this check, each with the reason. A gold answer is looked at once.
+    With `reasoning-gym` they are entries: of those that have an answer, the ones whose own scorer does not give it 1.0 in a box."""
     distinct = dict.fromkeys(golds)
+    if answer_check == gym.NAME:
+        own = {entry: answer for entry in distinct if (answer := gym.oracle(entry)) is not None}
+        judged = accuracy([f"\\boxed{{{answer}}}" for answer in own.values()], [""] * len(own), answer_check, entry=list(own))
+        return {entry: f"its own scorer gives it {score:g}" for entry, score in zip(own, judged, strict=True) if score != 1}
     found = {gold: reason for gold in distinct if (reason := _malformed(gold))}
     if answer_check != "math-verify":
         return found
@@ -84,6 +96,17 @@ def unusable(golds: Iterable[str], answer_check: str) -> dict[str, str]:
         except _Unusable as error:
             found[gold] = str(error)
     return found
+
+
+def _reasoning_gym(content: str, entry: str) -> float:
+    from math_verify.errors import TimeoutException
+    from math_verify.utils import timeout
+
+    score, limit = gym.scorer(entry), _time_limit()
+    try:
+        return (timeout(limit)(score) if limit else score)(content)
+    except TimeoutException:  # some scorers compute what they are told, such as 9**9**9
+        return 0.0
 
 
 class _Unusable(Exception):
@@ -273,4 +296,4 @@ def _numbers(expression: object) -> list:
     return sorted(found, key=lambda number: tuple(float(part) for part in sympy.N(number).as_real_imag()))
 
 
-_CHECKS = {"exact": _exact, "boxed": _boxed, "math-verify": _math_verify}
+_CHECKS = {"exact": _exact, "boxed": _boxed, "math-verify": _math_verify, gym.NAME: _reasoning_gym}
