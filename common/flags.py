@@ -43,13 +43,13 @@ class RunFlags:
     trust_remote_code: bool = False
     """let a hub model run its own Python code; only for a source you trust"""
     dataset: str = "arithmetic"
-    """arithmetic, arithmetic3 (three steps), words, math500, reasoning-gym:TASK, a hub name (name:config), or a parquet, json[l] or csv file"""
+    """arithmetic, arithmetic3, words, math500, reasoning-gym:TASK, a hub name (name:config), or a parquet, json, jsonl or csv file"""
     prompt_column: str = ""
     """column with the prompt, text or chat messages; default: prompt, problem or question"""
     answer_column: str = ""
     """column with the reference answer, nested as in reward_model.ground_truth; default: answer"""
     prompt_suffix: str = ""
-    """appended to every prompt; math500 appends the paper's instruction by itself"""
+    """appended to every prompt; math500 appends the paper's instruction by itself, reasoning-gym one of ours"""
     max_prompt_length: int = 1024
     """drop longer prompts, in tokens"""
     drop_unusable: bool = False

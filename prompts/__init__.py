@@ -95,10 +95,11 @@ def load_prompts(
     """The splits "train", "tune" and "test" of a dataset, tokenized; longer prompts than max_prompt_length tokens are dropped and counted.
 
     dataset: `arithmetic` or `arithmetic3`, sums of two or three steps; `words`, word problems of one step; `math500` (300/100/100 by seed
-    42 as in the paper, and its prompt suffix); `reasoning-gym:TASK`, see `gym.problems`; or what `read_splits` reads. A single split is divided 60/20/20 by seed 42, rows with the
-    same prompt together. An empty column name means: find it. A prompt column holds what `render` takes, with tools in a column of that
-    name; an answer column may be nested, `reward_model.ground_truth`, and holds what `reference` takes. unusable: names those of a list of
-    reference answers that no completion could match, with the reason. drop_unusable: leave such rows out and count them.
+    42 as in the paper, and its prompt suffix); `reasoning-gym:TASK`, see `gym.problems`; or what `read_splits` reads. A single split is
+    divided 60/20/20 by seed 42, rows with the same prompt together. An empty column name means: find it. A prompt column holds what
+    `render` takes, with tools in a column of that name; an answer column may be nested, `reward_model.ground_truth`, and holds what
+    `reference` takes. unusable: names those of a list of reference answers, of reasoning-gym entries, that no completion could match,
+    with the reason. drop_unusable: leave such rows out and count them.
     Raises UserError naming --dataset, the column flags, --drop-unusable or --max-prompt-length.
     """
     in_gym = dataset.startswith(gym.PREFIX)
@@ -158,7 +159,7 @@ def _from_gym(dataset: str, suffix: str, tokenizer, unusable: Callable[[list[str
     kept, _ = read_answers(table["entry"], table["question"], f"--dataset {dataset}", "", unusable, drop_unusable, read=str)
     table = {name: [cells[row] for row in kept] for name, cells in table.items()}
     where = f"--dataset {dataset}: a problem"
-    return table | {"prompt": [render(question, suffix, tokenizer, where) for question in table["question"]]}
+    return table | {"prompt": [render(question.rstrip(), suffix, tokenizer, where) for question in table["question"]]}
 
 
 def _named(tables: dict[str, Columns], dataset: str) -> dict[str, Columns]:

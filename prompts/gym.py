@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.errors import UserError, require
+from common.errors import require
 from prompts.files import Columns
 from rewards.gym import NAME, library
 
