@@ -72,8 +72,8 @@ def load_splits(args: RunFlags, tokenizer, objectives: Mapping[str, Callable]) -
 
 def answer_check(check: str, dataset: str) -> str:
     """--answer-check, with auto resolved. Raises UserError where the tasks of reasoning-gym and their own check do not come together."""
-    ours = dataset.startswith(gym.PREFIX)
-    require(check != gym.NAME or ours, f"--answer-check {check} is for --dataset {gym.PREFIX}TASK alone; leave it at auto")
+    ours = gym.is_ours(dataset)
+    require(check != gym.NAME or ours, f"--answer-check {check} is for --dataset {gym.NAME}:TASK alone; leave it at auto")
     require(
         check in ("auto", gym.NAME) or not ours, f"--answer-check {check} has no use with --dataset {dataset}, which has its own; drop it"
     )
@@ -102,7 +102,7 @@ def load_prompts(
     with the reason. drop_unusable: leave such rows out and count them.
     Raises UserError naming --dataset, the column flags, --drop-unusable or --max-prompt-length.
     """
-    in_gym = dataset.startswith(gym.PREFIX)
+    in_gym = gym.is_ours(dataset)
     if dataset in BUILT_IN or in_gym:
         given = {"--prompt-column": prompt_column, "--answer-column": answer_column, "--prompt-suffix": "" if in_gym else prompt_suffix}
         for flag, value in given.items():

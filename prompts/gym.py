@@ -16,7 +16,6 @@ from common.errors import require
 from prompts.files import Columns
 from rewards.gym import NAME, library
 
-PREFIX = NAME + ":"
 SUFFIX = "\n\nLet's think step by step and output the final answer, exactly as asked for and as plain text, within \\boxed{}."
 MADE = {"seed": 42, "size": 1280}  # settings that every task has: 768 problems to train on, 256 each to tune and to test
 
@@ -26,6 +25,11 @@ _WORD = re.compile(r"[\w+*/. -]+")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list, as in [1, 2]"}
 
 
+def is_ours(dataset: str) -> bool:
+    """Is this a task of reasoning-gym, or the package's name alone?"""
+    return dataset.partition(":")[0] == NAME
+
+
 def problems(dataset: str) -> Columns:
     """Columns of a table of the task's problems: `question` and `answer`, as texts, and `entry`, the JSON that `rewards.gym.scorer` wants.
     The same whenever and wherever it is called. The answer is empty for tasks that have only a scorer.
@@ -33,7 +37,7 @@ def problems(dataset: str) -> Columns:
     dataset: `reasoning-gym:TASK`, with the task's settings behind another colon. Raises UserError naming --dataset: no package, no such
     task or setting, a value of the wrong kind or that the task refuses.
     """
-    task, _, given = dataset.removeprefix(PREFIX).partition(":")
+    task, _, given = dataset.removeprefix(NAME).removeprefix(":").partition(":")
     library()
     from reasoning_gym.factory import DATASETS
 
@@ -67,7 +71,7 @@ def _settings(given: str, config: type, dataset: str, task: str) -> dict[str, ob
     fields = {field.name: field for field in dataclasses.fields(config)}
     for part in _NEXT.split(given) if given else []:
         setting = _SETTING.fullmatch(part)
-        require(setting is not None, f"--dataset {dataset}: {part!r} is no setting; write them as {PREFIX}{task}:NAME=VALUE,NAME=VALUE")
+        require(setting is not None, f"--dataset {dataset}: {part!r} is no setting; write them as {NAME}:{task}:NAME=VALUE,NAME=VALUE")
         name, text = setting.groups()
         told = f"--dataset {dataset}: {task} has no setting {name!r}; its settings are"
         require(name in fields, f"{told} {', '.join(f'{other}={_shown(field)}' for other, field in fields.items())}")

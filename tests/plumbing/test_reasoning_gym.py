@@ -252,6 +252,11 @@ def test_errors_name_the_flag(dataset, told, package):
     assert "\n" not in str(caught.value)
 
 
+def test_the_package_alone_lists_its_tasks(package):
+    with pytest.raises(UserError, match="--dataset reasoning-gym: reasoning-gym has no task ''; its tasks are ab, acre"):
+        load(NAME)
+
+
 def test_settings_as_they_are_written(here):
     assert len(gym.problems(f'{NAME}:basic_arithmetic:size=4,operators=["+","-"],allow_parentheses=False')["answer"]) == 4
     question = gym.problems(f'{NAME}:basic_arithmetic:size=9,operators=["*"],allow_parentheses=false')["question"]
