@@ -132,7 +132,7 @@ def test_a_scorer_that_would_compute_for_ever_is_stopped(package, monkeypatch):
 
 MATRIX = entry_of("spiral_matrix", answer="1 2")
 CODE = ['open("{file}", "w")', "open ('{file}', 'w')", "(open)('{file}', 'w')", "[open][0]('{file}', 'w')", "S('open(1)')"]
-CODE += ["[].__class__", "().__class__.__base__", "sin('op'+'en(1)')", "[print('{file}')]", "1 .real", "f(2)", "exec('x')", "'a'.join(x)"]
+CODE += ["[].__class__", "().__class__.__base__", "sin('open\\x281)')", "[print('{file}')]", "1 .real", "f(2)", "exec('x')", "'a'.join(x)"]
 
 
 @pytest.mark.parametrize("code", CODE)
