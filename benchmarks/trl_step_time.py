@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,7 +60,9 @@ class Args:
     rounds: int = 2
     """runs of each side, taken in turn"""
     threads: int = os.cpu_count() or 1
-    """threads of each run (OMP_NUM_THREADS); runs never overlap"""
+    """threads of each run (OMP_NUM_THREADS); runs do not overlap, but with --together"""
+    together: bool = False
+    """on a machine that others use as well: both sides at the same time on one thread, a core each, swapped after each round"""
     only: Literal["", "trl"] = ""
     """used by this script itself: run TRL's side in this process"""
     folder: str = ""
@@ -96,28 +99,29 @@ def prepare(args: Args, folder: Path) -> None:
         (folder / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
 
 
-def run_ours(args: Args, folder: Path, out: Path) -> list[float]:
+def run_ours(args: Args, folder: Path, out: Path, core: int | None = None) -> list[float]:
     """Seconds of every step that counts."""
     flags = {"model": folder / "model", "dataset": folder / "data", "prompts": args.prompts, "completions": args.completions}
     flags |= {"max-new-tokens": args.max_new_tokens, "steps": args.steps + WARM_UP, "mini-batches": 1, "kl-coef": 0, "lr": 0}
     flags |= {"eval-prompts": 2, "eval-every": 1000, "answer-check": "exact", "out": out}
-    _run(args, ["algos/linear.py", *(text for name, value in flags.items() for text in (f"--{name}", str(value)))])
+    _run(args, ["algos/linear.py", *(text for name, value in flags.items() for text in (f"--{name}", str(value)))], core)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [sum(value for key, value in row.items() if key.startswith("time/")) for row in rows[1 + WARM_UP :]]
 
 
-def run_trl(args: Args, folder: Path, out: Path) -> list[float]:
+def run_trl(args: Args, folder: Path, out: Path, core: int | None = None) -> list[float]:
     """Seconds of every step that counts, in a process of its own."""
     names = ("model", "prompts", "completions", "max_new_tokens", "steps")
     flags = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
     out.mkdir()
-    _run(args, ["-m", "benchmarks.trl_step_time", *flags, "--only", "trl", "--folder", str(folder)])
+    _run(args, ["-m", "benchmarks.trl_step_time", *flags, "--only", "trl", "--folder", str(folder)], core)
     return json.loads((folder / "trl.json").read_text())[WARM_UP:]
 
 
-def _run(args: Args, command: list[str]) -> None:
+def _run(args: Args, command: list[str], core: int | None) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    pinned = ["taskset", "--cpu-list", str(core)] if core is not None else []
+    done = subprocess.run([*pinned, sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
 
@@ -176,6 +180,7 @@ def main(args: Args) -> None:
     """Print the medians and their ratio. Raises UserError where TRL is not installed."""
     if args.only:
         return train_with_trl(args)
+    args.threads = 1 if args.together else args.threads
     require(find_spec("trl"), "TRL is not installed here: pip install trl==1.16.0")
     import transformers
     import trl
@@ -185,10 +190,17 @@ def main(args: Args) -> None:
         folder = Path(name)
         prepare(args, folder)
         for i in tqdm(range(args.rounds), desc="rounds"):
-            seconds["TRL"] += run_trl(args, folder, folder / f"trl-{i}")
-            seconds["ours"] += run_ours(args, folder, folder / f"ours-{i}")
+            outs = folder / f"trl-{i}", folder / f"ours-{i}"
+            with ThreadPoolExecutor(2 if args.together else 1) as pool:  # one worker: one after the other
+                cores = (i % 2, (i + 1) % 2) if args.together else (None, None)
+                theirs = pool.submit(run_trl, args, folder, outs[0], cores[0])
+                ours = pool.submit(run_ours, args, folder, outs[1], cores[1])
+            seconds["TRL"] += theirs.result()
+            seconds["ours"] += ours.result()
     work = f"{args.model}, {args.prompts} prompts x {args.completions} completions of at most {args.max_new_tokens} tokens"
-    print(f"\n{work}, {args.threads} threads; median of {args.rounds} runs of {args.steps} steps")
+    print(
+        f"\n{work}, {args.threads} threads{', side by side' if args.together else ''}; median of {args.rounds} runs of {args.steps} steps"
+    )
     print(f"trl {trl.__version__}, transformers {transformers.__version__}, torch {torch.__version__}")
     for side, values in seconds.items():
         print(f"{side:6}{median(values):8.2f} s a step  ({min(values):.2f} to {max(values):.2f})")
