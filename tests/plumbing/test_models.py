@@ -53,12 +53,12 @@ def test_a_completion_that_might_pass_the_last_position_is_refused(tmp_path):
 
 
 def test_sharded_models_are_the_whole_ones(tmp_path):
-    for name in CONFIGS:
+    for name in ("qwen3", "smollm2"):  # untied and tied
         build(tmp_path, name)
     done = run_script("tests/support/sharded_models.py", str(tmp_path), ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(found) == 12
+    assert len(found) == 8
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         for row in found:
