@@ -60,7 +60,7 @@ SMOLLM2_WORDS = {
     "dataset": "words",
     "rewards": ("rewards.accuracy:accuracy", "rewards.units:units", "rewards.sentence:sentence"),
     "answer_check": "exact",
-    "steps": 8,  # a first look, in about a quarter of an hour on two cores
+    "steps": 8,  # a first look: accuracy has fallen by then (docs/realmodel.md)
     "eval_every": 4,
     "eval_prompts": 96,
     "checkpoint_every": 4,

@@ -197,8 +197,8 @@ def _hidden_prompts_once(model: nn.Module, batch: Batch) -> Tensor:
     width = max(batch.completions.size(1) - 1, 1)  # nothing is predicted from the last token; but on every rank there must be a pass
     attention = torch.cat([batch.prompt_mask, batch.mask[:, :width].to(mask.dtype)], 1)
     positions = (attention.cumsum(1) - 1)[:, -width:]
-    more = {"attention_mask": attention, "position_ids": positions, "past_key_values": cache, "use_cache": True}
-    hidden = model.base_model(batch.completions[:, :width], **more).last_hidden_state
+    following = {"attention_mask": attention, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+    hidden = model.base_model(batch.completions[:, :width], **following).last_hidden_state
     return torch.cat([read.last_hidden_state[of, -1:], hidden], 1)[:, : batch.completions.size(1)]
 
 
