@@ -10,12 +10,14 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from analysis.looks import algorithm_look
 from analysis.runs import load_run
 from analysis.theory import sample_testbed
 from benchmarks import gradients, habits, law, records, results
 from common.errors import UserError
 from common.model import token_logprobs
 from support.folders import write_predicted_run as write_run
+from support.pictures import cut_off, leaving, overlapping
 from support.running import train
 from testbed.arithmetic import SLIPS, solution, split
 
@@ -82,6 +84,12 @@ def test_the_law_is_judged_over_all_runs_of_a_setting(tmp_path):
     grams = [[[4.0, -3.0], [-3.0, 9.0]], [[0.0, 0.0], [0.0, 1.0]]]  # an objective without a gradient has no cosine
     (right / "statistics.jsonl").write_text("".join(json.dumps(line | {"gram": grams}) + "\n" for line in lines))
     assert law.first_interval([pooled]).endswith("| -0.50 |")
+    with patch("benchmarks.law.write_figure") as write:
+        law.draw([pooled], tmp_path / "law")
+    figure = write.call_args.args[0]
+    assert not overlapping(figure)
+    assert not cut_off(figure)
+    assert not leaving(figure)
     law.draw([pooled], tmp_path / "law")
     assert all((tmp_path / f"law.{kind}").stat().st_size > 5000 for kind in ("png", "pdf"))
 
@@ -277,7 +285,14 @@ def test_the_kept_evaluations_are_drawn(tmp_path):
     (figure, _), _ = write.call_args
     titles, lines = [axes.get_title() or axes.get_title(loc="left") for axes in figure.axes[:5]], figure.axes[0].lines
     assert titles == ["fragile", "wavering", "robust", "fragile-gpt2", "fragile3"]
-    assert len(lines) == sum(key[0] == "testbed" and key[2] == "reinforce" and key[3] in records.Args().scripts for key in runs)
+    assert len([line for line in lines if line.get_label() != "_start"]) == sum(
+        key[0] == "testbed" and key[2] == "reinforce" and key[3] in records.Args().scripts for key in runs
+    )
+    assert {line.get_label(): line.get_color() for line in lines if line.get_label() != "_start"} == {
+        script: algorithm_look(script).colour for script in records.Args().scripts
+    }
+    assert not overlapping(figure)
+    assert not cut_off(figure)
     first = runs["testbed", "arithmetic", "reinforce", "ctwa", "1"]
     assert [first["step"], first["accuracy"]] in [[list(line.get_xdata()), list(line.get_ydata())] for line in lines]
     with pytest.raises(UserError, match="--scripts gdpo: no such run with grpo"):
