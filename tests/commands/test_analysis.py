@@ -387,7 +387,9 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
         assert dict(matplotlib.rcParams) == before
 
 
-def test_ten_settings_can_be_told_apart(tmp_path, figures):
+def test_ten_settings_can_be_told_apart(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(curves, "write_figure", lambda figure, out: figures.append(figure))
     runs = [load_run(write_run(tmp_path / f"r{k}", GOOD, script=f"algorithm_{k}")) for k in range(10)]
     draw(runs, tmp_path / "figure.png")
     lines = lines_of(figures[0].axes[0]).values()
