@@ -94,23 +94,22 @@ def test_statistics_are_what_the_metrics_were_computed_from(name, tmp_path):
 def test_completions_of_training_are_kept_in_whole_prompts(tmp_path):
     """At the first step, the evaluated ones and the last, beside the rewards that statistics.jsonl has in their rows. What is trained
     stays the same to the last bit."""
-    rows = train("linear", tmp_path / "five", steps=5, eval_every=3, log_completions=5)  # of 4 prompts with 4 completions
-    none = train("linear", tmp_path / "none", steps=5, eval_every=3, log_completions=0)
-    more = train("linear", tmp_path / "more", steps=5, eval_every=3, log_completions=1000)
-    assert rows == none == more
-    models = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("five", "none", "more")]
-    assert models[0] == models[1] == models[2]
+    how = {"steps": 4, "eval_every": 3}
+    rows = train("linear", tmp_path / "some", **how, log_completions=5)  # of 4 prompts with 4 completions
+    assert rows == train("linear", tmp_path / "none", **how, log_completions=0)
+    models = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("some", "none")]
+    assert models[0] == models[1]
     assert not (tmp_path / "none/training_completions.jsonl").exists()
-    statistics = {line["step"]: line for line in map(json.loads, (tmp_path / "five/statistics.jsonl").read_text().splitlines())}
-    for name, count in (("five", 8), ("more", 16)):
-        kept = [json.loads(line) for line in (tmp_path / name / "training_completions.jsonl").read_text().splitlines()]
-        assert [(row["step"], row["row"]) for row in kept] == [(step, i) for step in (1, 3, 5) for i in range(count)]
-        for row in kept:
-            own = statistics[row["step"]]
-            assert [row[o] for o in ("accuracy", "conciseness", "clarity")] == pytest.approx(own["rewards"][row["row"]], rel=1e-5)
-            assert len({other["prompt"] for other in kept if (other["step"], other["row"] // 4) == (row["step"], row["row"] // 4)}) == 1
-        lengths = [len(row["completion"]) for row in kept]
-        assert np.corrcoef(lengths, [statistics[row["step"]]["lengths"][row["row"]] for row in kept])[0, 1] > 0.9  # whose they are
+    kept, lines = ((tmp_path / "some" / f"{name}.jsonl").read_text().splitlines() for name in ("training_completions", "statistics"))
+    kept, statistics = [json.loads(row) for row in kept], {line["step"]: line for line in map(json.loads, lines)}
+    assert [(row["step"], row["row"]) for row in kept] == [(step, i) for step in (1, 3, 4) for i in range(8)]
+    for row in kept:
+        rewards = statistics[row["step"]]["rewards"][row["row"]]
+        assert [row[o] for o in ("accuracy", "conciseness", "clarity")] == pytest.approx(rewards, rel=1e-5)
+        own = [other["prompt"] for other in kept if (other["step"], other["row"] // 4) == (row["step"], row["row"] // 4)]
+        assert own == [row["prompt"]] * 4
+    lengths = [statistics[row["step"]]["lengths"][row["row"]] for row in kept]
+    assert np.corrcoef([len(row["completion"]) for row in kept], lengths)[0, 1] > 0.9  # each stands in its own row
 
 
 @pytest.mark.parametrize("name", ["linear", "mgda"])
