@@ -14,7 +14,7 @@ from algos.linear import estimate_advantages, scalarize, within_prompt_covarianc
 from algos.pama import pareto_scalar
 from analysis.runs import load_run
 from benchmarks.explore_page import embedded
-from commands.explain import outvoted
+from commands.explain import intervals, outvoted
 from commands.explore import MARK, MATHS, TEMPLATE, main, page, page_data
 from commands.watch import fewer
 from common.errors import UserError
@@ -113,6 +113,7 @@ def test_page_of_a_run_gives_back_what_the_run_logged(engine, trained):
     run = load_run(trained)
     data, lines = page_data(run), [json.loads(line) for line in (trained / "statistics.jsonl").read_text().splitlines()]
     assert [own["step"] for own in data["steps"]] == [1, 2, 3]
+    by_score = np.zeros((3, 3))
     assert len({tuple(own["weights"]) for own in data["steps"]}) == 3
     for own, line, row in zip(data["steps"], lines, run.rows[1:], strict=True):
         rewards, lengths = [own["kinds"][i][:3] for i in own["of"]], [own["kinds"][i][3] for i in own["of"]]
@@ -122,6 +123,7 @@ def test_page_of_a_run_gives_back_what_the_run_logged(engine, trained):
         assert advantages == pytest.approx(line["advantages"], abs=1e-3)  # the run's weights are embedded in five digits
         covariance = ask(engine, "withinPromptCovariance", advantages, rewards, data["size"])
         assert covariance == pytest.approx([row[f"cov/{name}"] for name in run.objectives], abs=1e-3)
+        by_score[own["step"] - 1] = [ask(engine, "byScore", value, own["rate"], data["size"]) for value in covariance]
         move = ask(engine, "firstOrderChange", own["drift"], own["age"], advantages, rewards, data["size"], data["updates"])
         assert move["law"] == pytest.approx([row[f"law/{name}"] for name in run.objectives], abs=1e-4)
         assert move["rate"] == pytest.approx(own["rate"], rel=1e-2)
@@ -132,6 +134,8 @@ def test_page_of_a_run_gives_back_what_the_run_logged(engine, trained):
         assert own["chosen"]["ctwa"] == pytest.approx(own["weights"], abs=0.02)  # computed anew, before the update
         assert own["chosen"]["linear"] == pytest.approx([1 / 3] * 3, abs=1e-4)
         assert own["chosen"]["gradnorm"] is None
+    told = [[interval.score for interval in intervals(run, name)] for name in run.objectives]  # of steps 1 and 2, and of step 3
+    assert np.stack([by_score[:2].sum(0), by_score[2]], 1) == pytest.approx(np.array(told), rel=1e-2, abs=1e-5)
     assert all("paid" not in own for own in data["steps"])
 
 
