@@ -33,6 +33,8 @@ class RunFlags:
     """held-out prompts to evaluate on: choose hyperparameters on tune, report test"""
     checkpoint_every: int = 25
     """write a checkpoint every so many steps; the last two are kept"""
+    log_completions: int = 64
+    """training completions kept with their text and rewards at the first step and at each that is evaluated, in whole prompts; 0: none"""
     tensorboard: bool = False
     """also write TensorBoard events into the run folder (pip install tensorboard)"""
     wandb: bool = False
@@ -91,6 +93,7 @@ def check_flags(args: RunFlags, ranks: int) -> None:
     require(args.max_grad_norm > 0, f"--max-grad-norm {args.max_grad_norm} must be positive; inf does not clip")
     require(not 0 < args.dual_clip <= 1, f"--dual-clip {args.dual_clip} must be more than 1, the ratio before any update; 0 is off")
     require_not_negative(args, "seed", "lr", "weight_decay", "kl_coef", "tis_cap", "dual_clip", "clip_low", "clip_high", "max_logp_gap")
+    require_not_negative(args, "log_completions")
 
 
 def require_not_negative(args: RunFlags, *flags: str) -> None:

@@ -89,6 +89,7 @@ class Run:
         Raises Interrupted, after a checkpoint of the step before: sampling has changed nothing yet.
         """
         self._stop_if_asked()
+        self.sampled = batch.sampled
         before = self.seen[0] / self.seen[1] if self.seen[1] else batch.lengths.mean().item()
         self.seen = [self.seen[0] + batch.lengths.sum().item(), self.seen[1] + len(batch.mask)]
         return before
@@ -104,10 +105,10 @@ class Run:
         return metrics
 
     def log(self, step: int, row: dict[str, float], kept: dict[str, torch.Tensor]) -> None:
-        """A line to metrics.jsonl, what it was computed from to statistics.jsonl, and to completions.jsonl those of an evaluation."""
+        """A line to metrics.jsonl, what it was computed from to statistics.jsonl, and completions to the files that have their texts."""
         if kept:
             self.tracker.keep(step, kept)
-        self.tracker.log(step, row, self.samples)
+        self.tracker.log(step, row, self.samples, self._trained(step, kept["rewards"]) if kept else ())
         self.samples = []
         if not self.screen and "eval/length" in row:
             means = " ".join(f"{name} {row[f'eval/{name}']:.3f}" for name in self.objectives)
@@ -123,6 +124,13 @@ class Run:
             self._alarm(step, row)
             shown = {name: f"{row[f'reward/{name}']:.2f}" for name in self.objectives}
             self.bar.set_postfix(shown | {"length": f"{row['length/mean']:.0f}"})
+
+    def _trained(self, step: int, rewards: torch.Tensor) -> list[dict]:
+        """The completions of the first prompts of a training batch, each with its row there, as --log-completions says."""
+        group, due = self.args.completions, step == 1 or self._due(step, self.args.eval_every)
+        rows = range(-(-self.args.log_completions // group) * group if due else 0)
+        shown = zip(rows, self.sampled.columns["prompt"], self.sampled.texts, rewards.tolist(), strict=False)
+        return [{"row": i, "prompt": p, "completion": t, **dict(zip(self.objectives, r, strict=True))} for i, p, t, r in shown]
 
     def _alarm(self, step: int, row: dict[str, float]) -> None:
         """Tell, once each, of an objective that has hardly varied, and of a policy whose completions no longer differ in any reward."""

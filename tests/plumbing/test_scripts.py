@@ -46,7 +46,7 @@ def test_a_run_trains_and_leaves_everything(name, estimator, tmp_path, capsys, o
     assert "eval/accuracy" not in rows[1]
     assert all(value is not None for row in rows for value in row.values())
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    expected = {"args.json", "metrics.jsonl", "completions.jsonl", "statistics.jsonl", "checkpoints", "model"}
+    expected = {"args.json", "metrics.jsonl", "completions.jsonl", "training_completions.jsonl", "statistics.jsonl", "checkpoints", "model"}
     assert left == expected | ({"curves.png"} if drawn else set())
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_000002", "step_000003"]
     printed = capsys.readouterr().out
@@ -91,13 +91,34 @@ def test_statistics_are_what_the_metrics_were_computed_from(name, tmp_path):
             assert norms == pytest.approx([row[f"nash_mtl/grad_norm/{o}"] for o in ("accuracy", "conciseness", "clarity")], rel=1e-4)
 
 
+def test_completions_of_training_are_kept_in_whole_prompts(tmp_path):
+    """At the first step, the evaluated ones and the last, beside the rewards that statistics.jsonl has in their rows. What is trained
+    stays the same to the last bit."""
+    how = {"steps": 4, "eval_every": 3}
+    rows = train("linear", tmp_path / "some", **how, log_completions=5)  # of 4 prompts with 4 completions
+    assert rows == train("linear", tmp_path / "none", **how, log_completions=0)
+    models = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("some", "none")]
+    assert models[0] == models[1]
+    assert not (tmp_path / "none/training_completions.jsonl").exists()
+    kept, lines = ((tmp_path / "some" / f"{name}.jsonl").read_text().splitlines() for name in ("training_completions", "statistics"))
+    kept, statistics = [json.loads(row) for row in kept], {line["step"]: line for line in map(json.loads, lines)}
+    assert [(row["step"], row["row"]) for row in kept] == [(step, i) for step in (1, 3, 4) for i in range(8)]
+    for row in kept:
+        rewards = statistics[row["step"]]["rewards"][row["row"]]
+        assert [row[o] for o in ("accuracy", "conciseness", "clarity")] == pytest.approx(rewards, rel=1e-5)
+        own = [other["prompt"] for other in kept if (other["step"], other["row"] // 4) == (row["step"], row["row"] // 4)]
+        assert own == [row["prompt"]] * 4
+    lengths = [statistics[row["step"]]["lengths"][row["row"]] for row in kept]
+    assert np.corrcoef([len(row["completion"]) for row in kept], lengths)[0, 1] > 0.9  # each stands in its own row
+
+
 @pytest.mark.parametrize("name", ["linear", "mgda"])
 def test_one_seed_is_one_run_bit_for_bit(name, tmp_path):
     """So it is for those that remember something, too, whose killed and whole runs on two ranks are one: test_ranks.py."""
     first, second = train(name, tmp_path / "a"), train(name, tmp_path / "b")
     assert first == second
     assert (tmp_path / "a/model/model.safetensors").read_bytes() == (tmp_path / "b/model/model.safetensors").read_bytes()
-    for file in ("completions.jsonl", "statistics.jsonl"):
+    for file in ("completions.jsonl", "training_completions.jsonl", "statistics.jsonl"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert train(name, tmp_path / "c", seed=2)[1:] != first[1:]
 
@@ -125,7 +146,8 @@ def test_a_killed_run_resumes_as_a_user_resumes_it(tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert read_metrics(killed) == whole
     assert (killed / "model/model.safetensors").read_bytes() == (tmp_path / "whole/model/model.safetensors").read_bytes()
-    assert (killed / "completions.jsonl").read_bytes() == (tmp_path / "whole/completions.jsonl").read_bytes()
+    for file in ("completions.jsonl", "training_completions.jsonl"):  # every step once
+        assert (killed / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_resume_uses_the_checkpoint_before_a_corrupt_one_and_can_train_longer(tmp_path, capsys):
