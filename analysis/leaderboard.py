@@ -76,7 +76,7 @@ def with_mean_end(run: Run) -> Run:
     """
     rows: list[dict] = [{"step": 0}, {"step": run.rows[-1]["step"]}]
     for name in (*run.objectives, "length"):
-        for key in (f"eval/{name}", f"eval/{name}_se"):
+        for key in (f"eval/{name}", f"eval/{name}_se", f"eval/greedy/{name}", f"eval/greedy/{name}_se"):
             values = run.series(key)[1]
             if values:
                 rows[0][key], rows[1][key] = values[0], fmean(values[1:][-LAST:] or values)
@@ -154,8 +154,9 @@ def _row(label: str, runs: list[Run]) -> dict:
         "interference": {
             "runs": len(interfering),
             "of": len(runs),
-            "degraded": {name: sum(c[name].status == "degraded" for c in interfering) for name in names},
+            "degraded": {name: sum(c[name].sampled == "degraded" for c in interfering) for name in names},
         },
+        "in_samples_alone": {name: sum(c[name].status == "mixed" for c in changes) for name in names},
         "hypervolume": _estimate([hypervolume([[c[name].end for name in names]], np.zeros(len(names))) for c in changes]),
         "length": {"start": float(iqm([v.length.start for v in verdicts])), "end": float(iqm([v.length.end for v in verdicts]))},
         "seconds_per_step": median(times) if times else None,
@@ -230,6 +231,7 @@ def markdown(board: dict) -> str:
     parts += board.get("notes", [])
     for section in board["sections"]:
         parts += [f"## {section['title']}", table(heads(section), [cells(section, row) for row in section["rows"]])]
+        parts += _in_samples_alone(section["rows"])
     if board["overall"]:
         names = ["algorithm", "settings", "worst change", "interference", "P(better than linear)"]
         rows = [
@@ -247,6 +249,17 @@ def markdown(board: dict) -> str:
     items = [*DEFINITIONS, *board.get("provenance", [])]
     parts += ["## What the numbers are", "\n".join(f"- {item}" for item in items)]
     return "\n\n".join(parts) + "\n"
+
+
+def _in_samples_alone(rows: list[dict]) -> list[str]:
+    """A paragraph about what the table, which is of samples, shows as gained and greedy decoding lost; none where there is none."""
+    told = [
+        f"`{row['algorithm']}` {name} in {count} of {len(row['seeds'])}"
+        for row in rows
+        for name, count in row["in_samples_alone"].items()
+        if count
+    ]
+    return [f"Improved in samples, degraded under greedy decoding (runs): {', '.join(told)}."] if told else []
 
 
 def heads(section: dict) -> list[str]:

@@ -135,6 +135,20 @@ def test_the_end_is_the_mean_of_the_last_three_and_never_the_start(tmp_path):
     assert ended.rows[1]["eval/accuracy"] == pytest.approx(0.4)
 
 
+def test_what_rose_in_samples_alone_is_told_below_the_table(folders):
+    for folder in folders[3:5]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            if "eval/greedy/clarity" in line:
+                line["eval/greedy/clarity"] = 0.9 if line["step"] == 0 else 0.7
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    board = board_of(folders)
+    (ctwa,) = (row for row in board["sections"][0]["rows"] if row["script"] == "ctwa")
+    assert ctwa["in_samples_alone"] == {"accuracy": 0, "conciseness": 0, "clarity": 2}
+    assert "Improved in samples, degraded under greedy decoding (runs): `ctwa` clarity in 2 of 3." in markdown(board)
+    assert "under greedy decoding (runs)" not in markdown(board_of(folders[:3]))
+
+
 def test_an_unfinished_run_is_left_out_and_named(folders, tmp_path):
     lines = (folders[1] / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folders[1] / "metrics.jsonl").write_text("".join(lines[:-1]))
