@@ -1,6 +1,6 @@
 """The leaderboard: runs, anybody's, read into a table with intervals. Nothing is trained.
 
-Of the results folder of a bench, `commands/bench.py` trains what is missing; `runs/` has the run folders and `started.json` what code each
+Of the results folder of a bench, `commands/jobs.py` trains what is missing; `runs/` has the run folders and `started.json` what code each
 run was started with.
 """
 
@@ -421,15 +421,22 @@ def provenance(runs: Sequence[Run], command: str) -> list[str]:
 QUICK = "**This is the quick form**: few algorithms, few seeds and fewer steps than a full run. It shows what to expect; it is no ranking."
 
 
-def make_table(paths: Sequence[str | Path], out: Path, command: str, failed: dict[str, str] | None = None) -> str:
-    """Read runs, write the table and its pictures into `out`, and return the table with the names of the files."""
+def make_table(
+    paths: Sequence[str | Path],
+    out: Path,
+    command: str,
+    failed: dict[str, str] | None = None,
+    title: str = "Leaderboard",
+    notes: Sequence[str] = (),
+) -> str:
+    """Read runs, write the table and its pictures into `out`, and return the table with the names of the files. notes: above the table."""
     runs, left_out = load_finished(paths)
     quick = any("--quick" in shlex.split(start["command"]) for run in runs for start in _starts(run))
-    notes = [QUICK] if quick else []
+    notes = [*notes, *([QUICK] if quick else [])]
     if any(run.args.get("eval_split") == "tune" for run in runs):
         notes.append("**Tuning prompts**: to choose hyperparameters by; report `test`.")
     notes += [f"Failed, not in the table: {name}." for name in failed or {}] + [f"Left out: {line}." for line in left_out]
-    board = leaderboard(runs) | {"title": "Leaderboard", "quick": quick, "notes": notes, "failed": failed or {}}
+    board = leaderboard(runs) | {"title": title, "quick": quick, "notes": notes, "failed": failed or {}}
     board["provenance"] = provenance(runs, command)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,8 @@ import algos.linear
 from analysis import curves, leaderboard
 from analysis.leaderboard import draw_ends, load_finished, markdown, with_mean_end
 from analysis.runs import load_run
-from commands.bench import Job, plan, train_missing
+from commands.bench import plan
+from commands.jobs import Job, train_missing
 from common.errors import UserError
 from support.folders import NAMES, write_run
 from support.running import ROOT, run_script
@@ -479,7 +480,7 @@ def bench_process(jobs, out: Path) -> subprocess.Popen:
     """train_missing in a process of its own."""
     made = [(j.name, str(j.folder), str(j.script), j.argv, j.args, j.steps) for j in jobs]
     code = (
-        "import sys; from pathlib import Path; from commands.bench import Job, train_missing\n"
+        "import sys; from pathlib import Path; from commands.jobs import Job, train_missing\n"
         f"jobs = [Job(n, Path(f), Path(s), a, d, k) for n, f, s, a, d, k in {made!r}]\n"
         f"train_missing(jobs, Path({str(out)!r}), 2, 'c')"
     )
@@ -527,7 +528,7 @@ def test_a_stopped_bench_ends_its_runs_and_one_killed_outright_leaves_the_folder
     process.wait()
     orphans = pids()
     assert all(map(alive, orphans))
-    with pytest.raises(UserError, match=rf"a bench is at work there, .*{orphans[0]} linear-s1.*; wait, or end them"):
+    with pytest.raises(UserError, match=rf"another command is at work there, .*{orphans[0]} linear-s1.*; wait, or end them"):
         train_missing(jobs, out, 2, "c")
     for pid in orphans:
         os.kill(pid, signal.SIGKILL)
