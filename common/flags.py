@@ -19,10 +19,12 @@ class RunFlags:
     # what the doctor must know of a script, which says so itself: it holds a gradient of the model for every objective at once
     GRADIENT_PER_OBJECTIVE = False
 
+    name = ""  # no flag: of the folder below runs/ without --out, from the command line (commands/names.py); else <script>-s<seed>
+
     preset: str = ""
     """named values of flags, such as qwen2.5-1.5b-math500 (`python run.py presets` lists them); a flag given beside it wins"""
     out: str = ""
-    """run folder; default runs/<script>-s<seed>, numbered when taken"""
+    """run folder; default runs/<script>-<flags given>-s<seed>, such as runs/ctwa-lr3e-5-s1, numbered when taken"""
     resume: str = ""
     """folder of a stopped run to continue, with the flags it had"""
     eval_every: int = 10

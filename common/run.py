@@ -51,7 +51,7 @@ class Run:
             require(args.steps >= self.last_step, f"{told}: give more, or leave it out")
             state.update(saved["algorithm"])
             self.seen, self.yardstick, self.first = saved["seen"], saved["yardstick"], saved.get("first", {})
-        self.folder = run_folder(args.out, args.resume, script, args.seed)
+        self.folder = run_folder(args.out, args.resume, args.name or f"{script}-s{args.seed}")
         self.saved = self.last_step  # the step of the newest checkpoint
         if not args.resume:
             ranks.on_first(lambda: self._hold(self.folder))

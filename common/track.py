@@ -19,16 +19,16 @@ from common.files import write_whole
 LOGS = ("metrics.jsonl", "completions.jsonl", "training_completions.jsonl", "statistics.jsonl")  # a line per step, or per completion
 
 
-def run_folder(out: str, resume: str, script: str, seed: int) -> Path:
-    """The folder of this run, made once for all ranks. Without --out: runs/<script>-s<seed>, numbered when taken.
+def run_folder(out: str, resume: str, name: str) -> Path:
+    """The folder of this run, made once for all ranks. Without --out: runs/<name>, numbered when taken.
 
     Raises UserError if --out exists or cannot be made.
     """
-    return Path(resume) if resume else ranks.on_first(lambda: _new_folder(out, script, seed))
+    return Path(resume) if resume else ranks.on_first(lambda: _new_folder(out, name))
 
 
-def _new_folder(out: str, script: str, seed: int) -> Path:
-    name, number = f"{script}-s{seed}", 1
+def _new_folder(out: str, name: str) -> Path:
+    number = 1
     folder = Path(out or f"runs/{name}")
     try:
         while True:

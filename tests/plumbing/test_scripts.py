@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,7 @@ from common.seeds import derive
 from prompts import load_prompts
 from support.own_rewards import OWN
 from support.running import NAMES, ROOT, SMALL, policy_of, read_metrics, run_script, train, weights_of
+from support.tree import own_files
 from testbed.arithmetic import base_path
 
 
@@ -531,8 +532,70 @@ def test_default_folders_are_numbered_not_overwritten(tmp_path, monkeypatch):
     from common.track import run_folder
 
     monkeypatch.chdir(tmp_path)
-    made = [str(run_folder("", "", "linear", 1)) for _ in range(3)]
+    made = [str(run_folder("", "", "linear-s1")) for _ in range(3)]
     assert made == ["runs/linear-s1", "runs/linear-s1-2", "runs/linear-s1-3"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        ("", "ctwa-s1"),
+        ("--seed 3", "ctwa-s3"),
+        ("--lr 3e-5", "ctwa-lr3e-5-s1"),
+        ("--lr 0.0001 --kl-coef 1e-3", "ctwa-s1"),  # the defaults
+        ("--lr 0.00025 --steps 20 --kl-coef 0", "ctwa-steps20-kl-coef0-lr2.5e-4-s1"),
+        ("--steps 20 --kl-coef 0 --lr 2.5e-4", "ctwa-steps20-kl-coef0-lr2.5e-4-s1"),  # in any order
+        ("--weights 2 1 1", "linear-weights2,1,1-s1"),
+        ("--model testbed:robust --estimator grpo", "ctwa-model-robust-estimator-grpo-s1"),
+        ("--model Qwen/Qwen2.5-1.5B-Instruct", "ctwa-model-Qwen2.5-1.5B-Instruct-s1"),
+        ("--model ../a/b/", "ctwa-model-b-s1"),
+        ("--rewards rewards.accuracy:accuracy my/mine.py:checked", "ctwa-rewards-accuracy,checked-s1"),
+        ("--normalize", "mgda-normalize-s1"),
+        ("--preset smollm2-135m-words --steps 2", "ctwa-smollm2-135m-words-steps2-s1"),
+        ("--out x --tensorboard --micro-batch-tokens 9 --checkpoint-every 3", "ctwa-s1"),  # none that changes a number
+        ("--eval-every 7 --prompt-suffix /", "ctwa-eval-every7-prompt-suffix-s1"),
+    ],
+)
+def test_a_default_folder_is_named_after_the_flags_given(argv, name):
+    script = name.split("-")[0]
+    args = parse(import_module(f"algos.{script}").Args, script, argv.split())
+    assert args.name == name
+    assert "name" not in asdict(args)
+
+
+def test_a_long_value_and_many_flags_make_a_short_name_of_their_own():
+    def named(*argv: str) -> str:
+        return parse(import_module("algos.ctwa").Args, "ctwa", list(argv)).name
+
+    names = [named("--dataset", f"{'very' * 20}long{end}.jsonl") for end in "ab"]
+    assert len(set(names)) == 2
+    assert all(re.fullmatch(r"ctwa-dataset-[\w.]+-[0-9a-f]{4}-s1", name) and len(name) < 45 for name in names)
+    many = [
+        "--steps",
+        "7",
+        "--prompts",
+        "8",
+        "--completions",
+        "8",
+        "--lr",
+        "1e-5",
+        "--kl-coef",
+        "0",
+        "--epochs",
+        "2",
+        "--temperature",
+        "0.7",
+    ]
+    names = [named(*many, "--mini-batches", n) for n in "14"]
+    assert len(set(names)) == 2
+    assert all(len(name) < 75 and name.startswith("ctwa-steps7-prompts8-completions8-") for name in names)
+
+
+def test_a_run_lies_where_its_name_says(tmp_path):
+    flags = ["--steps", "1", "--prompts", "4", "--completions", "4", "--eval-prompts", "8"]
+    for folder in ("linear-eval-prompts8-steps1-prompts4-completions4-s1", "linear-eval-prompts8-steps1-prompts4-completions4-s1-2"):
+        assert run_script(str(ROOT / "algos/linear.py"), *flags, cwd=tmp_path).returncode == 0
+        assert json.loads((tmp_path / "runs" / folder / "args.json").read_text())["out"] == f"runs/{folder}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -575,5 +638,6 @@ def test_scripts_import_fast_and_without_optional_packages():
 
 def test_lint_and_format():
     for command in (["check"], ["format", "--check"]):
-        result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+        ruff = [sys.executable, "-m", "ruff", *command, *map(str, own_files("*.py"))]
+        result = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout
