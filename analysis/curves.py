@@ -4,37 +4,38 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
+from analysis.looks import (
+    COLOURS,  # noqa: F401  for those who take all of drawing from here
+    DOTTED,
+    GREY,
+    LABEL,
+    NEUTRAL,
+    SIGNS,
+    START,
+    STYLE,
+    Key,
+    Look,
+    Name,
+    draw_keys,
+    inches,
+    name_lines,
+    objective_look,
+    setting_looks,
+)
 from analysis.runs import Run
-from analysis.verdict import change_of
+from analysis.verdict import Change, change_of
 from common.errors import UserError
 
-# Okabe and Ito's palette without its yellow, which vanishes on white paper. After the seventh line the colours repeat, dashed.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY = "#777777"
-LABEL = 7.5  # points; the names at the line ends
 WIDTH, HEIGHT = 2.05, 1.7  # inches; a panel without its labels
-LEFT, TOP, BELOW = 0.5, 0.6, 0.55  # inches; beside the first column, above the first row, under each row
+LEFT, TOP, BELOW = 0.6, 0.78, 0.55  # inches; beside the first column, above the first row, under each row
 BANDS = 4  # more bands than this in a panel are a haze
-STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 7.5,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.5,
-    "pdf.fonttype": 42,  # text stays text in a PDF; venues refuse matplotlib's default, Type 3
-}
+MANY = 8  # settings, whose numbers of runs are no longer listed one by one where all have the same
+SMALL = 0.25  # a reward that stays below this part of 0..1 has a scale of its own
+SLIGHT = 0.02  # of 0..1, which the panel's margin covers
 # Flags that leave what is learned alone: runs that agree in all others are repetitions of one setting.
 BOOKKEEPING = {"seed", "out", "resume", "checkpoint_every", "tensorboard", "wandb", "trust_remote_code", "micro_batch_tokens"}
 FACTS = ("script", "estimator", "model", "dataset", "seed")  # stand in the heading where all runs agree
@@ -47,11 +48,11 @@ class _Line:
     """One line of a panel. `se`: half width of its band, empty for none. `thin`: what it is the mean of, drawn behind it."""
 
     label: str
-    colour: str
-    dash: str
+    look: Look
     points: Series
-    se: list[float]
-    thin: list[Series]
+    se: list[float] = field(default_factory=list)
+    thin: list[Series] = field(default_factory=list)
+    width: float = 1.5
 
 
 def draw(runs: list[Run], out: str | Path) -> None:
@@ -100,31 +101,58 @@ def _draw_one(run: Run):
     # A single objective is not weighed against another: its weight says nothing, and its three panels fit in one row.
     alone = len(names) == 1
     grid = _Grid([3] if alone else [len(names), 3], last, _heading([run]), [*names, "sampled"])
+    keys = [Key("sampled, ± 1 standard error", NEUTRAL, "band"), Key("greedy", Look(GREY, DOTTED)), Key("start", kind="start")]
+    draw_keys(grid.figure, 0.1, 0.32, keys)
     length_at, weights_at, covariance_at = ((0, 1), None, (0, 2)) if alone else ((1, 0), (1, 1), (1, 2))
 
-    held_out = limits((run.series(f"eval/{greedy}{name}")[1] for name in names for greedy in ("", "greedy/")), include=(0, 1))
     for k, name in enumerate(names):
         change = change_of(run, name) if len(_errors(run, f"eval/{name}")) > 1 else None
-        words = f"{change.start:.2f} → {change.end:.2f} {change.status}" if change else ""
-        panel = grid.panel(0, k, name, "" if k else "held-out reward", *held_out, subtitle=words)
+        low, high = held_out_limits(_with_errors(run, f"eval/{greedy}{name}") for greedy in ("", "greedy/"))
+        panel = grid.panel(0, k, name, "" if k else "held-out reward", low, high, below_title=True)
+        _say_status(panel, change, "" if (low, high) == (0, 1) else "own scale")
         if change:
-            panel.axhline(change.start, color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
-        _draw_evaluation(panel, run, name, *_look(k))
+            panel.axhline(change.start, label="_start", **START)
+        _draw_evaluation(panel, run, name, objective_look(k))
 
     lengths = limits((run.series(f"eval/{greedy}length")[1] for greedy in ("", "greedy/")), include=(0,))
-    _draw_evaluation(grid.panel(*length_at, "response length", "tokens", *lengths), run, "length", "#000000", "-")
+    _draw_evaluation(grid.panel(*length_at, "response length", "tokens", *lengths), run, "length", Look("#000000"))
 
     if weights_at:
         panel = grid.panel(*weights_at, "weights", "share of the sum", 0, 1)
-        _draw_lines(panel, [_Line(name, *_look(k), run.series(f"weight_share/{name}"), [], []) for k, name in enumerate(names)])
+        _draw_lines(panel, _stacked(_Line(name, objective_look(k), run.series(f"weight_share/{name}")) for k, name in enumerate(names)))
 
     half = last // 25
     raw = [run.series(f"cov/{name}") for name in names]
-    lines = [_Line(name, *_look(k), smooth(raw[k], half), [], [raw[k]]) for k, name in enumerate(names)]
     panel = grid.panel(*covariance_at, "covariance with the update", mean_of(half), *limits((v for _, v in raw), include=(0,)))
     panel.axhline(0, color=GREY, linewidth=0.5)
-    _draw_lines(panel, lines)
+    thin = [[series] if half else [] for series in raw]
+    _draw_lines(panel, _stacked(_Line(name, objective_look(k), smooth(raw[k], half), [], thin[k]) for k, name in enumerate(names)))
     return grid.figure
+
+
+def _say_status(panel, change: Change | None, note: str) -> None:
+    """Under the title: start, end and verdict, a degraded objective's in white on black; and a note, such as that the scale is another."""
+    words = f"{change.start:.2f} → {change.end:.2f}" if change else ""
+    y = 1 + 5 / (72 * HEIGHT)
+    style = {"transform": panel.transAxes, "fontsize": LABEL, "va": "baseline"}
+    x = (inches(words) + 0.06) / (panel.figure.get_figwidth() * panel.get_position().width)
+    panel.text(0, y, words, color="#444444", **style)
+    if change:
+        status = f"{SIGNS[change.status]} {change.status}"
+        lost = change.status == "degraded"
+        box = {"boxstyle": "square,pad=0.18", "facecolor": "black", "edgecolor": "none"} if lost else None
+        ink, weight = ("white", "bold") if lost else ("#444444", "normal")
+        panel.text(x + 0.02 * lost, y, status, color=ink, weight=weight, bbox=box, **style)
+        x += (inches(status, weight="bold") + 0.12) / (panel.figure.get_figwidth() * panel.get_position().width)
+    panel.text(x if change else 0, y, note, color=GREY, style="italic", **style)
+
+
+def _stacked(lines: Iterable[_Line]) -> list[_Line]:
+    """Earlier lines wider, so that each is seen where they are equal."""
+    lines = list(lines)
+    for above, line in enumerate(reversed(lines)):
+        line.width = 1.2 + 0.55 * min(above, 4)
+    return lines
 
 
 def _draw_several(runs: list[Run]):
@@ -132,38 +160,46 @@ def _draw_several(runs: list[Run]):
     names = list(dict.fromkeys(name for run in runs for name in run.objectives))
     last = max(1, *(run.rows[-1]["step"] for run in runs))
     half = last // 25
-    grid = _Grid([len(names) + 1] * 3, last, _heading(runs), [label for label, _ in settings])
+    grid = _Grid([len(names) + 1] * 3, last, _heading(runs), [label for label, _ in settings], sample=True)
+    looks = setting_looks([repetitions[0].args.get("script", "") for _, repetitions in settings])
 
     def lines(key: str, half: int = 0) -> list[_Line]:
         drawn = []
-        for k, (label, repetitions) in enumerate(settings):
+        for (label, repetitions), look in zip(settings, looks, strict=True):
             seeds = [smooth(run.series(key), half) for run in repetitions]
             errors = _errors(repetitions[0], key) if len(settings) <= BANDS and len(repetitions) == 1 else []
-            drawn.append(_Line(label, *_look(k), _mean(seeds), errors, seeds if len(seeds) > 1 else []))
+            drawn.append(_Line(label, look, _mean(seeds), errors, seeds if len(seeds) > 1 else []))
         return drawn
 
-    held_out = limits((run.series(f"eval/{name}")[1] for run in runs for name in names), include=(0, 1))
     covariance = limits((smooth(run.series(f"cov/{name}"), half)[1] for run in runs for name in names), include=(0,))
     for k, name in enumerate(names):
         first = k == 0
-        _draw_lines(grid.panel(0, k, name, "held-out reward" if first else "", *held_out), lines(f"eval/{name}"))
-        _draw_lines(grid.panel(1, k, f"weight of {name}", "share of the sum" if first else "", 0, 1), lines(f"weight_share/{name}"))
+        low, high = held_out_limits(_with_errors(run, f"eval/{name}") for run in runs)
+        own = (low, high) != (0, 1)
+        panel = grid.panel(0, k, name, "held-out reward" if first else "", low, high, below_title=own)
+        _say_status(panel, None, "own scale" if own else "")
+        _draw_lines(panel, lines(f"eval/{name}"), sample=True)
+        panel = grid.panel(1, k, f"weight of {name}", "share of the sum" if first else "", 0, 1)
+        _draw_lines(panel, lines(f"weight_share/{name}"), sample=True)
         panel = grid.panel(2, k, f"covariance of {name}", mean_of(half) if first else "", *covariance)
         panel.axhline(0, color=GREY, linewidth=0.5)
-        _draw_lines(panel, lines(f"cov/{name}", half))
+        _draw_lines(panel, lines(f"cov/{name}", half), sample=True)
     length = limits((run.series("eval/length")[1] for run in runs), include=(0,))
-    _draw_lines(grid.panel(0, len(names), "response length", "tokens", *length), lines("eval/length"))
+    _draw_lines(grid.panel(0, len(names), "response length", "tokens", *length), lines("eval/length"), sample=True)
     divergence = limits((smooth(run.series("loss/kl"), half)[1] for run in runs), include=(0,))
     panel = grid.panel(1, len(names), "KL from the start", mean_of(half), *divergence)
     panel.set_xlabel("step", labelpad=2)
-    _draw_lines(panel, lines("loss/kl", half))
+    _draw_lines(panel, lines("loss/kl", half), sample=True)
     grid.note(2, len(names), _reading(settings))
     return grid.figure
 
 
 def _reading(settings: list[tuple[str, list[Run]]]) -> list[str]:
     counts = [len(repetitions) for _, repetitions in settings]
-    lines = [f"{label}: {n} run{'s' * (n > 1)}" for (label, _), n in zip(settings, counts, strict=True)]
+    if len(settings) > MANY and len(set(counts)) == 1:
+        lines = [f"{len(settings)} settings, {counts[0]} run{'s' * (counts[0] > 1)} each"]
+    else:
+        lines = [f"{label}: {n} run{'s' * (n > 1)}" for (label, _), n in zip(settings, counts, strict=True)]
     if max(counts) > 1:
         lines += ["", "thick: mean of the runs", "thin: each run"]
     if min(counts) == 1 and len(counts) <= BANDS:
@@ -171,40 +207,35 @@ def _reading(settings: list[tuple[str, list[Run]]]) -> list[str]:
     return lines
 
 
-def _draw_evaluation(panel, run: Run, name: str, colour: str, dash: str) -> None:
-    sampled = _Line("sampled", colour, dash, run.series(f"eval/{name}"), _errors(run, f"eval/{name}"), [])
-    greedy = _Line("greedy", colour, ":", run.series(f"eval/greedy/{name}"), [], [])
-    _draw_lines(panel, [sampled, greedy])
+def _draw_evaluation(panel, run: Run, name: str, look: Look) -> None:
+    sampled = _Line("sampled", look._replace(dash="-"), run.series(f"eval/{name}"), _errors(run, f"eval/{name}"))
+    _draw_lines(panel, [sampled, _Line("greedy", look._replace(dash=DOTTED), run.series(f"eval/greedy/{name}"))])
 
 
-# --- lines, and their names at their ends ---
+# --- panels and lines ---
 
 
 class _Grid:
-    """A figure whose rows hold `counts` panels each, all rows equally wide; `labels` are the words that must fit beside a panel."""
+    """A figure whose rows hold `counts` panels each, all rows equally wide; `labels` are the words that must fit beside a panel, and
+    with `sample` a piece of the line before them."""
 
-    def __init__(self, counts: list[int], last_step: int, heading: str, labels: list[str]) -> None:
+    def __init__(self, counts: list[int], last_step: int, heading: str, labels: list[str], sample: bool = False) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.font_manager import FontProperties
-        from matplotlib.textpath import text_to_path
 
-        font = FontProperties(size=LABEL)
-        widest = max(text_to_path.get_text_width_height_descent(label, font, False)[0] for label in labels) / 72
         self.counts, self.last_step = counts, last_step
-        self.between = widest + (0.75 if len(labels) <= len(COLOURS) else 1.0)  # the names, their leaders, the next panel's y axis
+        self.between = max(map(inches, labels)) + (1.2 if sample else 0.9)  # the names, their leaders, the next panel's y axis
         self.across = max(counts) * (WIDTH + self.between)
-        self.size = (LEFT + self.across - 0.5, TOP + len(counts) * (HEIGHT + BELOW))
+        self.size = (LEFT + self.across - 0.55, TOP + len(counts) * (HEIGHT + BELOW))
         self.figure = Figure(figsize=self.size)
         FigureCanvasAgg(self.figure)
-        self.figure.text(0.1 / self.size[0], 1 - 0.1 / self.size[1], heading, va="top", color=GREY, fontsize=LABEL)
+        self.figure.text(0.1 / self.size[0], 1 - 0.1 / self.size[1], heading, va="top", color="#444444", fontsize=LABEL)
 
-    def panel(self, row: int, column: int, title: str, unit: str, low: float, high: float, subtitle: str = ""):
+    def panel(self, row: int, column: int, title: str, unit: str, low: float, high: float, below_title: bool = False):
         axes = self.figure.add_axes(self._box(row, column))
         margin = 0.03 * (high - low)
         axes.set(ylabel=unit, xlim=(0, self.last_step), ylim=(low - margin, high + margin))
-        axes.set_title(title, pad=15 if subtitle else 5)
-        axes.text(0, 1 + 4 / (72 * HEIGHT), subtitle, transform=axes.transAxes, color=GREY, fontsize=LABEL)
+        axes.set_title(title, pad=17 if below_title else 5)
         axes.locator_params(axis="x", nbins=5, integer=True)
         axes.locator_params(axis="y", nbins=5)
         axes.tick_params(length=2.5, pad=2)
@@ -214,7 +245,7 @@ class _Grid:
 
     def note(self, row: int, column: int, lines: list[str]) -> None:
         x, y, _, height = self._box(row, column)
-        self.figure.text(x, y + height, "\n".join(lines), va="top", color=GREY, fontsize=LABEL, linespacing=1.4)
+        self.figure.text(x, y + height, "\n".join(lines), va="top", color="#444444", fontsize=LABEL, linespacing=1.4)
 
     def _box(self, row: int, column: int) -> tuple[float, float, float, float]:
         width, height = self.size
@@ -223,65 +254,23 @@ class _Grid:
         return (LEFT + column * step) / width, y / height, (step - self.between) / width, HEIGHT / height
 
 
-def _draw_lines(panel, lines: list[_Line]) -> None:
+def _draw_lines(panel, lines: list[_Line], sample: bool = False) -> None:
     lines = [line for line in lines if line.points[0]]
     if not lines:
         panel.text(0.5, 0.5, "nothing logged", transform=panel.transAxes, ha="center", va="center", color=GREY, fontsize=LABEL)
-    for line in lines:
+    for n, line in enumerate(lines):
         steps, values = line.points
         for thin in line.thin:
-            panel.plot(*thin, color=line.colour, linestyle=line.dash, linewidth=0.6, alpha=0.35, zorder=1.5)  # under every mean
+            panel.plot(*thin, linewidth=0.6, alpha=0.35, zorder=1.5, label="_thin", **line.look.pen)  # under every mean
         if line.se:
             low, high = ([value + sign * se for value, se in zip(values, line.se, strict=True)] for sign in (-1, 1))
-            panel.fill_between(steps, low, high, color=line.colour, alpha=0.15, linewidth=0)
-        marker = {"marker": "o", "markersize": 3, "clip_on": False} if len(steps) == 1 else {}
-        panel.plot(steps, values, color=line.colour, linestyle=line.dash, **marker)
-    for step in {line.points[0][-1] for line in lines}:  # a run in progress is named where it stands
-        # where colours repeat, a piece of the line itself stands before its name
-        _name_ends(panel, [line for line in lines if line.points[0][-1] == step], crowded=len(lines) > len(COLOURS))
-
-
-def _name_ends(panel, lines: list[_Line], crowded: bool) -> None:
-    """Names to the right of lines that end at the same step, moved apart where they would overlap and then led to by a thin line."""
-    from matplotlib.patheffects import withStroke
-
-    low, high = panel.get_ylim()
-    x = lines[0].points[0][-1] / panel.get_xlim()[1]
-    ends = [(line.points[1][-1] - low) / (high - low) for line in lines]
-    places = spread(ends, gap=1.15 * LABEL / (72 * HEIGHT))
-    point = 1 / (72 * panel.figure.get_figwidth() * panel.get_position().width)  # of the panel's width
-    start, stop = (x + 16 * point, x + 28 * point) if crowded else (x + 4 * point, x + 4 * point)
-    for line, y, place in zip(lines, ends, places, strict=True):
-        pen = {"color": line.colour, "clip_on": False, "transform": panel.transAxes}
-        if crowded or abs(place - y) > 0.01:
-            panel.plot([x, start], [y, place], linewidth=0.5, **pen)
-        if crowded:
-            panel.plot([start, stop], [place, place], linestyle=line.dash, **pen)
-        words = {"color": line.colour, "fontsize": LABEL, "va": "center_baseline", "transform": panel.transAxes}
-        if x < 1:  # among other lines
-            words["path_effects"] = [withStroke(linewidth=1.5, foreground="white")]
-        panel.text(stop + 3 * point, place, line.label, **words)
-
-
-def spread(wanted: list[float], gap: float) -> list[float]:
-    """Places in 0..1, in the order of `wanted` and `gap` apart, as near to `wanted` as that allows (least squares)."""
-    order = sorted(range(len(wanted)), key=wanted.__getitem__)
-    # Less rank * gap, "gap apart" means "not decreasing": pool adjacent violators into blocks of [mean, count].
-    blocks: list[list[float]] = []
-    for rank, i in enumerate(order):
-        blocks.append([wanted[i] - rank * gap, 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            mean, count = blocks.pop()
-            before, n = blocks[-1]
-            blocks[-1] = [(before * n + mean * count) / (n + count), n + count]
-    bases = [mean for mean, count in blocks for _ in range(int(count))]
-    room = 1 - gap * (len(wanted) - 1)
-    places = dict(zip(order, (max(0.0, min(base, room)) + rank * gap for rank, base in enumerate(bases)), strict=True))
-    return [places[i] for i in range(len(wanted))]
-
-
-def _look(k: int) -> tuple[str, str]:
-    return COLOURS[k % len(COLOURS)], "-" if k < len(COLOURS) else "--"
+            panel.fill_between(steps, low, high, color=line.look.colour, alpha=0.15, linewidth=0)
+        every = max(1, len(steps) // 4)
+        points = {**line.look.points, "markevery": (n % every, every)} if line.look.marker else {}
+        if len(steps) == 1:
+            points = {"marker": "o", "markersize": 3, "clip_on": False}
+        panel.plot(steps, values, linewidth=line.width, label=line.label, **line.look.pen, **points)
+    name_lines(panel, [Name(line.label, line.look, line.points[0][-1], line.points[1][-1]) for line in lines], sample)
 
 
 # --- numbers ---
@@ -297,6 +286,21 @@ def limits(series: Iterable[list[float]], include: tuple[float, ...]) -> tuple[f
     """Lowest and highest of all values and of `include`; never the same number twice."""
     values = [*include, *(value for values in series for value in values)]
     return min(values), max(values) if max(values) > min(values) else min(values) + 1
+
+
+def _with_errors(run: Run, key: str) -> list[float]:
+    """Values of a metric and the edges of its band."""
+    values, errors = run.series(key)[1], _errors(run, key)
+    return [*values, *(value + sign * se for value, se in zip(values, errors, strict=False) for sign in (-1, 1))]
+
+
+def held_out_limits(series: Iterable[list[float]]) -> tuple[float, float]:
+    """Of an objective's panel: 0 to 1, or 0 and its own lowest and highest where its values leave that or stay in a small part of it.
+
+    An error that reaches a little beyond 0 or 1 leaves it at that.
+    """
+    low, high = limits(series, include=(0,))
+    return (0, 1) if low > -SLIGHT and SMALL <= high < 1 + SLIGHT else (low, high)
 
 
 def smooth(series: Series, half: int) -> Series:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-from analysis.curves import BOOKKEEPING, COLOURS, GREY, LABEL, STYLE, Series, limits, mean_of, short_fact, smooth, spread
+from analysis.curves import BOOKKEEPING, Series, limits, mean_of, short_fact, smooth
 from analysis.leaderboard import LAST, MEASURE, SETTING, with_mean_end
+from analysis.looks import COLOURS, GREY, LABEL, STYLE, spread
 from analysis.runs import Run, load_run, read_rows
 from analysis.statistics import iqm, stratified_bootstrap
 from common.errors import UserError, require

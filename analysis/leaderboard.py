@@ -19,7 +19,8 @@ from statistics import fmean, median
 
 import numpy as np
 
-from analysis.curves import BOOKKEEPING, COLOURS, GREY, LABEL, STYLE, group_settings, short_fact, write_figure
+from analysis.curves import BOOKKEEPING, group_settings, held_out_limits, short_fact, write_figure
+from analysis.looks import LABEL, NEUTRAL, START, STYLE, Key, draw_keys, inches, setting_looks
 from analysis.runs import Run, load_run
 from analysis.statistics import hypervolume, iqm, probability_of_improvement, stratified_bootstrap
 from analysis.verdict import NOISE, verdict
@@ -300,23 +301,30 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 
 def draw_ends(section: dict, out: Path) -> None:
     """Where each algorithm ends, with its interval and its seeds, a panel per objective and one for the worst change. `out` ends in .png
-    or .pdf and is replaced whole. In the style of analysis/curves.py; after the seventh algorithm the colours repeat, hollow."""
+    or .pdf and is replaced whole. Looks as in analysis/looks.py."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows, names = section["rows"], section["objectives"]
+    looks = setting_looks([row["script"] for row in rows])
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        label = 0.065 * max(len(row["algorithm"]) for row in rows) + 0.2  # inches; the names beside the first panel
-        panel, between, top, below = 1.75, 0.25, 0.6, 0.5
+        label = max(inches(row["algorithm"], STYLE["ytick.labelsize"]) for row in rows) + 0.25  # the names beside the first panel
+        panel, between, top, below = 1.75, 0.25, 0.8, 0.5
         height = max(0.19 * len(rows) + 0.15, 0.8)
         size = (label + (len(names) + 1) * (panel + between), top + height + below)
         figure = Figure(figsize=size)
         FigureCanvasAgg(figure)
-        heading = f"{section['title']}   interquartile mean over seeds, band: 95% interval; strokes: each seed"
-        figure.text(0.1 / size[0], 1 - 0.1 / size[1], heading, va="top", color=GREY, fontsize=LABEL)
+        figure.text(0.1 / size[0], 1 - 0.1 / size[1], section["title"], va="top", color="#444444", fontsize=LABEL)
+        keys = [
+            Key("mean over the seeds without their extreme quarters", NEUTRAL._replace(marker="o"), "point"),
+            Key("each seed", NEUTRAL, "stroke"),
+        ]
+        if any(value["interval"] for row in rows for value in row["objectives"].values()):
+            keys.append(Key("95% interval of the mean", NEUTRAL, "bar"))
+        draw_keys(figure, 0.1, 0.32, [*keys, Key("start", kind="start")])
         for k, name in enumerate([*names, "worst change"]):
             left = label + k * (panel + between)
             axes = figure.add_axes((left / size[0], below / size[1], panel / size[0], height / size[1]))
@@ -324,15 +332,15 @@ def draw_ends(section: dict, out: Path) -> None:
             values = [row["objectives"][name] if k < len(names) else row["worst_change"] for row in rows]
             starts = {value["start"] for value in values} if k < len(names) else {0.0}
             for start in starts:
-                axes.axvline(start, color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
-            for y, value in enumerate(values):
-                colour = COLOURS[y % len(COLOURS)]
+                axes.axvline(start, **START)
+            for y, (value, look) in enumerate(zip(values, looks, strict=True)):
                 if value["interval"]:
-                    axes.plot(value["interval"], [y, y], color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
+                    axes.plot(value["interval"], [y, y], color=look.colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
                 seeds = value["per_seed"]
-                axes.plot(seeds, [y] * len(seeds), "|", color=colour, markersize=6, markeredgewidth=0.8)
-                face = colour if y < len(COLOURS) else "white"
-                axes.plot([value["value"]], [y], "o", color=colour, markersize=4, markerfacecolor=face, markeredgewidth=1, clip_on=False)
+                axes.plot(seeds, [y] * len(seeds), "|", color=look.colour, markersize=6, markeredgewidth=0.8)
+                axes.plot(
+                    [value["value"]], [y], linestyle="", clip_on=False, **look.points | {"markersize": 5 if look.marker != "." else 8}
+                )
             axes.set_ylim(len(rows) - 0.4, -0.6)
             axes.set_yticks(range(len(rows)), [row["algorithm"] for row in rows] if k == 0 else [""] * len(rows))
             axes.tick_params(length=2.5, pad=2)
@@ -340,11 +348,11 @@ def draw_ends(section: dict, out: Path) -> None:
             everything = [v for value in values for v in (*value["per_seed"], *(value["interval"] or ()))]
             low, high = min(*everything, *starts), max(*everything, *starts)
             if k < len(names):
-                low, high = min(0, low), max(1, high)
+                low, high = held_out_limits([[low, high]])
             margin = 0.04 * (high - low) or 1
             axes.set_xlim(low - margin, high + margin)
             axes.locator_params(axis="x", nbins=5)
-            axes.set_xlabel("end; dashed: start" if k < len(names) else "end - start; dashed: none", labelpad=2)
+            axes.set_xlabel("end" if k < len(names) else "end - start", labelpad=2)
         write_figure(figure, out)
 
 

@@ -433,57 +433,68 @@ def require_picture(out: Path) -> None:
 
 
 def draw(run: Run, out: Path) -> None:
-    """A panel per objective: the held-out reward, and from each evaluation an arrow to where each prediction sees the next one; below,
+    """A panel per objective: the held-out reward, and from each evaluation a line to where each prediction sees the next one; below,
     predicted against measured. `out` is replaced whole. Raises UserError as `require_picture` does."""
     import matplotlib
 
-    from analysis.curves import COLOURS, GREY, LABEL, STYLE, limits, write_figure
+    from analysis.curves import held_out_limits, write_figure
+    from analysis.looks import BROKEN, GREY, LABEL, NEUTRAL, STYLE, Key, Look, draw_keys, objective_look
 
     require_picture(out)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    looks = (("move", "by the move", COLOURS[1], "-"), ("score", "by the score", COLOURS[0], ":"))
+    looks = {"move": Look("#000000", "-", "o", False), "score": Look(GREY, BROKEN, "x")}  # neither is an objective nor an algorithm
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         K = len(run.objectives)
-        figure = Figure(figsize=(0.6 + 2.5 * K, 4.6))
+        figure = Figure(figsize=(0.6 + 2.5 * max(K, 2), 5.0))
         FigureCanvasAgg(figure)
         facts = " · ".join(str(run.args.get(key, "")) for key in ("script", "model", "dataset", "estimator"))
-        figure.text(0.01, 0.99, f"{facts} · seed {run.args.get('seed')}", va="top", color=GREY, fontsize=LABEL)
+        figure.text(0.01, 0.985, f"{facts} · seed {run.args.get('seed')}", va="top", color="#444444", fontsize=LABEL)
+        words = {"move": "predicted by the move", "score": "predicted by the score, the paper's law"}
+        keys = [Key("measured, ± 1 standard error", NEUTRAL, "band"), *(Key(words[key], look) for key, look in looks.items())]
+        draw_keys(figure, 0.1, 0.32, [*keys, Key("predicted = measured", NEUTRAL, "thin")])
         panels = figure.subplots(2, K, squeeze=False)
-        figure.subplots_adjust(left=0.55 / (0.6 + 2.5 * K), right=0.985, top=0.87, bottom=0.1, hspace=0.42, wspace=0.28)
-        everything = [0.0]
+        width = 0.6 + 2.5 * max(K, 2)
+        figure.subplots_adjust(left=0.6 / width, right=1 - 0.1 / width, top=0.82, bottom=0.1, hspace=0.45, wspace=0.3)
+        changes = [0.0]
         for k, name in enumerate(run.objectives):
             above, below = panels[:, k]
             steps, values = run.series(f"eval/{name}")
-            above.plot(steps, values, "o-", color="black", markersize=2.5, linewidth=0.8)
+            errors = dict(zip(*run.series(f"eval/{name}_se"), strict=True))
+            edges = [[value + sign * errors.get(step, 0.0) for step, value in zip(steps, values, strict=True)] for sign in (-1, 1)]
+            seen = [*edges[0], *edges[1]]
+            measured = objective_look(k)
+            above.fill_between(steps, *edges, color=measured.colour, alpha=0.2, linewidth=0)
+            above.plot(steps, values, color=measured.colour, linewidth=2.4, label=name)
             for i, value in zip(intervals(run, name), values, strict=False):
-                for key, _, colour, dash in looks:
+                for key, look in looks.items():
                     if (predicted := getattr(i, key)) is not None:
-                        above.plot([i.start, i.end], [value, value + predicted], color=colour, linestyle=dash, linewidth=1.3)
-                        marker = "o" if key == "move" else "x"
-                        below.errorbar(predicted, i.measured, i.se, fmt=marker, color=colour, markersize=3.5, elinewidth=0.6)
-                        everything += [predicted, i.measured - i.se, i.measured + i.se]
+                        way = [i.start, i.end], [value, value + predicted]
+                        above.plot(*way, linewidth=0.9, markevery=[1], clip_on=False, label=key, **look.pen, **look.points)
+                        pen = {"color": look.colour, "elinewidth": 0.6, "linestyle": ""}
+                        below.errorbar(predicted, i.measured, i.se, **pen, **look.points)
+                        seen.append(value + predicted)
+                        changes += [predicted, i.measured - i.se, i.measured + i.se]
             above.set_title(name, pad=5)
-            lowest, highest = limits([values], include=(0, 1))
+            lowest, highest = held_out_limits([seen])
             margin = 0.05 * (highest - lowest)
             above.set(ylim=(lowest - margin, highest + margin), xlim=(0, steps[-1]))
             above.set_xlabel("step", labelpad=2)
-        low, high = min(everything) - 0.02, max(everything) + 0.02
+        low, high = min(changes) - 0.02, max(changes) + 0.02
         for panel in panels[1]:
             panel.plot([low, high], [low, high], color=GREY, linewidth=0.5)
             panel.axhline(0, color=GREY, linewidth=0.5)
             panel.axvline(0, color=GREY, linewidth=0.5)
             panel.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-            panel.set_xlabel("predicted change between evaluations", labelpad=2)
+            panel.set_xlabel("predicted change", labelpad=2)
+        for panel in panels.flat:
+            panel.tick_params(length=2.5, pad=2)
+            panel.locator_params(nbins=5)
         panels[0][0].set_ylabel("held-out reward")
-        panels[1][0].set_ylabel("measured change")
-        for row, (mark, (_, words, colour, _)) in enumerate(zip("●×", looks, strict=True)):
-            panels[1][0].text(
-                0.03, 0.95 - 0.1 * row, f"{mark} {words}", transform=panels[1][0].transAxes, color=colour, fontsize=LABEL, va="top"
-            )
+        panels[1][0].set_ylabel("measured change,\nevaluation to evaluation")
         write_figure(figure, out)
 
 

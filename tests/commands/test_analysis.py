@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from analysis import curves
+from analysis import curves, looks
 from analysis.curves import draw
 from analysis.runs import load_run
 from analysis.verdict import verdict
 from common.errors import UserError
 from support.folders import GOOD, NAMES, write_run
+from support.pictures import cut_off, leaving, lines_of, overlapping
 
 
 def judge(tmp_path: Path, **evaluations: list[float]):
@@ -293,8 +294,33 @@ def test_picture_of_one_run(tmp_path, figures):
         assert 500 < image.height < 1200
     assert sorted(path.name for path in folder.iterdir()) == before  # nothing temporary is left
     assert titles(figures[0]) == [*NAMES, "response length", "weights", "covariance with the update"]
-    assert "0.60 → 0.90 improved" in [text.get_text() for text in figures[0].axes[0].texts]
-    assert [text.get_text() for text in figures[0].axes[4].texts[1:]] == list(NAMES)  # lines are named where they end
+    assert {"0.60 → 0.90", "▲ improved"} <= {text.get_text() for text in figures[0].axes[0].texts}
+    assert [text.get_text() for text in figures[0].axes[4].texts] == list(NAMES)  # lines are named where they end
+    words = [text.get_text() for text in figures[0].texts]
+    assert {"sampled, ± 1 standard error", "greedy", "start"} <= set(words)  # what bands and dashes mean
+    assert not overlapping(figures[0])
+    assert not cut_off(figures[0])
+    assert not leaving(figures[0])
+
+
+def test_a_degraded_objective_stands_out_without_colour(tmp_path, figures):
+    draw([load_run(write_run(tmp_path / "run", {"kept": [0.5, 0.5], "lost": [0.9, 0.1]}))], tmp_path / "figure.png")
+    kept, lost = (next(text for text in axes.texts if text.get_text() in ("= unchanged", "▼ degraded")) for axes in figures[0].axes[:2])
+    assert lost.get_text() == "▼ degraded"
+    assert lost.get_weight() == "bold" != kept.get_weight()
+    assert lost.get_bbox_patch().get_facecolor()[:3] == (0, 0, 0)
+    assert kept.get_bbox_patch() is None
+    assert not overlapping(figures[0])
+
+
+def test_equal_lines_are_all_seen(tmp_path, figures):
+    """Weights that stay equal: each line is narrower than the one below it, and dashed otherwise."""
+    draw([load_run(write_run(tmp_path / "run", GOOD))], tmp_path / "figure.png")
+    weights = list(lines_of(figures[0].axes[4]).values())
+    assert [line.get_label() for line in weights] == list(NAMES)
+    assert all(list(line.get_ydata()) == list(weights[0].get_ydata()) for line in weights)
+    assert all(below.get_linewidth() > above.get_linewidth() for below, above in pairwise(weights))
+    assert len({line._dash_pattern[1] and tuple(line._dash_pattern[1]) for line in weights}) == 3
 
 
 def test_a_failed_drawing_leaves_the_old_picture(tmp_path, monkeypatch):
@@ -343,12 +369,15 @@ def test_a_run_just_begun_can_be_drawn(tmp_path, length):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-def test_rewards_outside_zero_to_one_are_seen(tmp_path, figures):
-    draw([load_run(write_run(tmp_path / "run", {"score": [-3.0, 4.0], "clarity": [0.2, 0.4]}))], tmp_path / "figure.png")
-    for axes in figures[0].axes[:2]:  # one scale for all objectives
-        low, high = axes.get_ylim()
-        assert low < -3
-        assert high > 4
+def test_every_reward_has_a_scale_on_which_it_is_seen(tmp_path, figures):
+    folder = write_run(tmp_path / "run", {"score": [-3.0, 4.0], "clarity": [0.2, 0.4], "rare": [0.01, 0.05]}, se=0.01)
+    draw([load_run(folder)], tmp_path / "figure.png")
+    score, clarity, rare = (axes.get_ylim() for axes in figures[0].axes[:3])
+    assert score[0] < -3 < 4 < score[1]
+    assert clarity == pytest.approx((-0.03, 1.03))
+    assert rare[0] < 0 < 0.05 < rare[1] < 0.1  # not a flat line at the bottom, and it says so
+    told = [["own scale" in [text.get_text() for text in axes.texts]] for axes in figures[0].axes[:3]]
+    assert told == [[True], [False], [True]]
 
 
 def test_seeds_are_averaged_and_settings_kept_apart(tmp_path, figures):
@@ -363,6 +392,8 @@ def test_seeds_are_averaged_and_settings_kept_apart(tmp_path, figures):
     accuracy = figures[0].axes[0]
     assert titles(figures[0])[0] == "accuracy"
     names = [text.get_text() for text in accuracy.texts if text.get_text()]
+    assert not overlapping(figures[0])
+    assert not cut_off(figures[0])
     assert sorted(names) == ["ctwa", "linear lr 0.1", "linear lr None"]
     drawn = {tuple(round(y, 6) for y in line.get_ydata()): line for line in accuracy.lines if len(line.get_ydata()) == 3}
     mean, one, two = (drawn[tuple(round(v, 6) for v in values)] for values in ([0.5, 0.3, 0.8], [0.6, 0.4, 0.9], [0.4, 0.2, 0.7]))
@@ -386,7 +417,7 @@ def test_smoothing_keeps_steps_and_shortens_at_the_ends():
 @pytest.mark.parametrize("wanted", [[0.5, 0.5, 0.5], [0.0, 1.0, 0.01], [0.99, 1.0, 0.98, 0.2], [0.3, 0.1, 0.6], [0.0] * 8])
 def test_names_do_not_overlap(wanted):
     gap = 0.1
-    places = curves.spread(wanted, gap)
+    places = looks.spread(wanted, gap)
     ranked = sorted(places)
     assert all(b - a > gap - 1e-9 for a, b in pairwise(ranked))
     assert ranked[0] > -1e-9
@@ -409,5 +440,8 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
 def test_ten_settings_can_be_told_apart(tmp_path, figures):
     runs = [load_run(write_run(tmp_path / f"r{k}", GOOD, script=f"algorithm_{k}")) for k in range(10)]
     draw(runs, tmp_path / "figure.png")
-    looks = {(line.get_color(), line.get_linestyle()) for line in figures[0].axes[0].lines if len(line.get_ydata()) == 3}
+    lines = lines_of(figures[0].axes[0]).values()
+    looks = {(line.get_color(), str(line._dash_pattern), line.get_marker(), line.get_markerfacecolor()) for line in lines}
     assert len(looks) == 10
+    assert not overlapping(figures[0])
+    assert not cut_off(figures[0])
