@@ -36,7 +36,7 @@ STYLE = {
     "pdf.fonttype": 42,  # text stays text in a PDF; venues refuse matplotlib's default, Type 3
 }
 # Flags that leave what is learned alone: runs that agree in all others are repetitions of one setting.
-BOOKKEEPING = {"seed", "out", "resume", "checkpoint_every", "tensorboard", "wandb", "trust_remote_code", "micro_batch_tokens"}
+BOOKKEEPING = {"seed", "out", "resume", "checkpoint_every", "keep_safe", "tensorboard", "wandb", "trust_remote_code", "micro_batch_tokens"}
 FACTS = ("script", "estimator", "model", "dataset", "seed")  # stand in the heading where all runs agree
 
 Series = tuple[list[int], list[float]]  # steps and values

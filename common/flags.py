@@ -35,6 +35,8 @@ class RunFlags:
     """held-out prompts to evaluate on: choose hyperparameters on tune, report test"""
     checkpoint_every: int = 25
     """write a checkpoint every so many steps; the last two are kept"""
+    keep_safe: bool = False
+    """also write one at each evaluation that has no objective below its start beyond noise, and keep the last of these beside the two"""
     tensorboard: bool = False
     """also write TensorBoard events into the run folder (pip install tensorboard)"""
     wandb: bool = False
