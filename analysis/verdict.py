@@ -58,8 +58,29 @@ def verdict(run: Run) -> Verdict:
     steps = sorted({step for name in run.objectives for step in run.series(f"eval/{name}")[0]})
     compared = len(steps) > 1
     words = _in_words(objectives) + collapse(run) if compared else f"Evaluated only once, at step {steps[0]}: nothing to compare yet."
-    text = f"{_table(objectives, length, compared)}\n{words}"
+    text = f"{_table(objectives, length, compared)}\n{words}{_safe_in_words(run, steps[-1])}"
     return Verdict(objectives, length, {"improved", "degraded"} <= statuses, text)
+
+
+def last_safe(run: Run) -> int:
+    """The last evaluated step with no objective below its start beyond noise, sampled; 0, the start itself, where there is no other."""
+    evaluations = []
+    for name in run.objectives:
+        errors = dict(zip(*run.series(f"eval/{name}_se"), strict=True))
+        (first, start), *later = zip(*run.series(f"eval/{name}"), strict=True)
+        held = {step for step, value in later if value >= start - NOISE * math.hypot(errors[first], errors[step])}
+        evaluations.append({first, *held})
+    return max(set.intersection(*evaluations))
+
+
+def _safe_in_words(run: Run, last: int) -> str:
+    """Of a run with --keep-safe that did not end at such a step: which checkpoint was kept."""
+    if not run.args.get("keep_safe") or (step := last_safe(run)) == last:
+        return ""
+    if step == 0:
+        return " No evaluation after the start had every objective at its start or above, so --keep-safe has kept no checkpoint."
+    told = f" Step {step} was the last with no objective below its start beyond noise"
+    return f"{told}: `python run.py export {run.path} --step {step}` writes its model."
 
 
 def collapse(run: Run) -> str:

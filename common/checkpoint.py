@@ -1,4 +1,5 @@
-"""Checkpoints of a run: written whole or not at all, read on any number of ranks without executing anything, the last two kept.
+"""Checkpoints of a run: written whole or not at all, read on any number of ranks without executing anything, the last two kept,
+and one that is asked for.
 
 run/checkpoints/step_000100/ holds
     __0_0.distcp, __1_0.distcp, ...   each rank's share of the tensors `policy.<name>` and `optimizer.<name>.<field>`
@@ -29,8 +30,10 @@ from integrations.checkpoint_files import Reader, Writer, as_user_error, fingerp
 KEPT = 2
 
 
-def save_checkpoint(run: Path, step: int, policy: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Write the checkpoint of this step to run/checkpoints and keep the last two.
+def save_checkpoint(
+    run: Path, step: int, policy: nn.Module, optimizer: torch.optim.Optimizer, state: dict, kept: int | None = None
+) -> None:
+    """Write the checkpoint of this step to run/checkpoints and keep the last two, and that of the step `kept` if there is one.
 
     state: nested dicts and lists of small tensors, numbers, strings and None, the same on all ranks. Raises UserError if the folder cannot
     be written or the disk is full; the earlier checkpoints are then as they were.
@@ -85,18 +88,19 @@ def save_checkpoint(run: Path, step: int, policy: nn.Module, optimizer: torch.op
         else:
             goes_on = "there is none before it. Make room there, or give another --out, and start again"
         raise UserError(f"{told}; {goes_on}") from error
-    ranks.on_first(lambda: [shutil.rmtree(old, ignore_errors=True) for old in _folders(run)[:-KEPT]])
+    ranks.on_first(lambda: [shutil.rmtree(old, ignore_errors=True) for old in _folders(run)[:-KEPT] if _step(old) != kept])
 
 
-def load_checkpoint(run: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[int, dict]:
+def load_checkpoint(run: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None, of: int | None = None) -> tuple[int, dict]:
     """Fill policy and optimizer, where there is one, from the newest checkpoint that every rank can read, and return its (step, state).
 
-    One that cannot be read is named and the one before it used. Tensors of state that were on a GPU come to the policy's device, others
-    to the CPU. The optimizer keeps its learning rate and other settings. Raises UserError naming --resume if none can be read.
+    of: take no other than this step's. Else one that cannot be read is named and the one before it used. Tensors of state that were on a
+    GPU come to the policy's device, others to the CPU. The optimizer keeps its learning rate and other settings. Raises UserError naming
+    --resume if none can be read.
     """
-    for folder in reversed(ranks.on_first(lambda: _folders(run))):
+    for folder in reversed(ranks.on_first(lambda: [f for f in _folders(run) if of in (None, _step(f))])):
         try:
-            return int(folder.name.removeprefix("step_")), _load(folder, policy, optimizer)
+            return _step(folder), _load(folder, policy, optimizer)
         except UserError as error:
             if ranks.rank() == 0:
                 print(f"checkpoint {folder} cannot be read ({error}); trying the one before it")
@@ -177,4 +181,8 @@ def _owner(key: str) -> tuple[str, str]:
 
 def _folders(run: Path) -> list[Path]:
     """The checkpoints, oldest first; not those half written."""
-    return sorted((f for f in (run / "checkpoints").glob("step_*") if f.name[5:].isdigit()), key=lambda f: int(f.name[5:]))
+    return sorted((f for f in (run / "checkpoints").glob("step_*") if f.name[5:].isdigit()), key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))

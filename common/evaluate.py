@@ -1,6 +1,7 @@
 """Rewards of completions, each rank its share of them, and held-out means of every objective, sampled and greedy."""
 
 from collections.abc import Callable
+from math import hypot
 
 import torch
 from torch import Tensor
@@ -75,3 +76,10 @@ def evaluate(
             shown = zip(prompts.columns["prompt"][:4], texts, scores.tolist(), strict=False)
             samples = [{"prompt": p, "completion": t, **dict(zip(objectives, s, strict=True))} for p, t, s in shown]
     return metrics, samples
+
+
+def fell(first: dict[str, float], row: dict[str, float], name: str) -> bool:
+    """Whether an objective's held-out mean lies below its first one by more than two standard errors of the difference. first, row: the
+    metrics of two evaluations."""
+    noise = hypot(first[f"eval/{name}_se"], row[f"eval/{name}_se"])
+    return row[f"eval/{name}"] < first[f"eval/{name}"] - 2 * noise

@@ -35,6 +35,8 @@ class RunFlags:
     """held-out prompts to evaluate on: choose hyperparameters on tune, report test"""
     checkpoint_every: int = 25
     """write a checkpoint every so many steps; the last two are kept"""
+    keep_safe: bool = False
+    """also write one at each evaluation that has no objective below its start beyond noise, and keep the last of these beside the two"""
     log_completions: int = 64
     """training completions kept with their text and rewards at the first step and at each that is evaluated, in whole prompts; 0: none"""
     tensorboard: bool = False

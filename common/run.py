@@ -4,7 +4,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from math import hypot
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from common import ranks
 from common.batch import Batch
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import Interrupted, UserError, require
-from common.evaluate import evaluate
+from common.evaluate import evaluate, fell
 from common.flags import RunFlags
 from common.interrupt import Signals
 from common.model import compute_dtype
@@ -42,6 +41,7 @@ class Run:
         self.args, self.data, self.objectives, self.engine = args, data, objectives, engine
         self.policy, self.optimizer, self.state = policy, optimizer, state
         self.last_step, self.samples, self.first = 0, [], {}  # first: metrics of the first evaluation
+        self.safe = 0  # the last step evaluated with no objective below its start beyond noise
         self.seen = [0.0, 0]  # tokens and number of all training completions so far
         self.yardstick = None  # tokens: mean length of the untrained model's completions, which evaluation compares with
         if args.resume:
@@ -51,6 +51,7 @@ class Run:
             require(args.steps >= self.last_step, f"{told}: give more, or leave it out")
             state.update(saved["algorithm"])
             self.seen, self.yardstick, self.first = saved["seen"], saved["yardstick"], saved.get("first", {})
+            self.safe = saved.get("safe", 0)
         self.folder = run_folder(args.out, args.resume, args.name or f"{script}-s{args.seed}")
         self.saved = self.last_step  # the step of the newest checkpoint
         if not args.resume:
@@ -115,8 +116,9 @@ class Run:
             self.say(f"step {step} of {self.args.steps}: held-out {means} length {row['eval/length']:.1f}")
         if "eval/length" in row:
             self.first = self.first or {key: value for key, value in row.items() if key.startswith("eval/")}
-            fallen = {name for name in self.objectives if _fell(self.first, row, name)} - self.lost
-            for name in sorted(fallen):
+            fallen = {name for name in self.objectives if fell(self.first, row, name)}
+            self.safe = self.safe if fallen else step
+            for name in sorted(fallen - self.lost):
                 told = f"held-out {name} fell from {self.first[f'eval/{name}']:.3f} to {row[f'eval/{name}']:.3f}, beyond noise"
                 self.say(f"step {step}: {told}; python run.py explain {self.folder} says why")
             self.lost |= fallen
@@ -147,12 +149,13 @@ class Run:
             self.say(f"step {step}: {told}; KL {row['loss/kl']:.2g} nats per token. If it has collapsed, begin again with a lower --lr")
 
     def save(self, step: int, failures: int = 0) -> None:
-        """A checkpoint, every --checkpoint-every steps and after the last. failures: updates in a row that were skipped.
+        """A checkpoint, every --checkpoint-every steps, after the last and, with --keep-safe, at every step that is safe. failures: updates
+        in a row that were skipped.
 
         Raises UserError, after a checkpoint, where these are too many to go on.
         """
         stop, self.last_step = failures >= MAX_FAILURES, step
-        if stop or self._due(step, self.args.checkpoint_every):
+        if stop or self._due(step, self.args.checkpoint_every) or (self.args.keep_safe and self.safe == step):
             self._save()
         if step < self.args.steps:
             self._stop_if_asked()
@@ -165,7 +168,9 @@ class Run:
 
     def _save(self) -> None:
         state = {"algorithm": self.state, "seen": self.seen, "yardstick": self.yardstick, "first": self.first}
-        save_checkpoint(self.folder, self.last_step, self.policy, self.optimizer, state)
+        state |= {"safe": self.safe}
+        kept = self.safe if self.args.keep_safe else None
+        save_checkpoint(self.folder, self.last_step, self.policy, self.optimizer, state, kept)
         self.saved = self.last_step
 
     def _stop_if_asked(self) -> None:
@@ -194,9 +199,3 @@ class Run:
             failed = UserError(f"{error}; nothing else is lost: make room or mend that, then {later}")
         self.tracker.close()
         return failed
-
-
-def _fell(first: dict[str, float], row: dict[str, float], name: str) -> bool:
-    """Whether an objective's held-out mean lies below its first one by more than two standard errors of the difference."""
-    noise = hypot(first[f"eval/{name}_se"], row[f"eval/{name}_se"])
-    return row[f"eval/{name}"] < first[f"eval/{name}"] - 2 * noise

@@ -140,6 +140,11 @@ def test_the_last_two_are_kept_and_what_a_killed_run_left_is_replaced(tmp_path):
         save_checkpoint(tmp_path, step, policy, optimizer, {"step": step})
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_000002", "step_000003"]
     assert load_checkpoint(tmp_path, policy, optimizer) == (3, {"step": 3})
+    save_checkpoint(tmp_path, 4, policy, optimizer, {"step": 4}, kept=2)
+    save_checkpoint(tmp_path, 5, policy, optimizer, {"step": 5}, kept=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_000002", "step_000004", "step_000005"]
+    assert load_checkpoint(tmp_path, policy, optimizer) == (5, {"step": 5})
+    assert load_checkpoint(tmp_path, policy, optimizer, of=2) == (2, {"step": 2})
     for step in (999_999, 1_000_000):
         save_checkpoint(tmp_path, step, policy, optimizer, {})
     assert load_checkpoint(tmp_path, policy, optimizer)[0] == 1_000_000
