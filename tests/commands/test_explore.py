@@ -327,7 +327,13 @@ def test_browser_turns_the_weights(browser, engine):
     assert "wrong, short, clear" in browser.ask("largest.textContent")
     assert texts_of(browser, "#rows .row:first-child .chips .note") == ["wrong, short, clear · 16 tokens"]
     assert browser.ask("document.querySelector('#rows .sign').textContent").startswith("▲+")
+    equal = dict(zip(texts_of(browser, "#kinds th"), texts_of(browser, "#kinds .n"), strict=True))
+    assert equal["right, long, unclear"].startswith("▼")
+    assert equal["wrong, short, clear"].startswith("▲")
     browser.ask("(w0.value = 100, w0.oninput())")
+    turned = dict(zip(texts_of(browser, "#kinds th"), texts_of(browser, "#kinds .n"), strict=True))
+    assert turned["right, long, unclear"].startswith("▲")
+    assert turned["wrong, short, clear"].startswith("▼")
     assert texts_of(browser, ".weight output") == ["0.60", "0.20", "0.20"]
     assert "none becomes likelier" in browser.ask("largest.textContent")
     own = data["steps"][0]
@@ -374,7 +380,7 @@ def test_browser_by_keyboard_alone(browser):
         seen.append(browser.ask("document.activeElement.id || document.activeElement.className || document.activeElement.tagName"))
     for control in ("step", "w0", "w1", "w2", "equal", "own", "rule", "prompt", "sort", "SUMMARY"):
         assert control in seen
-    assert sum(name.startswith("n ") for name in seen[: seen.index("SUMMARY")]) == 2  # the effects and the completions
+    assert sum(name.startswith("n ") for name in seen[: seen.index("SUMMARY")]) == 3  # the effects, the kinds and the completions
     browser.ask("document.querySelector('#rows .n').focus()")
     told = browser.ask("formula.innerText")
     assert "(score − base) · scale = (0.33·" in told
