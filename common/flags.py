@@ -24,7 +24,7 @@ class RunFlags:
     preset: str = ""
     """named values of flags, such as qwen2.5-1.5b-math500 (`python run.py presets` lists them); a flag given beside it wins"""
     out: str = ""
-    """run folder; default runs/<script>-<flags given>-s<seed>, such as runs/ctwa-lr3e-5-s1, numbered when taken"""
+    """run folder; default runs/<script>-<flags given>-s<seed>, such as runs/linear-lr3e-5-s1, numbered when taken"""
     resume: str = ""
     """folder of a stopped run to continue, with the flags it had"""
     eval_every: int = 10
