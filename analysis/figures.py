@@ -9,12 +9,26 @@ import os
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 
 from analysis.curves import BOOKKEEPING, Series, limits, mean_of, short_fact, smooth
 from analysis.leaderboard import LAST, MEASURE, SETTING, with_mean_end
-from analysis.looks import COLOURS, GREY, LABEL, STYLE, spread
+from analysis.looks import (
+    LABEL,
+    NEUTRAL,
+    ROW,
+    START,
+    STYLE,
+    Key,
+    Look,
+    Name,
+    algorithm_look,
+    draw_keys,
+    inches,
+    key_rows,
+    name_lines,
+    objective_look,
+)
 from analysis.runs import Run, load_run, read_rows
 from analysis.statistics import iqm, stratified_bootstrap
 from common.errors import UserError, require
@@ -24,11 +38,10 @@ BASELINE = "linear"
 # of the study's scripts; others follow by name
 ORDER = (BASELINE, "ctwa", "tchebycheff", "lagrangian", "dynamic_weighting", "famo", "pama", "mgda", "gradnorm", "nash_mtl")
 REWARD_LEVEL = ORDER[:7]
-BEHIND = {"color": GREY, "linestyle": "-.", "linewidth": 0.9}  # the line of another algorithm, to compare with
-DASHES = ("-", (0, (4, 1.3)), (0, (1, 1)), (0, (5, 1.3, 1, 1.3)))  # so that the objectives can be told apart in greyscale
+FEW = 3  # seeds: of so few the interval of the mean is their range, so that each of them is drawn instead
 RESAMPLES = 2_000  # of the seeds, for each point of a band
 WIDTH = 7.5  # inches; a page
-LEFT, RIGHT = 0.55, 0.85  # inches beside the panels: the axis; the names of the lines
+LEFT, RIGHT = 0.55, 0.95  # inches beside the panels: the axis; the names of the lines
 
 Runs = dict[str, list[Run]]  # the seeds of each algorithm, or of each setting, in the order in which they are drawn
 
@@ -162,10 +175,6 @@ def cosines(run: Run) -> dict[tuple[int, int], Series]:
     return series
 
 
-def _of(runs: list[Run], key: str, half: int = 0) -> Band:
-    return band([smooth(run.series(key), half) for run in runs])
-
-
 # --- the figures ---
 
 
@@ -174,7 +183,7 @@ def draw_curves(groups: Sequence[tuple[str, Runs]]):
     runs = [run for _, algorithms in groups for seeds in algorithms.values() for run in seeds]
     head = 0.3 if len(groups) > 1 else 0
     heights = [head + _block_height(algorithms) for _, algorithms in groups]
-    page = _Page(sum(heights), _facts(runs), f"Held-out reward. {_what(runs)}. {_behind(runs[0].objectives[0], runs)}")
+    page = _Page(sum(heights), _facts(runs), f"Held-out reward. {_seeds_drawn(runs)}", _keys(runs))
     for number, (model, algorithms) in enumerate(groups):
         y = sum(heights[:number])
         if head:
@@ -184,19 +193,34 @@ def draw_curves(groups: Sequence[tuple[str, Runs]]):
     return page.figure
 
 
+def draw_readme(algorithms: Runs):
+    """The first picture: held-out reward of every objective, a panel per algorithm, large enough for a page that shows it small."""
+    runs = [run for seeds in algorithms.values() for run in seeds]
+    names, last = runs[0].objectives, runs[0].rows[-1]["step"]
+    beside = max(map(inches, names)) + 0.25
+    height, pitch = 1.75, (WIDTH - 0.5) / len(algorithms)
+    page = _Page(height + 0.6, _facts(runs), f"Held-out reward. {_seeds_drawn(runs)}", _keys(runs, behind=False))
+    for column, (script, seeds) in enumerate(algorithms.items()):
+        where = (0.5 + column * pitch, 0.25, pitch - beside, height)
+        panel = page.panel(where, last, (0, 1), _counted(script, seeds, algorithms), first=column == 0, lowest=True)
+        panel.set_xlabel("step", labelpad=1)
+        panel.set_ylabel("held-out reward" if column == 0 else "", labelpad=2)
+        _draw_objectives(panel, seeds, [])
+    return page.figure
+
+
 def draw_weights(models: Runs):
     """Figure 2: CTWA's weights, what drives them and what comes of them, a column per model."""
     runs = [run for seeds in models.values() for run in seeds]
-    seeds = ". Thick: interquartile mean over the seeds, thin: each seed." if _most(runs) > 1 else ". One seed."
     rows = (
-        ("weight/{}", "weight"),
+        ("weight/{}", "weight, log scale"),
         ("weight_share/{}", "share of the weights"),
         ("ctwa/deficit/{}", "missing covariance"),
         ("eval/{}", "held-out reward"),
     )
     width, height = _width(len(models)), 1.1
-    words = "CTWA adds to the logarithm of a weight what the covariance of its objective misses to the target, times the weight rate"
-    page = _Page(0.2 + 1.25 * len(rows) + 0.2, _facts(runs), words + seeds)
+    words = "CTWA adds to the logarithm of a weight what the covariance of its objective misses to the target, times the weight rate."
+    page = _Page(0.2 + 1.25 * len(rows) + 0.2, _facts(runs), words, _line_keys(runs, band=False))
     last = runs[0].rows[-1]["step"]
     for row, (key, unit) in enumerate(rows):
         include = () if row == 0 else (0, 1) if row == 3 else (0,)
@@ -208,43 +232,47 @@ def draw_weights(models: Runs):
             panel.set_ylabel(unit if column == 0 else "")
             ends = []
             for k, name in reversed(list(enumerate(repetitions[0].objectives))):  # the first objective on top
-                colour, dash = _look(k)
+                look = objective_look(k)
                 each = [run.series(key.format(name)) for run in repetitions]
-                for series in each if len(each) > 1 else ():
-                    panel.plot(*series, color=colour, linestyle=dash, linewidth=0.5, alpha=0.5)
+                _draw_seeds(panel, each, look)
                 middle = band(each)
-                panel.plot(middle.steps, middle.middle, color=colour, linestyle=dash, label=name)
-                ends.append((name, colour, middle.middle[-1]))
+                panel.plot(middle.steps, middle.middle, label=name, **look.pen)
+                ends.append(Name(name, look, last, middle.middle[-1]))
             if column == len(models) - 1:
-                _name_ends(panel, ends, height)
+                name_lines(panel, ends)
     return page.figure
 
 
 def draw_covariances(algorithms: Runs, reference: str = "ctwa"):
-    """Figure 3: each objective's covariance with the update, a row per algorithm, `reference` in grey behind all of them."""
+    """Figure 3: each objective's covariance with the update, a row per algorithm, `reference` behind all of them."""
     runs = [run for seeds in algorithms.values() for run in seeds]
     names, last = runs[0].objectives, runs[0].rows[-1]["step"]
     half = last // 25
-    behind = f" Grey: {reference}." if reference in algorithms else ""
-    words = f"Covariance of advantage and reward within prompts, {mean_of(half)}. {_what(runs)}.{behind}"
+    behind = algorithm_look(reference)._replace(marker="")
+    keys = [*_line_keys(runs), *([Key(reference, behind, "thin")] if reference in algorithms else [])]
+    words = f"Covariance of advantage and reward within prompts, {mean_of(half)}. {_seeds_drawn(runs)}"
     beside, height, pitch = 1.25, 0.7, 0.84
     width = _width(len(names), beside, 0.5)
-    page = _Page(0.2 + pitch * len(algorithms) + 0.25, _facts(runs), words)
-    bands = {script: [_of(seeds, f"cov/{name}", half) for name in names] for script, seeds in algorithms.items()}
-    bounds = limits((values for own in bands.values() for b in own for values in (b.middle, _known(b.low), _known(b.high))), (0,))
-    for row, (script, own) in enumerate(bands.items()):
+    page = _Page(0.2 + pitch * len(algorithms) + 0.25, _facts(runs), words, keys)
+    series = {
+        script: [[smooth(run.series(f"cov/{name}"), half) for run in seeds] for name in names] for script, seeds in algorithms.items()
+    }
+    middles = {script: [band(each) for each in own] for script, own in series.items()}
+    bounds = limits((values for own in series.values() for each in own for _, values in each), (0,))
+    for row, script in enumerate(algorithms):
         y = 0.2 + row * pitch
         title = script.replace("_", "_\n") if len(script) > 12 else script
         page.words(0.1, y + height / 2, _counted(title, algorithms[script], algorithms).replace(" (", "\n("), va="center", weight="bold")
         for k, name in enumerate(names):
             where = (beside + k * (width + 0.2), y, width, height)
-            panel = page.panel(where, last, bounds, name if row == 0 else "", first=k == 0, lowest=row == len(bands) - 1)
+            panel = page.panel(where, last, bounds, name if row == 0 else "", first=k == 0, lowest=row == len(algorithms) - 1)
             panel.axhline(0, color="black", linewidth=0.6)
-            if reference in bands and script != reference:
-                panel.plot(bands[reference][k].steps, bands[reference][k].middle, label=reference, **BEHIND)
+            if reference in algorithms and script != reference:
+                drawn = middles[reference][k]
+                panel.plot(drawn.steps, drawn.middle, label=reference, linewidth=0.9, **behind.pen)
                 if k == len(names) - 1:
-                    _name_ends(panel, [(reference, GREY, bands[reference][k].middle[-1])], height)
-            _draw_band(panel, own[k], *_look(k), script)
+                    name_lines(panel, [Name(reference, behind, last, drawn.middle[-1])])
+            _draw_mean(panel, series[script][k], objective_look(k), script)
     return page.figure
 
 
@@ -255,10 +283,10 @@ def draw_targets(settings: Runs, baseline: list[Run]):
     runs = [run for seeds in everything.values() for run in seeds]
     names = first.objectives
     height, beside = 0.17 * len(everything) + 0.1, 1.75
-    words = f"CTWA with other covariance targets (for {', '.join(names)}). Held-out reward. Above, where each setting ends (mean of "
-    words += f"the last {LAST} evaluations; strokes: each seed; dashed: the start); below, the way there. {_what(runs)}. "
-    words += _behind(names[0], runs)
-    page = _Page(0.2 + height + 0.35 + _block_height(settings, 4, 2), _facts(runs), words)
+    words = f"CTWA with other covariance targets (for {', '.join(names)}). Held-out reward: above, where each setting ends (mean of "
+    words += f"the last {LAST} evaluations, of all seeds and of each); below, the way there. {_seeds_drawn(runs)}"
+    keys = [Key("end, mean of the seeds", NEUTRAL._replace(marker="o"), "point"), Key("end of a seed", NEUTRAL, "stroke"), *_keys(runs)]
+    page = _Page(0.2 + height + 0.35 + _block_height(settings, 4, 2), _facts(runs), words, keys)
     width = _width(len(names), beside, 0.15)
     for k, name in enumerate(names):
         panel = page.panel((beside + k * (width + 0.2), 0.2, width, height), 1, (0, 1), name, first=True, lowest=True)
@@ -271,15 +299,16 @@ def draw_conflict(algorithms: Runs):
     """Figure 5: cosine between the gradients of every pair of objectives, and below each objective's held-out reward."""
     runs = [run for seeds in algorithms.values() for run in seeds]
     names, last = runs[0].objectives, runs[0].rows[-1]["step"]
-    looks = [(GREY, DASHES[1]), *((colour, "-") for colour in ("#000000", *COLOURS[3:6]))]
     pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
     across, height = max(len(pairs), len(names)), 1.5
-    words = f"Cosine between the objectives' gradients, from two halves of a batch, so that noise can carry it beyond ±1. {_what(runs)}."
-    page = _Page(0.2 + 2 * (height + 0.45), _facts(runs), words)
+    words = "Cosine between the objectives' gradients, from two halves of a batch, so that noise can carry it beyond ±1. A gap, or a seed "
+    words += f"without a point: the square of a gradient came out negative by noise, and there is no cosine. {_seeds_drawn(runs)}"
+    keys = [Key(script, algorithm_look(script)) for script in algorithms]
+    page = _Page(0.2 + 2 * (height + 0.45), _facts(runs), words, [*keys, Key("a cosine's ±1", kind="start")])
     width = _width(across)
     measured = {script: [cosines(run) for run in seeds] for script, seeds in algorithms.items()}
 
-    def panels(row: int, titles: list[str], unit: str, bounds: tuple[float, float], bands: Callable[[int], list[Band]]) -> None:
+    def panels(row: int, titles: list[str], unit: str, bounds: tuple[float, float], each: Callable[[str, int], list[Series]]) -> None:
         for column, title in enumerate(titles):
             where = (LEFT + column * (width + 0.2), 0.2 + row * (height + 0.45), width, height)
             panel = page.panel(where, last, bounds, title, first=column == 0, lowest=True)
@@ -287,19 +316,22 @@ def draw_conflict(algorithms: Runs):
             if row == 0:
                 panel.axhline(0, color="black", linewidth=0.6)
                 for bound in (-1, 1):
-                    panel.axhline(bound, color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
+                    panel.axhline(bound, **START)
             ends = []
-            for script, drawn, look in zip(algorithms, bands(column), cycle(looks), strict=False):
-                _draw_band(panel, drawn, *look, script, marker="." if row == 0 else "")  # a point between two gaps has no line
-                if known := _known(drawn.middle):
-                    ends.append((_counted(script, algorithms[script], algorithms), look[0], known[-1]))
+            for script in algorithms:
+                look, seeds = algorithm_look(script), each(script, column)
+                drawn = _draw_mean(panel, seeds, look, script, points=row == 0)  # a point between two gaps has no line
+                known = [(x, y) for x, y in zip(drawn.steps, drawn.middle, strict=True) if not math.isnan(y)]
+                ends += [Name(_counted(script, algorithms[script], algorithms), look, *known[-1])] if known else []
             if column == len(titles) - 1:
-                _name_ends(panel, ends, height)
+                name_lines(panel, ends)
 
+    found = [value for own in measured.values() for run in own for _, values in run.values() for value in values if not math.isnan(value)]
+    bound = max(1.1, *map(abs, found)) if found else 1.1
     titles = [f"{names[i]}, {names[j]}" for i, j in pairs]
-    panels(0, titles, "cosine", (-1.25, 1.25), lambda n: [band([run[pairs[n]] for run in measured[script]]) for script in algorithms])
+    panels(0, titles, "cosine", (-bound, bound), lambda script, n: [run[pairs[n]] for run in measured[script]])
     held_out = limits((run.series(f"eval/{name}")[1] for run in runs for name in names), (0, 1))
-    panels(1, names, "held-out reward", held_out, lambda n: [_of(seeds, f"eval/{names[n]}") for seeds in algorithms.values()])
+    panels(1, names, "held-out reward", held_out, lambda script, n: [run.series(f"eval/{names[n]}") for run in algorithms[script]])
     return page.figure
 
 
@@ -307,19 +339,21 @@ def draw_conflict(algorithms: Runs):
 
 
 class _Page:
-    """A figure laid out in inches from below its heading, which says what the runs have in common and what is drawn."""
+    """A figure laid out in inches from below its heading: what the runs have in common, what is drawn, and a key of the lines."""
 
-    def __init__(self, height: float, facts: str, words: str) -> None:
+    def __init__(self, height: float, facts: str, words: str, keys: Sequence[Key]) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        lines = textwrap.wrap(words, 122)
-        self.top = 0.38 + 0.145 * len(lines)
+        lines = textwrap.wrap(words, 118)
+        keys_at = 0.40 + 0.145 * len(lines)
+        self.top = keys_at + ROW * len(key_rows(keys, WIDTH - 0.2))
         self.height = self.top + height
         self.figure = Figure(figsize=(WIDTH, self.height))
         FigureCanvasAgg(self.figure)
         self.words(0.1, 0.1 - self.top, facts, va="top", weight="bold", fontsize=LABEL + 1)
-        self.words(0.1, 0.29 - self.top, "\n".join(lines), va="top", color=GREY, linespacing=1.3)
+        self.words(0.1, 0.29 - self.top, "\n".join(lines), va="top", color="#444444", linespacing=1.3)
+        draw_keys(self.figure, 0.1, keys_at, keys)
 
     def words(self, x: float, y: float, text: str, **style) -> None:
         self.figure.text(x / WIDTH, 1 - (self.top + y) / self.height, text, **{"fontsize": LABEL, **style})
@@ -357,7 +391,8 @@ class _Page:
         if ticks[-1] == last:
             panel.get_xticklabels()[-1].set_ha("right")
         head = panel.set_title(title, pad=3, linespacing=1.1)
-        room = (width + 0.1) / (max(map(_inches, title.split("\n"))) or 1)
+        widest = max(inches(line, STYLE["axes.titlesize"], STYLE["axes.titleweight"]) for line in title.split("\n")) if title else 0
+        room = width / (widest or 1)
         head.set_fontsize(head.get_fontsize() * min(1, room))
         panel.tick_params(length=2.5, pad=2, labelleft=first, labelbottom=lowest)
         if lowest and first:
@@ -374,42 +409,59 @@ def _draw_block(page: _Page, y: float, cells: Runs, baseline: list[Run], across:
     names = next(iter(cells.values()))[0].objectives
     width, height = _width(across, margin=0.12), 0.8
     bounds = limits((run.series(f"eval/{name}")[1] for seeds in cells.values() for run in seeds for name in names), (0, 1))
-    behind = _of(baseline, f"eval/{names[0]}")
     for number, (label, seeds) in enumerate(cells.items()):
         row, column = divmod(number, across)
         where = (LEFT + column * (width + 0.12), y + 0.16 * title_lines + row * (0.94 + 0.16 * title_lines), width, height)
         lowest = number + across >= len(cells)
         panel = page.panel(where, seeds[0].rows[-1]["step"], bounds, _counted(label, seeds, cells), first=column == 0, lowest=lowest)
-        bands = [_of(seeds, f"eval/{name}") for name in names]
-        ends = [(name, _look(k)[0], bands[k].middle[-1]) for k, name in enumerate(names)]
-        panel.axhline(bands[0].middle[0], color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
-        if baseline and seeds is not baseline:
-            panel.plot(behind.steps, behind.middle, label=BASELINE, **BEHIND)
-            ends.append((BASELINE, GREY, behind.middle[-1]))
-        for run in seeds if len(seeds) > 1 else ():  # a mean of two outcomes is neither
-            panel.plot(*run.series(f"eval/{names[0]}"), color=COLOURS[0], linewidth=0.5, alpha=0.7)
-        for k, drawn in reversed(list(enumerate(bands))):  # the first objective on top
-            _draw_band(panel, drawn, *_look(k), names[k])
-        if column == across - 1 or number == len(cells) - 1:
-            _name_ends(panel, ends, height)
+        named = column == across - 1 or number == len(cells) - 1
+        _draw_objectives(panel, seeds, baseline if seeds is not baseline else [], named)
 
 
-def _draw_band(panel, drawn: Band, colour: str, dash, label: str, marker: str = "") -> None:
-    panel.fill_between(drawn.steps, drawn.low, drawn.high, color=colour, alpha=0.2, linewidth=0)
-    panel.plot(drawn.steps, drawn.middle, color=colour, linestyle=dash, marker=marker, markersize=3, linewidth=1.3, label=label)
+def _draw_objectives(panel, seeds: list[Run], baseline: list[Run], named: bool = True) -> None:
+    """Held-out rewards of one setting, the first objective on top and that of the baseline behind; names beside the panel."""
+    names, last = seeds[0].objectives, seeds[0].rows[-1]["step"]
+    panel.axhline(seeds[0].series(f"eval/{names[0]}")[1][0], **START)
+    ends = []
+    if baseline:
+        behind, look = band([run.series(f"eval/{names[0]}") for run in baseline]), algorithm_look(BASELINE)
+        panel.plot(behind.steps, behind.middle, label=BASELINE, linewidth=0.9, **look.pen)
+        ends.append(Name(BASELINE, look, last, behind.middle[-1]))
+    for k, name in reversed(list(enumerate(names))):
+        drawn = _draw_mean(panel, [run.series(f"eval/{name}") for run in seeds], objective_look(k), name)
+        ends.append(Name(name, objective_look(k), last, drawn.middle[-1]))
+    if named:
+        name_lines(panel, ends)
+
+
+def _draw_mean(panel, seeds: list[Series], look: Look, label: str, points: bool = False) -> Band:
+    """The mean over the seeds, each of them thin, and with enough of them the mean's interval; `points` marks the values."""
+    drawn = band(seeds)
+    if len(seeds) > FEW:
+        panel.fill_between(drawn.steps, drawn.low, drawn.high, color=look.colour, alpha=0.15, linewidth=0)
+    _draw_seeds(panel, seeds, look, points)
+    panel.plot(drawn.steps, drawn.middle, linewidth=1.4, label=label, **look.pen, **(look.points if points else {}))
+    return drawn
+
+
+def _draw_seeds(panel, seeds: list[Series], look: Look, points: bool = False) -> None:
+    """Each seed, since a mean of two outcomes is neither."""
+    marker = {"marker": look.marker, "markersize": 1.8} if points else {}
+    for series in seeds if len(seeds) > 1 else ():
+        panel.plot(*series, color=look.colour, linewidth=0.5, alpha=0.6, label="_seed", **marker)
 
 
 def _draw_ends(panel, name: str, settings: Runs, named: bool) -> None:
-    """The end of one objective in every setting: its mean, its interval and its seeds, one line per setting."""
+    """The end of one objective in every setting: its mean and its seeds, with enough of them its interval; one line per setting."""
     ended = {label: [with_mean_end(run).series(f"eval/{name}")[1] for run in seeds] for label, seeds in settings.items()}
-    panel.axvline(next(iter(ended.values()))[0][0], color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
+    panel.axvline(next(iter(ended.values()))[0][0], **START)
     for y, (label, seeds) in enumerate(ended.items()):
-        colour = GREY if label == BASELINE else "#000000"
+        look = algorithm_look(settings[label][0].args["script"])
         ends = [end for _, end in seeds]
-        if len(ends) > 1:
-            panel.plot(stratified_bootstrap([ends], iqm), [y, y], color=colour, linewidth=4, alpha=0.3, solid_capstyle="butt")
-        panel.plot(ends, [y] * len(ends), "|", color=colour, markersize=6, markeredgewidth=0.8)
-        panel.plot([float(iqm(ends))], [y], "o", color=colour, markersize=3.5, clip_on=False, label=label)
+        if len(ends) > FEW:
+            panel.plot(stratified_bootstrap([ends], iqm), [y, y], color=look.colour, linewidth=4, alpha=0.3, solid_capstyle="butt")
+        panel.plot(ends, [y] * len(ends), "|", color=look.colour, markersize=6, markeredgewidth=0.8)
+        panel.plot([float(iqm(ends))], [y], linestyle="", marker="o", color=look.colour, markersize=3.5, clip_on=False, label=label)
     panel.set(xlim=(-0.03, 1.03), ylim=(len(ended) - 0.4, -0.6))
     panel.set_xticks([0, 0.5, 1])
     for tick in panel.get_xticklabels():
@@ -419,41 +471,13 @@ def _draw_ends(panel, name: str, settings: Runs, named: bool) -> None:
     panel.set_xlabel("")
 
 
-def _name_ends(panel, ends: list[tuple[str, str, float]], height: float) -> None:
-    """Names beside a panel `height` inches high, each in its colour where its line ends, apart where they would overlap."""
-    top = 0.95  # of the panel: above it stands the title
-    values = [(0, panel.transScale.transform((1, value))[1]) for _, _, value in ends]
-    places = spread([place / top for _, place in panel.transLimits.transform(values)], gap=1.2 * LABEL / (72 * height * top))
-    for (label, colour, _), place in zip(ends, places, strict=True):
-        panel.annotate(label, (1, place * top), (4, 0), xycoords="axes fraction", textcoords="offset points", color=colour,
-                       fontsize=LABEL, va="center", annotation_clip=False)  # fmt: skip
-
-
 def _counted(label: str, seeds: list[Run], cells: Runs) -> str:
     """The label, with the number of seeds where others have another number."""
     return f"{label} ({len(seeds)})" if len({len(other) for other in cells.values()}) > 1 else label
 
 
-def _look(k: int) -> tuple:
-    """Colour and dash of an objective."""
-    return COLOURS[k % len(COLOURS)], DASHES[k % len(DASHES)]
-
-
 def _width(columns: int, left: float = LEFT, right: float = RIGHT, margin: float = 0.2) -> float:
     return (WIDTH - left - right - (columns - 1) * margin) / columns
-
-
-def _known(values: list[float]) -> list[float]:
-    return [value for value in values if not math.isnan(value)]
-
-
-def _inches(words: str) -> float:
-    """How wide a panel's title is."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    font = FontProperties(size=STYLE["axes.titlesize"], weight=STYLE["axes.titleweight"])
-    return text_to_path.get_text_width_height_descent(words, font, False)[0] / 72
 
 
 # --- words ---
@@ -483,15 +507,30 @@ def _counts(runs: list[Run]) -> list[int]:
     return list(groups.values())
 
 
-def _most(runs: list[Run]) -> int:
-    return max(_counts(runs))
+def _seeds_drawn(runs: list[Run]) -> str:
+    """What of the seeds is seen, in words."""
+    fewest, most = min(_counts(runs)), max(_counts(runs))
+    if most == 1:
+        return "One seed: no band."
+    few = f"up to {FEW} seeds, whose interval would be their range, have no band" if fewest < most else "no band: their range is seen"
+    return (
+        f"Thick: interquartile mean over the seeds, thin: each seed; {few}."
+        if fewest <= FEW
+        else "Thick: interquartile mean over the seeds."
+    )
 
 
-def _what(runs: list[Run]) -> str:
-    return "Line: interquartile mean over the seeds, band: its 95% bootstrap interval" if _most(runs) > 1 else "One seed: no band"
+def _line_keys(runs: list[Run], band: bool = True) -> list[Key]:
+    """Samples of what stands for the seeds."""
+    most = max(_counts(runs))
+    keys = [Key("mean of the seeds"), Key("a seed", NEUTRAL, "thin")] if most > 1 else []
+    return [*keys, *([Key("95% bootstrap interval of the mean", NEUTRAL, "bar")] if band and most > FEW else [])]
 
 
-def _behind(name: str, runs: list[Run]) -> str:
-    each = f"Thin: {name} of each seed. " if _most(runs) > 1 else ""
-    grey = f"Grey: {name} under {BASELINE}. " if any(run.args["script"] == BASELINE for run in runs) else ""
-    return f"{each}{grey}Dashed: {name} at the start."
+def _keys(runs: list[Run], behind: bool = True) -> list[Key]:
+    """Samples of the objectives' lines and of what stands behind them."""
+    names = runs[0].objectives
+    keys = [Key(name, objective_look(k)) for k, name in enumerate(names)]
+    if behind and any(run.args["script"] == BASELINE for run in runs):
+        keys.append(Key(f"{names[0]} under {BASELINE}", algorithm_look(BASELINE)._replace(marker="")))
+    return [*keys, Key(f"{names[0]} at the start", kind="start"), *_line_keys(runs)[1:]]

@@ -188,38 +188,48 @@ class Key(NamedTuple):
     kind: Literal["line", "thin", "start", "band", "bar", "point", "stroke"] = "line"
 
 
-def draw_keys(figure, x: float, y: float, keys: Sequence[Key], right: float | None = None) -> float:
-    """Draw samples with their words in a row from (x, y) inches, the figure's left and top being 0, and return the y of the last row.
+SAMPLE, BETWEEN, ROW = 0.24, 0.18, 0.16  # inches: a sample's length, from one key to the next, from row to row
 
-    right: inches, beyond which another row begins; by default the figure's width.
-    """
+
+def key_rows(keys: Sequence[Key], room: float) -> list[list[Key]]:
+    """The keys in rows no wider than `room` inches."""
+    rows: list[list[Key]] = []
+    used = room
+    for key in keys:
+        wide = SAMPLE + 0.05 + inches(key.words)
+        if not rows or used + BETWEEN + wide > room:
+            rows.append([])
+            used = -BETWEEN
+        rows[-1].append(key)
+        used += BETWEEN + wide
+    return rows
+
+
+def draw_keys(figure, x: float, y: float, keys: Sequence[Key]) -> None:
+    """Draw samples with their words in rows from (x, y) inches, of which the figure's left and top are 0, as far as it is wide."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
 
     width, height = figure.get_size_inches()
-    left, long, right = x, 0.24, width - 0.1 if right is None else right
-    for key in keys:
-        words = inches(key.words)
-        if x > left and x + long + 0.06 + words > right:
-            x, y = left, y + 0.16
-        at = 1 - y / height
-        ends, colour = [x / width, (x + long) / width], key.look.colour
-        if key.kind in ("band", "bar"):
-            tall = (0.09 if key.kind == "band" else 0.05) / height
-            figure.add_artist(Rectangle((ends[0], at - tall / 2), long / width, tall, color=colour, alpha=0.3, linewidth=0))
-        if key.kind in ("band", "line"):
-            figure.add_artist(Line2D(ends, [at, at], linewidth=1.4, **key.look.pen))
-        elif key.kind == "thin":
-            figure.add_artist(Line2D(ends, [at, at], linewidth=0.6, alpha=0.7, **key.look.pen))
-        elif key.kind == "start":
-            figure.add_artist(Line2D(ends, [at, at], **START))
-        if key.kind == "stroke":
-            figure.add_artist(Line2D([sum(ends) / 2], [at], marker="|", color=colour, markersize=6, markeredgewidth=0.8))
-        elif key.look.marker and key.kind in ("line", "point"):
-            figure.add_artist(Line2D([sum(ends) / 2], [at], linestyle="", **key.look.points))
-        figure.text((x + long + 0.05) / width, at, key.words, va="center_baseline", color="#444444", fontsize=LABEL)
-        x += long + 0.05 + words + 0.18
-    return y
+    for number, row in enumerate(key_rows(keys, width - x - 0.1)):
+        left, at = x, 1 - (y + number * ROW) / height
+        for key in row:
+            ends, colour = [left / width, (left + SAMPLE) / width], key.look.colour
+            if key.kind in ("band", "bar"):
+                tall = (0.09 if key.kind == "band" else 0.05) / height
+                figure.add_artist(Rectangle((ends[0], at - tall / 2), SAMPLE / width, tall, color=colour, alpha=0.3, linewidth=0))
+            if key.kind in ("band", "line"):
+                figure.add_artist(Line2D(ends, [at, at], linewidth=1.4, **key.look.pen))
+            elif key.kind == "thin":
+                figure.add_artist(Line2D(ends, [at, at], linewidth=0.6, alpha=0.7, **key.look.pen))
+            elif key.kind == "start":
+                figure.add_artist(Line2D(ends, [at, at], **START))
+            if key.kind == "stroke":
+                figure.add_artist(Line2D([sum(ends) / 2], [at], marker="|", color=colour, markersize=6, markeredgewidth=0.8))
+            elif key.look.marker and key.kind in ("line", "point"):
+                figure.add_artist(Line2D([sum(ends) / 2], [at], linestyle="", **key.look.points))
+            figure.text((left + SAMPLE + 0.05) / width, at, key.words, va="center_baseline", color="#444444", fontsize=LABEL)
+            left += SAMPLE + 0.05 + inches(key.words) + BETWEEN
 
 
 def inches(words: str, size: float = LABEL, weight: str = "normal") -> float:

@@ -1,19 +1,25 @@
 """The paper's figures at testbed scale, each from finished runs by one command, as PNG and PDF. Nothing is trained.
 
-python -m benchmarks.figures 1 [2 ... 8 | all] [--runs FOLDER ...] [--out docs/figures]
+python -m benchmarks.figures 1 [2 ... 8 | readme | all] [--runs FOLDER ...] [--out docs/figures]
+
+Figures of held-out rewards alone (1, 6, 7, 8 and the readme's) need no runs: where the default folder is not there they are drawn from the
+evaluations kept in docs/results.
 """
 
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import tyro
 
 from analysis import figures
-from analysis.curves import STYLE, write_figure
+from analysis.curves import write_figure
 from analysis.figures import Runs, choose
+from analysis.looks import STYLE
+from benchmarks.results import unpack
 from benchmarks.targets import SETTINGS
 from common.errors import UserError, plain_errors, require
 
@@ -21,6 +27,8 @@ STUDY, TARGETS, GRADIENTS = "results/study", "results/targets", "results/gradien
 BENCH = "python run.py bench --algos all --seeds 5 --models"
 THREE_MODELS = ("testbed:fragile", "testbed:wavering", "testbed:robust")
 TESTBED = f"{BENCH} testbed testbed:wavering testbed:robust --out {STUDY}"
+README = ("linear", "ctwa", "ratchet")
+KEPT = {"1": ("curves.csv",), "6": ("curves.csv",), "7": ("curves.csv",), "8": ("curves.csv",), "readme": ("curves.csv", "field.csv")}
 PAPER_TARGETS = (None, SETTINGS["default"])  # None: not CTWA
 
 Found = list[tuple[Path, dict]]
@@ -28,11 +36,13 @@ Found = list[tuple[Path, dict]]
 
 @dataclass
 class Args:
-    figures: tyro.conf.Positional[Annotated[tuple[Literal["1", "2", "3", "4", "5", "6", "7", "8", "all"], ...], tyro.conf.arg(metavar="N")]]
+    figures: tyro.conf.Positional[
+        Annotated[tuple[Literal["1", "2", "3", "4", "5", "6", "7", "8", "readme", "all"], ...], tyro.conf.arg(metavar="N")]
+    ]
     """numbers of figures, or all"""
     runs: tuple[str, ...] = ()
     """run folders, or folders that hold them, as bench makes them; default: results/study, with results/targets for figure 4, and
-    results/gradients for figure 5"""
+    results/gradients for figure 5; the evaluations in docs/results where a figure needs no more"""
     out: str = "docs/figures"
     """folder of the pictures, made where it is missing; a picture of the same name is replaced"""
 
@@ -51,6 +61,12 @@ def curves(found: Found, models: Collection[str], **flags: Collection) -> tuple[
         absent = ", ".join(script for script in figures.ORDER if script not in runs) if runs else "runs"
         notes += [*said, *([f"without {absent} on {model}"] if absent else [])]
     return groups and figures.draw_curves(groups), notes
+
+
+def readme(found: Found) -> tuple[object, list[str]]:
+    """The readme's figure: the baseline, the paper's algorithm and ours on the fragile model."""
+    runs, notes = choose(found, wanted(THREE_MODELS[:1], script=README))
+    return runs and figures.draw_readme({script: runs[script] for script in README if script in runs}), notes
 
 
 def weights(found: Found) -> tuple[object, list[str]]:
@@ -108,6 +124,7 @@ FIGURES: dict[str, tuple[Callable[[Found], tuple[object, list[str]]], tuple[str,
     ),
     "7": (lambda found: curves(found, ("testbed:fragile-gpt2",)), (STUDY,), f"{BENCH} testbed:fragile-gpt2 --out {STUDY}"),
     "8": (lambda found: curves(found, THREE_MODELS, estimator=("grpo",)), (STUDY,), f"{TESTBED} --estimator grpo"),
+    "readme": (readme, (STUDY,), TESTBED.replace("all", " ".join(README)).replace(" testbed:wavering testbed:robust", "")),
 }
 
 
@@ -119,7 +136,12 @@ def draw(number: str, runs: tuple[str, ...], out: Path) -> list[str]:
     import matplotlib
 
     drawing, folders, command = FIGURES[number]
-    found = figures.find_runs(runs or [folder for folder in folders if Path(folder).is_dir()])
+    there = runs or [folder for folder in folders if Path(folder).is_dir()]
+    if not there and number in KEPT:
+        with TemporaryDirectory() as kept:
+            unpack(Path(kept), KEPT[number])
+            return draw(number, (kept,), out)
+    found = figures.find_runs(there)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)

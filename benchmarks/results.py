@@ -122,6 +122,25 @@ def evaluations(texts: Sequence[str]) -> dict[tuple[str, ...], dict[str, list[fl
     return dict(sorted(runs.items()))
 
 
+def unpack(folder: Path, names: Sequence[str] = ("curves.csv",)) -> None:
+    """Write the kept evaluations as run folders into `folder`, for what reads runs: the flags of their section in table.json, and of
+    metrics the held-out means alone. Runs of a setting that the table does not have are passed over."""
+    sections = {tuple(section["args"][key] for key in RUN[:3]): section["args"] for section in json.loads(DATA.read_text())["sections"]}
+    for key, own in evaluations([(DATA.parent / name).read_text(encoding="utf-8") for name in names]).items():
+        if key[:3] not in sections:
+            continue
+        script, seed = key[3:]
+        run = folder / "-".join(key).replace(":", "-")
+        run.mkdir(parents=True)
+        flags = (
+            sections[key[:3]] | {"script": script, "seed": int(seed), "out": str(run)} | ({"cov_targets": []} if script == "ctwa" else {})
+        )
+        write_whole(run / "args.json", json.dumps(flags))
+        rows = zip(own["step"], *(own[name] for name in OBJECTIVES), strict=True)
+        lines = ({"step": int(step)} | {f"eval/{name}": v for name, v in zip(OBJECTIVES, values, strict=True)} for step, *values in rows)
+        write_whole(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
 def main(args: Args) -> None:
     if args.runs:
         runs, left_out = bench.load_finished(args.runs)

@@ -3,6 +3,7 @@
 import difflib
 import html
 import re
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; }
 pre.doc { white-space: pre-wrap; font: 13px/1.45 ui-monospace, monospace; }
 table.update { border-collapse: collapse; font-size: 14px; }
 table.update td, table.update th { border: 1px solid var(--line); padding: .25rem .5rem; text-align: left; vertical-align: top; }
+table.update code, pre { overflow-wrap: anywhere; }
+.whose { margin: 0 0 .3rem; font-weight: 600; }
 table.code { border-collapse: collapse; table-layout: fixed; width: 100%; font: 12px/1.4 ui-monospace, monospace; }
 table.code td { vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere; padding: 0 .4rem; }
 table.code col.n { width: 3.2rem; }
@@ -27,6 +30,16 @@ td.old { background: var(--old); } td.new { background: var(--new); }
 td.old b { background: var(--word-old); font-weight: inherit; } td.new b { background: var(--word-new); font-weight: inherit; }
 summary { cursor: pointer; color: #888; font: 13px/1.9 ui-monospace, monospace; }
 h3 { font: 600 13px/1.9 ui-monospace, monospace; margin: .6rem 0 0; border-top: 1px solid var(--line); }
+td.old::before, td.new::before { display: none; font-weight: 700; padding-right: .4em; }
+td.old::before { content: "−"; } td.new::before { content: "+"; }
+@media (max-width: 700px) { /* one under the other; a line that is the same in both stands once */
+  body { margin: .7rem; } .two { grid-template-columns: 1fr; }
+  table.code, table.code tbody { display: block; } table.code colgroup { display: none; }
+  table.code tr { display: grid; grid-template-columns: 2.6rem 1fr; }
+  table.code td { min-width: 0; padding: 0 .3rem; }
+  tr.same td:nth-child(n+3), td.none { display: none; }
+  td.old::before, td.new::before { display: inline; }
+}
 """
 
 
@@ -39,16 +52,13 @@ def page(left: Path, right: Path, docs: Path) -> str:
     names = [path.stem for path in (left, right)]
     title = " and ".join(html.escape(name) for name in names)
     body = [f"<h1>{title}</h1>"]
+    whose = [f'<p class="whose">{html.escape(name)}</p>' for name in names]  # for where they stand one under the other
     updates = [_update(docs / f"{name}.md") for name in names]
     if any(updates):
-        body.append(
-            "<h2>The update</h2>"
-            + _two(
-                text or f"<p>No page yet: its update goes into docs/algos/{html.escape(name)}.md.</p>"
-                for name, text in zip(names, updates, strict=True)
-            )
-        )
-    body.append("<h2>What they are</h2>" + _two(f'<pre class="doc">{html.escape(text)}</pre>' for text in docstrings))
+        shown = [text or _mathematics(name, script) for name, text, script in zip(names, updates, scripts, strict=True)]
+        body.append("<h2>The update</h2>" + _two(map("".join, zip(whose, shown, strict=True))))
+    docs_of = [f'<pre class="doc">{html.escape(text)}</pre>' for text in docstrings]
+    body.append("<h2>What they are</h2>" + _two(map("".join, zip(whose, docs_of, strict=True))))
     body.append("<h2>The scripts</h2>" + _two(f"<strong>{html.escape(str(path))}</strong>" for path in (left, right)))
     body += [_region(a, b) for a, b in pair_regions(*scripts)]
     return (
@@ -80,12 +90,26 @@ def _update(path: Path) -> str:
     return "".join(blocks)
 
 
+def _mathematics(name: str, script: list[Region]) -> str:
+    """Of a script without a page: its mathematics as they are written, else its advantages, else what is missing."""
+    regions = {region.name.removeprefix("ALGO: "): region.lines[1:] for region in script if region.name.startswith("ALGO: ")}
+    code = "\n".join(regions.get("mathematics") or regions.get("advantages") or []).strip("\n")
+    told = f"<p>From the script; docs/algos/{html.escape(name)}.md, which would say it in formulas, is not written yet.</p>"
+    return told + (f'<pre class="doc">{html.escape(textwrap.dedent(code))}</pre>' if code else "")
+
+
 def _inline(text: str) -> str:
-    """Code, bold and links of Markdown; links keep their words."""
+    """Code, bold, italics and links of Markdown; links keep their words, code its stars."""
     text = html.escape(text, quote=False)
     text = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text)
-    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
-    return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", text)
+    parts = re.split(r"(`[^`]+`)", text)
+    for n, part in enumerate(parts):
+        if n % 2:
+            parts[n] = f"<code>{part[1:-1]}</code>"
+        else:
+            part = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", part)
+            parts[n] = re.sub(r"(?<![*\w])\*([^*\s](?:[^*]*[^*\s])?)\*(?![*\w])", r"<em>\1</em>", part)
+    return "".join(parts)
 
 
 def _region(left: list[Region], right: list[Region]) -> str:
@@ -137,8 +161,11 @@ def _row(left_number: int, old: str | None, right_number: int, new: str | None, 
     cells = []
     for number, line, text, style in ((left_number, old, old_html, "old"), (right_number, new, new_html, "new")):
         mark = f' class="{style}"' if changed and line is not None else ""
-        cells.append(f'<td class="n">{number if line is not None else ""}</td><td{mark}>{text}</td>')
-    return f"<tr>{''.join(cells)}</tr>"
+        none = ' class="n none"' if line is None else ' class="n"'
+        mark = ' class="none"' if line is None else mark
+        cells.append(f"<td{none}>{number if line is not None else ''}</td><td{mark}>{text}</td>")
+    same = "" if changed else ' class="same"'
+    return f"<tr{same}>{''.join(cells)}</tr>"
 
 
 def write_page(left: Path, right: Path, docs: Path, out: Path) -> None:

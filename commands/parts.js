@@ -1,4 +1,4 @@
-// What the pages of watch and explore share. They define `data`, with the palette of the objectives in it.
+// What the pages of watch and explore share.
 // --- elements; text only ever becomes a text node ---
 const maker = space => (parent, tag, attributes = {}, text = '') => {
   const node = document.createElementNS(space, tag);
@@ -7,7 +7,7 @@ const maker = space => (parent, tag, attributes = {}, text = '') => {
   return parent.appendChild(node);
 };
 const add = maker('http://www.w3.org/1999/xhtml'), draw = maker('http://www.w3.org/2000/svg');
-const pen = k => ({class: 'of', style: k === null ? '--pen: var(--ink); --word: var(--ink)' : `--c: ${data.colours[k % data.colours.length]}`});
+const pen = ({colour}) => ({class: 'of', style: colour && colour !== '#000000' ? `--c: ${colour}` : '--pen: var(--ink); --word: var(--ink)'});
 const short = name => name.length > 16 ? `${name.slice(0, 7)}…${name.slice(-8)}` : name; // names often differ at their ends only
 const digits = v => (Math.abs(v) < 0.01 ? 2 : Math.abs(v) < 100 ? 3 : 4);
 const number = v => (v && Math.abs(v) < 1e-3 ? v.toExponential(1) : String(+v.toPrecision(digits(v)))).replace('-', '−');

@@ -15,7 +15,8 @@ from typing import Annotated
 
 import tyro
 
-from analysis.curves import COLOURS
+from analysis.curves import SMALL
+from analysis.looks import DASHES, SIGNS, Dash, objective_look, setting_looks
 from analysis.runs import Run, load_run
 from analysis.verdict import NOISE, change_of, verdict
 from common.errors import UserError, require
@@ -66,10 +67,11 @@ def follow(paths: Sequence[str], out: str, every: float, once: bool) -> None:
     require(0 < every < math.inf, f"--every {every:g} must be more than 0 seconds")
     folders = [Path(path) for path in paths]
     file = Path(out) if out else folders[0] / "watch.html" if len(folders) == 1 else Path("watch.html")
-    before, told = None, ""
+    before, told, runs = None, "", []
     try:
         while True:
-            now = [_signature(folder) for folder in folders]  # taken before reading: a step written meanwhile is seen next time
+            # taken before reading: a step written meanwhile is seen next time; a run that ends without a word is news, too
+            now = [*map(_signature, folders), [run.path for run in runs if gone(run)]]
             waiting = [] if once else [str(folder) for folder in folders if not _begun(folder)]
             if waiting:
                 message = f"{', '.join(waiting)}: no step yet; waiting for the first (Ctrl-C ends)"
@@ -118,15 +120,24 @@ def finished(run: Run) -> bool:
     return run.rows[-1]["step"] >= _steps(run) and (run.path / "model").is_dir()
 
 
-def gone(run: Run) -> bool:
-    """No process on this machine trains it, and none has written for longer than a few steps take; False where that cannot be told.
-
-    Both, because a run of another machine, on a shared disk, may hold a lock that is not seen here.
-    """
+def held(run: Run) -> bool | None:
+    """Whether a process of this machine trains it; None where that cannot be told."""
     try:
-        quiet = time.time() - (run.path / "metrics.jsonl").stat().st_mtime
-        return quiet > max(60.0, 10 * _pace(run)) and Hold(run.path).locked
-    except (OSError, UserError):
+        return False if Hold(run.path).locked else None
+    except UserError:
+        return True
+
+
+def gone(run: Run) -> bool:
+    """Not finished, no process on this machine trains it, and none has written for longer than a few steps take.
+
+    All of these, because a run of another machine, on a shared disk, may hold a lock that is not seen here.
+    """
+    if finished(run) or held(run) is not False:
+        return False
+    try:
+        return time.time() - (run.path / "metrics.jsonl").stat().st_mtime > max(60.0, 10 * _pace(run))
+    except OSError:
         return False
 
 
@@ -147,13 +158,16 @@ def page_data(runs: Sequence[Run], state: str, every: float = 5.0) -> dict:
     names = [run.name for run in runs]
     names = names if len(set(names)) == len(names) else [str(run.path) for run in runs]
     prompts, shown = {}, []
-    for run, name in zip(runs, names, strict=True):
+    objectives = list(dict.fromkeys(name for run in runs for name in run.objectives))
+    looks = setting_looks([run.args.get("script", "") for run in runs])
+    for k, (run, name) in enumerate(zip(runs, names, strict=True)):
         keys = [key.format(objective) for key in PER_OBJECTIVE for objective in run.objectives]
         series = {key: run.series(key) for key in [*keys, *OTHERS]}
         samples, left_out = _fewer(read_samples(run), TEXTS // len(runs))
         shown.append(
             {
                 "name": name,
+                "look": {"colour": looks[k].colour, "dash": _dashes(DASHES[k % len(DASHES)])},  # no markers on the page
                 "objectives": run.objectives,
                 "series": {key: [steps, _rounded(values)] for key, (steps, values) in series.items() if steps},
                 "changes": {objective: _in_words(run, objective) for objective in run.objectives},
@@ -161,6 +175,7 @@ def page_data(runs: Sequence[Run], state: str, every: float = 5.0) -> dict:
                 "samples": [_sample(row, run.objectives, prompts) for row in samples],
                 "left_out": left_out,
                 "verdict": _verdict(run) if finished(run) else "",
+                "table": _table(run) if finished(run) else [],
             }
         )
     progress = [f"{name}: {_progress(run)}" for run, name in zip(runs, names, strict=True)]
@@ -173,7 +188,8 @@ def page_data(runs: Sequence[Run], state: str, every: float = 5.0) -> dict:
         "alarms": [f"{name}: {text}" for run, name in zip(runs, names, strict=True) if not finished(run) for text in alarms(run)],
         "last": max(1, *(_steps(run) for run in runs), *(run.rows[-1]["step"] for run in runs)),
         "half": max(_half(run) for run in runs),
-        "colours": COLOURS,
+        "looks": [{"colour": look.colour, "dash": _dashes(look.dash)} for look in map(objective_look, range(len(objectives)))],
+        "small": SMALL,
         "prompts": list(prompts),
         "runs": shown,
     }
@@ -222,6 +238,7 @@ def _in_words(run: Run, name: str) -> str:
         return f"{values[0]:.2f} at step {steps[0]}" if values else ""
     try:
         status = change_of(run, name).status
+        status = f"{SIGNS[status]} {status}"
     except UserError:  # no standard errors, no status
         status = ""
     return f"{values[0]:.2f} → {values[-1]:.2f} {status}".rstrip()
@@ -232,6 +249,30 @@ def _verdict(run: Run) -> str:
         return verdict(run).text
     except UserError as error:
         return str(error)
+
+
+def _table(run: Run) -> list[list[str]]:
+    """The verdict's numbers, a row of heads and one per objective and for the length; nothing where there is no verdict."""
+    try:
+        judged = verdict(run)
+    except UserError:
+        return []
+    rows = [["", "verdict", "start", "end", "change ± 2 se", "lowest (step)", "greedy"]]
+    for change in (*judged.objectives, judged.length):
+        digits = 1 if change is judged.length else 3
+        start, end, moved, error, lowest = (
+            f"{value:.{digits}f}" for value in (change.start, change.end, abs(change.change), NOISE * change.se, change.lowest)
+        )
+        status = f"{SIGNS[change.status]} {change.status}" if change.status in SIGNS else change.status
+        greedy = " → ".join(f"{value:.{digits}f}" for value in change.greedy) if change.greedy else ""
+        sign = "−" if change.change < 0 else "+"
+        rows.append([change.name, status, start, end, f"{sign}{moved} ± {error}", f"{lowest} ({change.lowest_step})", greedy])
+    return rows
+
+
+def _dashes(dash: Dash) -> str:
+    """As SVG has it, for lines 1.7 wide."""
+    return " ".join(f"{1.7 * length:g}" for length in dash[1]) if isinstance(dash, tuple) else ""
 
 
 def _steps(run: Run) -> int:
@@ -253,8 +294,10 @@ def _progress(run: Run) -> str:
     if finished(run):
         return f"{step} steps"
     if gone(run):
-        return f"step {step} of {steps}, and its process is gone: --resume {run.path} goes on"
+        return f"step {step} of {steps}, not running: its process is gone; --resume {run.path} goes on"
     seconds = round(_pace(run) * (steps - step))
+    if seconds > 0 and held(run) is False:  # no time left of what may be dead
+        return f"step {step} of {steps}; no process of this machine trains it: it has just stopped, or runs on another machine"
     hours = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}" if seconds >= 3600 else f"{seconds // 60}:{seconds % 60:02}"
     return f"step {step} of {steps}" + (f", about {hours} left" if seconds > 0 else "")
 
