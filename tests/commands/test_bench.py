@@ -509,7 +509,7 @@ def test_a_stopped_bench_ends_its_runs_and_one_killed_outright_leaves_the_folder
 
     def pids() -> list[int]:
         lines = (out / ".lock").read_text().splitlines()
-        return [int(line.split()[0]) for line in lines if not line.endswith("bench")]
+        return [int(line.split()[0]) for line in lines if not line.endswith("run.py")]
 
     def two_at_step_two() -> bool:
         return sum((job.folder / "checkpoints" / "step_000002").exists() for job in jobs) == 2

@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays_readable(file, steps, 
     train("linear", tmp_path / "healthy")
     lines = (tmp_path / "healthy" / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     limit = sum(map(len, lines[:2])) + 200 if file == "metrics.jsonl" else 400_000
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in (SMALL | {"log_completions": 0}).items()]  # a larger file than metrics
     (tmp_path / "limited.py").write_text(LIMITED.format(limit=limit, script=str(ROOT / "algos" / "linear.py")))
     done = run_script(str(tmp_path / "limited.py"), *flags, "--out", str(tmp_path / "run"))
     assert done.returncode == 2, done.stderr
