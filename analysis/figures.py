@@ -197,7 +197,7 @@ def draw_readme(algorithms: Runs):
     """The first picture: held-out reward of every objective, a panel per algorithm, large enough for a page that shows it small."""
     runs = [run for seeds in algorithms.values() for run in seeds]
     names, last = runs[0].objectives, runs[0].rows[-1]["step"]
-    beside = max(map(inches, names)) + 0.25
+    beside = max(map(inches, names)) + 0.34  # leaders and a gap
     height, pitch = 1.75, (WIDTH - 0.5) / len(algorithms)
     page = _Page(height + 0.6, _facts(runs), f"Held-out reward. {_seeds_drawn(runs)}", _keys(runs, behind=False))
     for column, (script, seeds) in enumerate(algorithms.items()):

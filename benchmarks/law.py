@@ -13,8 +13,9 @@ from statistics import fmean
 
 import tyro
 
-from analysis.curves import COLOURS, GREY, LABEL, STYLE, write_figure
+from analysis.curves import write_figure
 from analysis.leaderboard import load_finished
+from analysis.looks import GREY, LABEL, START, STYLE, Key, Look, draw_keys, objective_look
 from analysis.runs import Run, load_statistics
 from benchmarks.differing_lines import insert
 from commands.explain import Interval, agreement, by_length, intervals
@@ -139,53 +140,66 @@ def _number(value: float | None) -> str:
 
 
 def draw(found: Sequence[Setting], out: Path) -> None:
-    """Three panels into `out`.png and `out`.pdf: measured over predicted, by the score and by the move, a colour per objective; the error
-    of both over the size of a step, a mark per learning rate."""
+    """Three panels into `out`.png and `out`.pdf: measured over predicted, by the score and by the move, a colour and a mark per
+    objective; the error of both over the size of a step, a mark per learning rate, the score's hollow. Words stand beside the panels."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    usual = [setting for setting in found if setting.lr == min(s.lr for s in found)]
+    names, rates = list(usual[0].intervals), sorted({setting.lr for setting in found})
+    looks = [objective_look(k)._replace(marker=MARKS[k % len(MARKS)]) for k in range(len(names))]
+    pooled = {name: [i for setting in usual for i in setting.intervals.get(name, []) if i.move is not None] for name in names}
+    changes = [v for own in pooled.values() for i in own for v in (i.score, i.move, i.measured)]
+    low, high = min(changes) - 0.03, max(changes) + 0.03
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=(9.6, 3.3))
+        above = 0.65 + 0.14 * max(len(names), 3)  # inches: two rows of heading, and a line per objective over its panel
+        width, height = 9.6, above + 3.1
+        figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, 3)
-        figure.subplots_adjust(left=0.06, right=0.985, top=0.86, bottom=0.15, wspace=0.3)
-        usual = [setting for setting in found if setting.lr == min(s.lr for s in found)]
+        figure.subplots_adjust(left=0.06, right=0.985, top=1 - above / height, bottom=0.45 / height, wspace=0.3)
+        count = sum(len(setting.runs) for setting in usual)
+        words = f"{count} runs at lr {usual[0].lr:g}; a mark per objective and interval between two evaluations. "
+        words += "Sign: right, of those beyond noise. r: correlation."
+        figure.text(0.1 / width, 1 - 0.1 / height, words, va="top", color="#444444", fontsize=LABEL)
         for panel, key in zip(panels, ("score", "move"), strict=False):
-            for k, name in enumerate(usual[0].intervals):
-                own = [i for setting in usual for i in setting.intervals.get(name, []) if i.move is not None]
-                x, y = [getattr(i, key) for i in own], [i.measured for i in own]
-                panel.plot(x, y, MARKS[k % len(MARKS)], color=COLOURS[k % len(COLOURS)], markersize=2.2, markeredgewidth=0, alpha=0.6)
+            for k, (name, look) in enumerate(zip(names, looks, strict=True)):
+                own = pooled[name]
+                points = {"markersize": 2.4, "markeredgewidth": 0, "alpha": 0.55, "linestyle": "", "label": name}
+                panel.plot([getattr(i, key) for i in own], [i.measured for i in own], color=look.colour, marker=look.marker, **points)
                 a = agreement(own, key)
                 words = f"{name}: sign {a.right}/{a.judged}, r {_number(a.correlation)}"
-                panel.text(
-                    0.03, 0.97 - 0.07 * k, words, color=COLOURS[k % len(COLOURS)], transform=panel.transAxes, va="top", fontsize=LABEL
-                )
-            panel.plot([-1, 1], [-1, 1], color=GREY, linewidth=0.5)
+                x, y = panel.get_position().x0 * width, above - 0.14 * (len(names) - k) + 0.03
+                draw_keys(figure, x - 0.08, y, [Key(words, look, "point")])
+            panel.plot([low, high], [low, high], color=GREY, linewidth=0.5)
             panel.axhline(0, color=GREY, linewidth=0.5)
             panel.axvline(0, color=GREY, linewidth=0.5)
-            panel.set(xlim=(-0.55, 0.75), ylim=(-0.55, 0.75), xlabel="predicted change between evaluations")
-            panel.set_title(f"by the {key}", pad=5)
-        panels[0].set_ylabel("measured on held-out prompts")
-        last, rates = panels[2], sorted({setting.lr for setting in found})
-        for key, colour in (("score", COLOURS[0]), ("move", COLOURS[1])):
+            panel.set(xlim=(low, high), ylim=(low, high), xlabel="predicted change between evaluations")
+            panel.set_title(f"predicted by the {key}", pad=4 + 72 * 0.14 * len(names))
+        panels[0].set_ylabel("measured change on held-out prompts")
+        last = panels[2]
+        for key, colour, face in (("move", "#000000", "#000000"), ("score", GREY, "white")):
             for setting in found:
-                mark = MARKS[rates.index(setting.lr) % len(MARKS)]
-                last.plot(setting.nats, unexplained(setting.pooled, key), mark, color=colour, markersize=4, markeredgewidth=0)
-            last.text(
-                0.03, 0.97 - 0.07 * (key == "move"), f"by the {key}", color=colour, transform=last.transAxes, va="top", fontsize=LABEL
-            )
-        marks = "   ".join(f"{'●■◆▲▼✚★'[i % 7]} lr {rate:g}" for i, rate in enumerate(rates))
-        last.set_title(marks, pad=5, fontweight="normal", fontsize=LABEL, fontfamily="DejaVu Sans")
-        last.axhline(1, color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
-        words = {"transform": last.get_yaxis_transform(), "color": GREY, "fontsize": 6.5, "va": "bottom"}
-        last.text(0.02, 1.02, "as good as predicting nothing", **words)
-        last.set(xlabel="nats a step, mean of an algorithm's runs", ylabel="unexplained part of the change", xlim=(0, None), ylim=(0, None))
-        count = sum(len(setting.runs) for setting in usual)
-        figure.text(
-            0.005, 0.99, f"{count} runs at lr {usual[0].lr:g}; a mark per objective and interval", va="top", color=GREY, fontsize=LABEL
+                mark, error = MARKS[rates.index(setting.lr) % len(MARKS)], unexplained(setting.pooled, key)
+                points = {"markersize": 4.5, "markeredgewidth": 0.8, "linestyle": "", "clip_on": False}
+                last.plot(setting.nats, error, marker=mark, color=colour, markerfacecolor=face, **points)
+        x = last.get_position().x0 * width - 0.08
+        kinds = [Key("by the move", Look("#000000", "-", "o"), "point"), Key("by the score", Look(GREY, "-", "o", False), "point")]
+        draw_keys(figure, x, above - 0.39, kinds)
+        draw_keys(
+            figure, x, above - 0.25, [Key(f"lr {rate:g}", Look(GREY, "-", MARKS[n % len(MARKS)]), "point") for n, rate in enumerate(rates)]
+        )
+        draw_keys(figure, x, above - 0.11, [Key("as good as predicting no change", kind="start")])
+        last.set_title("what is left unexplained", pad=4 + 72 * 0.14 * 3)
+        last.axhline(1, **START)
+        last.set(
+            xlabel="size of a step: nats, mean of an algorithm's runs",
+            ylabel="unexplained part of the change",
+            xlim=(0, None),
+            ylim=(0, None),
         )
         for kind in ("png", "pdf"):
             write_figure(figure, out.with_suffix(f".{kind}"))

@@ -17,7 +17,8 @@ from typing import Literal
 
 import tyro
 
-from analysis.curves import COLOURS, GREY, LABEL, STYLE, write_figure
+from analysis.curves import write_figure
+from analysis.looks import START, STYLE, Key, algorithm_look, draw_keys
 from analysis.verdict import NOISE
 from benchmarks.differing_lines import put
 from benchmarks.results import evaluations, in_order
@@ -120,23 +121,27 @@ def draw(runs: dict, args: Args, out: Path) -> None:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=(0.5 + 1.9 * len(models), 0.9 + 1.35 * len(OBJECTIVES)))
+        size = (0.5 + 1.9 * len(models), 1.0 + 1.35 * len(OBJECTIVES))
+        figure = Figure(figsize=size)
         FigureCanvasAgg(figure)
         panels = figure.subplots(len(OBJECTIVES), len(models), squeeze=False, sharex=True, sharey=True)
-        figure.subplots_adjust(left=0.06, right=0.99, top=0.86, bottom=0.09, wspace=0.12, hspace=0.15)
+        figure.subplots_adjust(left=0.55 / size[0], right=0.99, top=1 - 0.68 / size[1], bottom=0.42 / size[1], wspace=0.12, hspace=0.15)
         for (model, script, _), own in chosen.items():
-            colour = COLOURS[args.scripts.index(script) % len(COLOURS)]
+            look, column = algorithm_look(script), models.index(model)
             for row, name in enumerate(OBJECTIVES):
-                panels[row][models.index(model)].plot(own["step"], own[name], color=colour, linewidth=0.9, alpha=0.8)
+                line = {"linewidth": 0.9, "alpha": 0.85, "markevery": (1 + args.scripts.index(script), 5), "label": script}
+                panels[row][column].plot(own["step"], own[name], **line, **look.pen, **look.points | {"markersize": 3})
+                if all(other.get_label() != "_start" for other in panels[row][column].lines):
+                    panels[row][column].axhline(own[name][0], label="_start", **START)
         for row, name in enumerate(OBJECTIVES):
             panels[row][0].set_ylabel(name)
             panels[row][0].set_ylim(-0.03, 1.03)
         for column, model in enumerate(models):
-            panels[0][column].set_title(model.removeprefix("testbed:").replace("testbed", "fragile"))
+            panels[0][column].set_title(model.removeprefix("testbed:").replace("testbed", "fragile"), pad=4)
             panels[-1][column].set_xlabel("step", labelpad=2)
-        for place, script in enumerate(args.scripts):
-            figure.text(0.06 + 0.16 * place, 0.95, f"— {script}", color=COLOURS[place % len(COLOURS)], fontsize=LABEL + 1.5, weight="bold")
-        figure.text(0.99, 0.95, f"held-out rewards, {args.estimator}, every run", ha="right", color=GREY, fontsize=LABEL)
+        words = f"Held-out rewards, {args.estimator}, every run a line."
+        figure.text(0.1 / size[0], 1 - 0.1 / size[1], words, va="top", color="#444444", fontsize=STYLE["axes.labelsize"])
+        draw_keys(figure, 0.1, 0.34, [*(Key(script, algorithm_look(script)) for script in args.scripts), Key("start", kind="start")])
         write_figure(figure, out)
 
 
