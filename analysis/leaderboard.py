@@ -339,7 +339,12 @@ def draw_ends(section: dict, out: Path) -> None:
                 seeds = value["per_seed"]
                 axes.plot(seeds, [y] * len(seeds), "|", color=look.colour, markersize=6, markeredgewidth=0.8)
                 axes.plot(
-                    [value["value"]], [y], linestyle="", clip_on=False, **look.points | {"markersize": 5 if look.marker != "." else 8}
+                    [value["value"]],
+                    [y],
+                    color=look.colour,
+                    linestyle="",
+                    clip_on=False,
+                    **look.points | {"markersize": 5 if look.marker != "." else 8},
                 )
             axes.set_ylim(len(rows) - 0.4, -0.6)
             axes.set_yticks(range(len(rows)), [row["algorithm"] for row in rows] if k == 0 else [""] * len(rows))

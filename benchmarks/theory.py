@@ -12,10 +12,11 @@ import tyro
 
 from algos.mgda import min_norm_weights
 from analysis import theory
-from analysis.curves import COLOURS, GREY, LABEL, STYLE
+from analysis.looks import BROKEN, COLOURS, DOTTED, GREY, LABEL, START, STYLE
 
 ROOT = Path(__file__).resolve().parents[1]
-BLUE, RED, GREEN, PINK = COLOURS[:4]
+ACCURACY, CONCISENESS = COLOURS[:2]  # as in every picture of objectives; black and grey are neither
+BLACK = "#000000"
 
 
 @dataclass
@@ -30,13 +31,14 @@ class Args:
     """testbed: fresh draws of completions of the same prompts"""
 
 
-def figure(*titles: str, width: float = 3.0, height: float = 2.1):
-    """A figure with one panel per title and room for the names at the ends of their lines."""
+def figure(words: str, *titles: str, width: float = 3.0, height: float = 2.1):
+    """A figure under a sentence that says what it is of, with one panel per title and room for the names at the ends of their lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    size = (len(titles) * (width + 1.15), height + 0.85)
+    size = (len(titles) * (width + 1.15), height + 1.15)
     drawn = Figure(figsize=size)
+    drawn.text(0.1 / size[0], 1 - 0.1 / size[1], words, va="top", color="#444444", fontsize=LABEL)
     FigureCanvasAgg(drawn)
     panels = []
     for i, title in enumerate(titles):
@@ -59,37 +61,39 @@ def law(out: Path) -> None:
     rewards = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 1, 1]], dtype=torch.float64)[None]
     pi = torch.tensor([[0.1, 0.5, 0.4]], dtype=torch.float64)
     score = rewards.mean(2)
-    drawn, (left, right) = figure("what the step does", "what the law leaves out, accuracy")
+    words = "One prompt, three modes: the exact change of two objectives under a step of size η along the score, and the law's η Cov"
+    drawn, (left, right) = figure(words, "what the step does", "what the law leaves out, accuracy")
     etas = torch.linspace(0, 6, 121, dtype=torch.float64)
     laws = [theory.covariance_law(pi, rewards, score, float(eta)) for eta in etas]
     print("law: compact .1, long .5, rush .4, equal weights; covariances", [f"{x:+.4f}" for x in laws[1].first / etas[1]])
-    for k, (words, colour) in enumerate((("accuracy", BLUE), ("conciseness\nand clarity", RED))):
+    for k, (words, colour) in enumerate((("accuracy", ACCURACY), ("conciseness\nand clarity", CONCISENESS))):
         exact, first = ([float(getattr(step, part)[k]) for step in laws] for part in ("change", "first"))
         left.plot(etas, exact, color=colour)
-        left.plot(etas, first, color=colour, linestyle=":")
+        left.plot(etas, first, color=colour, linestyle=DOTTED)
         name(left, 6, exact[-1], words, colour, dy=-4 if k else 0)
-        name(left, 6, first[-1], "η Cov", colour, dy=5 if k else 0)
+        name(left, 6, first[-1], "the law, η Cov", colour, dy=5 if k else 0)
     left.axhline(0, color=GREY, linewidth=0.5)
-    left.set(xlabel="η", ylabel="change of the objective", xlim=(0, 6))
+    left.set(xlabel="size of the step, η", ylabel="change of the objective", xlim=(0, 6))
     etas = torch.logspace(-3, 1, 41, dtype=torch.float64)
     laws = [theory.covariance_law(pi, rewards, score, float(eta)) for eta in etas]
     residual = [float((step.change - step.first)[0].abs()) for step in laws]
     second, bound = ([float(getattr(step, part)[0].abs()) for step in laws] for part in ("second", "bound"))
-    right.loglog(etas, residual, color=BLUE)
-    right.loglog(etas, second, color="black", linestyle=":")
-    right.loglog(etas, bound, color=GREY, linestyle="--")
-    name(right, 10, residual[-1], "residual", BLUE, dy=2)
-    name(right, 10, second[-1], "second order", "black", dy=-7)
+    right.loglog(etas, residual, color=ACCURACY)
+    right.loglog(etas, second, color=BLACK, linestyle=DOTTED)
+    right.loglog(etas, bound, color=GREY, linestyle=BROKEN)
+    name(right, 10, residual[-1], "left out", ACCURACY, dy=2)
+    name(right, 10, second[-1], "second order", BLACK, dy=-7)
     name(right, 10, bound[-1], "bound", GREY, dy=4)
-    right.set(xlabel="η", ylabel="|change − η Cov|", xlim=(1e-3, 10))
+    right.set(xlabel="size of the step, η (log scale)", ylabel="what η Cov misses of the change (log scale)", xlim=(1e-3, 10))
     drawn.savefig(out / "law.png", dpi=150)
 
 
 def two_modes(out: Path) -> None:
     """Equations 4 and 5 from three starts."""
-    drawn, (left, right) = figure("objective that prefers the good mode", "its covariance with the score")
+    words = "Two modes, and a score that prefers the bad one: the more probable the good mode is at the start (p₀), the later it is lost"
+    drawn, (left, right) = figure(words, "objective that prefers the good mode", "its covariance with the score")
     steps = torch.arange(0, 41)
-    starts = ((0.99999, BLUE, "-"), (0.99, RED, "--"), (0.5, GREEN, "-."))
+    starts = ((0.99999, BLACK, "-"), (0.99, BLACK, BROKEN), (0.5, GREY, (0, (6, 1.5, 1, 1.5))))
     for start, colour, dash in starts:
         p = theory.two_mode_probability(torch.tensor(start, dtype=torch.float64), torch.tensor(-0.5), 1.0, steps)
         values = (0.2 + 0.7 * p).tolist()
@@ -100,11 +104,11 @@ def two_modes(out: Path) -> None:
         name(left, middle, values[middle], f"p₀ = {start:g}", colour, dx=6, dy=4)
         low = min(range(41), key=cov.__getitem__)
         name(right, low, cov[low], f"p₀ = {start:g}", colour, dx=3, dy=-8)
-    left.axhline(0.2, color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
+    left.axhline(0.2, **START)
     name(left, 40, 0.2, "reward of the\nbad mode", GREY)
     right.axhline(0, color=GREY, linewidth=0.5)
-    left.set(xlabel="step", ylabel="J", xlim=(0, 40), ylim=(0.15, 0.95))
-    right.set(xlabel="step", ylabel="$p(1-p)(r_g-r_b)(s_g-s_b)$", xlim=(0, 40), ylim=(-0.105, 0.005))
+    left.set(xlabel="step", ylabel="mean of the objective, J", xlim=(0, 40), ylim=(0.15, 0.95))
+    right.set(xlabel="step", ylabel="covariance of objective and score", xlim=(0, 40), ylim=(-0.105, 0.005))
     drawn.savefig(out / "two_modes.png", dpi=150)
 
 
@@ -112,21 +116,22 @@ def clipping(out: Path) -> None:
     """Corollary C.4 along the path of the update."""
     distances = [i / 400 for i in range(401)]
     margins = [theory.clipping_example(distance)[1] for distance in distances]
-    drawn, panels = figure("accuracy", "conciseness, and clarity alike")
+    words = "What one more step gains, with and without clipping, on the way from the policy that was sampled; below 0 it loses"
+    drawn, panels = figure(words, "accuracy", "conciseness, and clarity alike")
     for k, panel in enumerate(panels):
         for part, colour, dash, words in (
-            ("unclipped", BLUE, "-", "unclipped"),
-            ("clipped", RED, "-", "clipped"),
-            ("bound", GREY, ":", "bound"),
+            ("unclipped", GREY, BROKEN, "unclipped"),
+            ("clipped", BLACK, "-", "clipped"),
+            ("bound", GREY, DOTTED, "lower bound"),
         ):
             values = [float(getattr(step, part)[k]) for step in margins]
             panel.plot(distances, values, color=colour, linestyle=dash, zorder=3 if part == "clipped" else 2)
             name(panel, 1, values[-1], words, colour)
-        panel.axhline(0, color="black", linewidth=0.5)
+        panel.axhline(0, color=BLACK, linewidth=0.5)
         panel.set(xlabel="distance from the sampling policy, in tilts by the advantage", xlim=(0, 1), ylim=(-0.095, 0.08))
-    panels[0].set_ylabel("margin ⟨grad J, F⁺v⟩")
+    panels[0].set_ylabel("gain per unit of step, ⟨grad J, F⁺v⟩")
     for distance, height, words in ((0.5825, 0.062, "compact leaves\nthe window "), (0.6275, 0.062, " then long")):
-        panels[0].axvline(distance, color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
+        panels[0].axvline(distance, **START)
         name(panels[0], distance, height, words, GREY, dx=-2 if distance < 0.6 else 2, ha="right" if distance < 0.6 else "left")
     drawn.savefig(out / "clipping.png", dpi=150)
     for distance in (0.5, 0.61, 0.65):
@@ -147,27 +152,31 @@ def random_bandits(count: int):
 
 def pl(out: Path) -> None:
     """Theorem 6.4: the bracket, its repair, and the ratio that needs neither."""
-    drawn, (left, middle, right) = figure("the theorem's bracket", "shifted by a baseline", "empirical PL ratio, two completions")
+    words = (
+        "Theorem 6.4 on 4000 random policies, a point each: its lower bound says something where the bracket is above 0; right, the ratio "
+    )
+    words += "it bounds, measured"
+    drawn, (left, middle, right) = figure(words, "the theorem's bracket", "shifted by a baseline", "empirical PL ratio, two completions")
     models = list(random_bandits(4000))
     plain = [theory.pl_bracket(at) / (at.score_bound * at.rest) for at in models]
     repaired = [theory.repaired_bracket(at) / (at.score_bound * at.rest) for at in models]
     p = [at.p for at in models]
-    for panel, values, colour in ((left, plain, RED), (middle, repaired, BLUE)):
+    for panel, values, colour in ((left, plain, BLACK), (middle, repaired, BLACK)):
         panel.plot(p, values, ".", color=colour, markersize=1.5, alpha=0.6, rasterized=True)
-        panel.axhline(0, color="black", linewidth=0.8)
-        panel.set(xlabel="p, probability of the best completion", xlim=(0, 1), ylim=(-1.6, 1.6))
-    left.set_ylabel("bracket / (B (1−p))")
-    name(left, 1, 0, "needed:\nabove 0", "black")
+        panel.axhline(0, color=GREY, linewidth=0.8)
+        panel.set(xlabel="probability p of the best completion", xlim=(0, 1), ylim=(-1.6, 1.6))
+    left.set_ylabel("bracket over B (1 − p)")
+    name(left, 1, 0, "needed:\nabove 0", BLACK)
     share = sum(value > 0 for value in repaired) / len(repaired)
-    name(middle, 0.03, 1.4, f"positive in {share:.0%}", BLUE, dx=0)
+    name(middle, 0.03, 1.4, f"positive in {share:.0%}", BLACK, dx=0)
     grid = torch.linspace(0.002, 0.998, 250, dtype=torch.float64)
-    for gap, colour in ((1.0, BLUE), (0.5, RED), (0.2, GREEN)):
+    for gap, dash in ((1.0, "-"), (0.5, BROKEN), (0.2, DOTTED)):
         score = torch.tensor([1.0, 1 - gap], dtype=torch.float64)
         logits = [torch.tensor([[math.log(x / (1 - x))], [0.0]], dtype=torch.float64) for x in grid.tolist()]
         ratios = [theory.pl_ratio(theory.landscape(x, torch.ones(1, 1, dtype=torch.float64), score, 1)) for x in logits]
-        right.plot(grid, ratios, color=colour)
-        name(right, 2 / 3, max(ratios), f"Δ = {gap:g}", colour, dx=0, dy=6, ha="center")
-    right.set(xlabel="p, probability of the better one", ylabel="‖grad V‖² / (2 (V* − V))", xlim=(0, 1), ylim=(0, 0.17))
+        right.plot(grid, ratios, color=BLACK, linestyle=dash)
+        name(right, 2 / 3, max(ratios), f"scores {gap:g} apart", BLACK, dx=0, dy=6, ha="center")
+    right.set(xlabel="probability p of the better one", ylabel="squared gradient / (2 × gap to the best)", xlim=(0, 1), ylim=(0, 0.17))
     drawn.savefig(out / "pl.png", dpi=150)
     wide = [value for value, at in zip(plain, models, strict=True) if at.vocabulary > 2]
     print(f"pl: {len(models)} bandits; bracket / (B(1-p)) at most {max(plain):.2g}, {max(wide):.3f} with more than two completions")
@@ -183,7 +192,10 @@ def pl(out: Path) -> None:
 def language_model(out: Path, prompts: int, completions: int, draws: int) -> None:
     """One step of the testbed's model, of many sizes."""
     weights = torch.full((3,), 1 / 3)
-    drawn, (left, right) = figure("first order against what happened", "accuracy per nat, AdamW")
+    words = (
+        "One step of the testbed's model, of many sizes: what the gradient predicts, and what happens on the same and on fresh completions"
+    )
+    drawn, (left, right) = figure(words, "first order against what happened", "change of accuracy per nat, AdamW")
     for seed in (1, 2, 3):
         policy, batch, rewards = theory.sample_testbed(prompts, completions, seed)
         fresh = [theory.sample_testbed(prompts, completions, seed, draw)[1:] for draw in range(2, 2 + draws)]
@@ -199,17 +211,17 @@ def language_model(out: Path, prompts: int, completions: int, draws: int) -> Non
         C = theory.reward_covariance(torch.full(rewards.shape[:2], 1 / completions).double(), rewards.double()).mean(0)
         safe = min_norm_weights(C)
         print(f"model, seed {seed}: C w with equal weights {_words(C.mean(1))}; with weights {_words(safe)}: {_words(C @ safe)}")
-    left.set(xlabel="size of the step, nats per completion", ylabel="‖measured − gradient‖ / ‖measured‖")
-    right.set(xlabel="size of the step, nats per completion", ylabel="change of accuracy / size", xscale="log")
-    right.axhline(0, color="black", linewidth=0.5)
+    left.set(xlabel="size of the step, nats per completion (log scale)", ylabel="relative error of the gradient (log scale)")
+    right.set(xlabel="size of the step, nats per completion (log scale)", ylabel="change of accuracy over size", xscale="log")
+    right.axhline(0, color=GREY, linewidth=0.5)
     drawn.savefig(out / "model.png", dpi=150)
 
 
 def _draw_steps(left, right, optimizer: str, steps: dict[float, theory.FirstStep], own: float) -> None:
-    colour, words, dy = (RED, "SGD", -9) if optimizer == "sgd" else (BLUE, "AdamW", 8)
+    colour, words, dy = (GREY, "SGD", -9) if optimizer == "sgd" else (BLACK, "AdamW", 8)
     line = list(steps.values())
     sizes, error = [step.size for step in line], [float((step.change - step.gradient).norm() / step.change.norm()) for step in line]
-    left.loglog(sizes, error, color=colour, linestyle="--" if optimizer == "sgd" else "-")
+    left.loglog(sizes, error, color=colour, linestyle=BROKEN if optimizer == "sgd" else "-")
     name(left, sizes[3], error[3], words, colour, dx=3 if dy < 0 else -3, dy=dy, ha="left" if dy < 0 else "right")
     if optimizer == "sgd":
         return
@@ -219,19 +231,19 @@ def _draw_steps(left, right, optimizer: str, steps: dict[float, theory.FirstStep
     curves = {key: [float(getattr(step, key)[0]) / step.size for step in line] for key in ("change", "gradient", "law")}
     seen = torch.stack([step.fresh[:, 0] / step.size for step in line])  # [sizes, draws]
     mean, se = seen.mean(1), seen.std(1) / seen.size(1) ** 0.5
-    right.fill_between(sizes, mean - se, mean + se, color=RED, alpha=0.2, linewidth=0)
-    right.plot(sizes, mean, color=RED)
+    right.fill_between(sizes, mean - se, mean + se, color=ACCURACY, alpha=0.2, linewidth=0)
+    right.plot(sizes, mean, color=ACCURACY)
     looks = (
-        ("change", "black", "-", "the same\ncompletions", -12),
-        ("gradient", BLUE, "--", "gradient", 0),
-        ("law", PINK, ":", "η Cov(r, s)", 8),
+        ("change", BLACK, "-", "the same\ncompletions", -12),
+        ("gradient", BLACK, BROKEN, "predicted by\nthe gradient", 0),
+        ("law", GREY, DOTTED, "by the law,\nη Cov(r, s)", 12),
     )
     for key, pen, dash, label, dy in looks:
         right.plot(sizes, curves[key], color=pen, linestyle=dash)
         name(right, sizes[-1], curves[key][-1], label, pen, dy=dy)
-    name(right, sizes[2], float(mean[2]), "fresh completions", RED, dx=-30, dy=-14)
-    right.axvline(sizes[at], color=GREY, linewidth=0.5, linestyle=(0, (4, 4)))
-    name(right, sizes[at], max(curves["gradient"]), "1e-4", GREY, dy=6)
+    name(right, sizes[2], float(mean[2]), "fresh completions,\n± 1 standard error", ACCURACY, dx=-34, dy=-17)
+    right.axvline(sizes[at], **START)
+    name(right, sizes[at], max(curves["gradient"]), "lr 1e-4", GREY, dy=6)
 
 
 def _report(seed: int, optimizer: str, lr: float, step: theory.FirstStep) -> None:

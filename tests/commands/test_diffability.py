@@ -266,12 +266,35 @@ def test_the_page_escapes_and_shows_the_update_tables(tmp_path):
     text = page(tmp_path / "one.py", tmp_path / "two.py", tmp_path)
     assert "<script" not in text
     assert "<td><code>a &lt; b</code> | <strong>c</strong></td>" in text
-    assert "its update goes into docs/algos/two.md" in text
+    assert "docs/algos/two.md, which would say it in formulas, is not written yet" in text
     assert "no</p>" not in text
     assert "<b>b</b>" in text  # the one word that differs
     cells = Cells()
     cells.feed(text)
     assert cells.rows[-1][1::2] == ["x = 1 < 2 and '<b>' & 3", "x = 1 < 2 and '<i>' & 3"]
+
+
+def test_italics_are_italic_and_code_keeps_its_stars(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(f'"""{name}"""\n# --- ALGO: mathematics ---\ndef f(a):\n    return a * a\n')
+    (tmp_path / "one.md").write_text("# One\n\n## The update\n\ncompletion *i* and *two words*, `a *b* c`, 2 * 3 * 4, **bold**\n")
+    text = page(tmp_path / "one.py", tmp_path / "two.py", tmp_path)
+    update = "<p>completion <em>i</em> and <em>two words</em>, <code>a *b* c</code>, 2 * 3 * 4, <strong>bold</strong></p>"
+    assert update in text
+    assert '<pre class="doc">def f(a):\n    return a * a</pre>' in text  # of the script without a page, what it computes
+
+
+def test_on_a_phone_what_is_the_same_stands_once():
+    """Its second copy is hidden there, and what differs is marked by a sign."""
+    text = page(ROOT / "algos/mgda.py", ROOT / "algos/nash_mtl.py", ROOT / "docs/algos")
+    phone = text.split("@media (max-width: 700px)")[1].split("</style>")[0]
+    assert "tr.same td:nth-child(n+3), td.none { display: none; }" in phone
+    assert "td.old::before, td.new::before { display: inline; }" in phone
+    rows = re.findall(r"<tr( class=\"same\")?>(<td class=\"n.*?)</tr>", text, re.S)
+    same = [re.findall(r"<td[^>]*>(.*?)</td>", cells, re.S) for marked, cells in rows if marked]
+    assert same
+    assert all(cells[1] == cells[3] for cells in same)
+    assert not any('class="old"' in cells or 'class="new"' in cells for marked, cells in rows if marked)
 
 
 def test_every_algorithms_page_has_an_update_table():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from analysis.counterfactual import CONTROLLERS, counterfactual_weights
+from analysis.looks import objective_look
 from analysis.runs import load_run, load_statistics
 from commands.explain import (
     Interval,
@@ -26,6 +27,7 @@ from commands.explain import (
 )
 from common.errors import UserError
 from support.folders import write_predicted_run as write_run
+from support.pictures import leaving, lines_of, overlapping
 from support.running import NAMES, run_script, train
 
 SCRIPTS = {name: import_module(f"algos.{name}") for name in NAMES}
@@ -259,6 +261,14 @@ def test_rewards_beyond_the_best_ones_leave_gaps_open(tmp_path):
     above = figure.axes[:2]
     assert above[0].get_ylim() == pytest.approx((-0.05, 1.05))
     assert above[1].get_ylim()[1] > max(run.series("eval/ten")[1]) > 1
+    assert not leaving(figure)
+    assert not overlapping(figure)
+    words = [text.get_text() for text in figure.texts]
+    assert {"measured, ± 1 standard error", "predicted by the move", "predicted by the score, the paper's law"} <= set(words)
+    lines = lines_of(above[0])
+    assert lines["accuracy"].get_color() == objective_look(0).colour  # as in every picture; the predictions are neither
+    assert not {lines[key].get_color() for key in ("move", "score")} & {objective_look(k).colour for k in range(3)}
+    assert lines["move"].get_marker() != lines["score"].get_marker()
 
 
 def test_a_gradient_that_was_not_finite_is_passed_over(tmp_path):

@@ -11,11 +11,13 @@ import pytest
 
 from analysis import figures
 from analysis.figures import band, choose, cosines, find_runs
+from analysis.looks import algorithm_look
 from analysis.runs import load_run
 from benchmarks import figures as command
-from benchmarks import targets
+from benchmarks import results, targets
 from commands.bench import plan
 from common.errors import UserError
+from support.pictures import cut_off, leaving, lines_of, overlapping
 from support.running import ROOT
 
 NAMES = ("accuracy", "conciseness", "clarity")
@@ -47,7 +49,8 @@ def write_run(folder: Path, script: str, end: float = 0.8, steps: int = 20, gram
 
 @pytest.fixture
 def drawn(monkeypatch) -> dict:
-    """The figure objects by the files that they were written into."""
+    """The figure objects by the files that they were written into. Intervals are rougher, for the time that they take."""
+    monkeypatch.setattr(figures, "RESAMPLES", 200)
     written = {}
     original = command.write_figure
     monkeypatch.setattr(command, "write_figure", lambda figure, out: (written.update({out.name: figure}), original(figure, out)))
@@ -74,10 +77,12 @@ def heading(figure) -> str:
 # --- all of them ---
 
 
-def test_every_figure_from_one_folder_of_runs(tmp_path, drawn, capsys):
-    """Names of folders say nothing, and runs that serve several figures lie beside each other."""
+def test_every_figure_from_one_folder_of_runs(tmp_path, drawn, capsys, monkeypatch):
+    """Names of folders say nothing, and runs that serve several figures lie beside each other. In none do words cover words."""
+    monkeypatch.setattr(command, "write_figure", lambda figure, out: drawn.update({out.name: figure}))  # others write theirs
     names = (f"x{i}" for i in range(1000))
     runs = tmp_path / "results" / "runs"
+    write_run(runs / next(names), "ratchet")
     for script in ("linear", "ctwa", "mgda"):
         for model in (*command.THREE_MODELS, "testbed:fragile-gpt2"):
             for estimator in ("reinforce", "grpo"):
@@ -89,12 +94,14 @@ def test_every_figure_from_one_folder_of_runs(tmp_path, drawn, capsys):
         write_run(runs / next(names), script, seed=7, grams={0: GRAM, 10: GRAM})
     out = tmp_path / "figures"
     draw(out, "all", runs=tmp_path / "results")
-    for number in range(1, 9):
-        assert (out / f"figure-{number}.png").read_bytes().startswith(b"\x89PNG"), number
-        assert (out / f"figure-{number}.pdf").read_bytes().startswith(b"%PDF"), number
+    for number in (*range(1, 9), "readme"):
+        figure = drawn[f"figure-{number}.png"]
+        assert not overlapping(figure), number
+        assert not cut_off(figure), number
+        assert not leaving(figure), number
     counts = [len(drawn[f"figure-{number}.png"].axes) for number in range(1, 9)]
     settings = len(targets.SETTINGS)
-    assert counts == [3 * 3, 4 * 3, 2 * 3, 3 + settings, 3 + 3, 3, 3, 3 * 3]  # mgda does not weigh rewards: not in figure 3
+    assert counts == [3 * 3 + 1, 4 * 3, 2 * 3, 3 + settings, 3 + 3, 3, 3, 3 * 3]  # mgda does not weigh rewards: not in figure 3
     for number, words in ((1, "reinforce"), (6, "testbed:fragile3 · arithmetic3"), (7, "testbed:fragile-gpt2"), (8, "grpo")):
         assert words in heading(drawn[f"figure-{number}.png"])
     assert "figure-8.png" in capsys.readouterr().out
@@ -109,6 +116,9 @@ def test_lines_are_means_over_seeds_and_bands_their_interval(tmp_path, drawn):
     for seed, end in ((1, 0.7), (2, 0.9)):
         write_run(tmp_path / f"b{seed}", "ctwa", end, seed=seed)
     draw(tmp_path / "out", "1", "3", runs=tmp_path)
+    for number in (1, 3):
+        assert (tmp_path / "out" / f"figure-{number}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "out" / f"figure-{number}.pdf").read_bytes().startswith(b"%PDF")
     curves, rows = drawn["figure-1.png"], drawn["figure-3.png"].axes
     linear, ctwa = panels(curves)["linear"], panels(curves)["ctwa"]
     assert line(linear, "accuracy") == pytest.approx([0.5, 0.35, 0.2])
@@ -116,13 +126,60 @@ def test_lines_are_means_over_seeds_and_bands_their_interval(tmp_path, drawn):
     assert line(ctwa, "clarity") == pytest.approx([0.9] * 3)
     assert line(ctwa, "linear") == line(linear, "accuracy")  # behind it, in grey
     assert "linear" not in [found.get_label() for found in linear.lines]
-    ends = [collection.get_paths()[0].vertices for collection in ctwa.collections][-1]  # accuracy is drawn last, on top
-    assert sorted({round(y, 6) for x, y in ends if x == 20}) == [0.7, 0.9]  # of two seeds, the interval is their range
+    assert not ctwa.collections  # of two seeds, the interval is their range: each is drawn instead, of every objective
+    ends = [line.get_ydata()[-1] for line in ctwa.lines if line.get_label() == "_seed"]
+    assert sorted(ends) == pytest.approx([0.7, 0.9, 0.9, 0.9, 0.9, 0.9])
     assert "2 seeds" in heading(curves)
-    assert "bootstrap" in heading(curves)
+    assert "thin: each seed; no band: their range is seen" in heading(curves)
+    assert "bootstrap" not in heading(curves)
     assert line(rows[0], "linear") == pytest.approx([0.2] * 20)  # rows are algorithms, columns objectives
     assert line(rows[2], "linear") == pytest.approx([0.6] * 20)
     assert line(rows[0], "ctwa") == line(rows[3], "ctwa") == pytest.approx([0.8] * 20)
+
+
+def test_more_seeds_have_a_band(tmp_path, drawn):
+    for seed, end in enumerate((0.1, 0.3, 0.5, 0.7)):
+        write_run(tmp_path / f"{seed}", "linear", end, seed=seed)
+    draw(tmp_path / "out", "1", runs=tmp_path)
+    (panel,) = drawn["figure-1.png"].axes
+    low, high = (f(y for x, y in panel.collections[-1].get_paths()[0].vertices if x == 20) for f in (min, max))
+    assert 0.1 - 1e-9 < low < 0.4 < high < 0.7 + 1e-9
+    assert len([line for line in panel.lines if line.get_label() == "_seed"]) == 4 * 3
+    assert "95% bootstrap interval of the mean" in heading(drawn["figure-1.png"])
+
+
+def test_the_baseline_is_grey_wherever_it_is_drawn(tmp_path, drawn):
+    for script in ("linear", "ctwa"):
+        write_run(tmp_path / script, script, grams={0: GRAM})
+    draw(tmp_path / "out", "1", "5", runs=tmp_path)
+    grey = algorithm_look("linear").colour
+    assert lines_of(panels(drawn["figure-1.png"])["ctwa"])["linear"].get_color() == grey
+    for panel in drawn["figure-5.png"].axes:
+        assert {name: line.get_color() for name, line in lines_of(panel).items()} == {
+            name: algorithm_look(name).colour for name in ("linear", "ctwa")
+        }
+
+
+@pytest.mark.parametrize(("number", "axes", "seeds"), [("readme", 3, 13), ("7", 10, 20)])
+def test_the_kept_evaluations_are_drawn_where_there_are_no_runs(tmp_path, drawn, monkeypatch, number, axes, seeds):
+    monkeypatch.chdir(tmp_path)
+    command.main(command.Args((number,), (), str(tmp_path / "out")))
+    figure = drawn[f"figure-{number}.png"]
+    assert len(figure.axes) == axes
+    assert sum(line.get_label() == "_seed" for panel in figure.axes for line in panel.lines) == 3 * seeds
+    assert not overlapping(figure)
+    assert not cut_off(figure)
+
+
+def test_the_kept_evaluations_are_unpacked_as_they_were(tmp_path):
+    results.unpack(tmp_path)
+    kept = results.evaluations([(results.DATA.parent / "curves.csv").read_text()])
+    assert len(list(tmp_path.iterdir())) == len(kept)
+    for key in (("testbed", "arithmetic", "reinforce", "ctwa", "1"), ("testbed:fragile3", "arithmetic3", "reinforce", "pama", "2")):
+        run = load_run(tmp_path / "-".join(key).replace(":", "-"))
+        assert [run.args[flag] for flag in results.RUN] == [*key[:4], int(key[4])]
+        for name in NAMES:
+            assert run.series(f"eval/{name}") == (kept[key]["step"], kept[key][name])
 
 
 def test_one_seed_has_no_band_and_the_heading_says_so(tmp_path, drawn):
@@ -150,6 +207,7 @@ def test_weights_and_what_drives_them(tmp_path, drawn):
     draw(tmp_path / "out", "2", runs=tmp_path)
     weight, share, deficit, held_out = drawn["figure-2.png"].axes
     assert weight.get_yscale() == "log"
+    assert "log" in weight.get_ylabel()
     assert line(weight, "accuracy") == pytest.approx([1 + step for step in range(1, 21)])
     assert line(share, "clarity") == pytest.approx([1 / 3] * 20)
     assert line(deficit, "clarity") == pytest.approx([0.2] * 20)
@@ -188,6 +246,7 @@ def test_cosines(tmp_path, drawn):
     assert line(pair, "linear")[0] == 0.5
     assert math.isnan(line(pair, "linear")[1])
     assert line(panels(figure)["accuracy"], "linear") == pytest.approx([0.5, 0.65, 0.8])
+    assert "A gap" in heading(figure)
     (tmp_path / "a" / "gradients.jsonl").write_text('{"step": 0, "gram": [[1.0, 0.5]]}\n')
     with pytest.raises(UserError, match="step 0 has no gram of 3 x 3 numbers"):
         cosines(run)
@@ -232,7 +291,7 @@ def test_missing_runs_are_told_with_the_command_that_makes_them(tmp_path, drawn,
     with pytest.raises(UserError, match="figure 8: no finished run .*--models testbed .*--estimator grpo makes them"):
         draw(tmp_path / "out", "all", runs=tmp_path)
     printed = capsys.readouterr()
-    assert set(drawn) == {f"figure-{number}.{ending}" for number in (1, 3) for ending in ("png", "pdf")}  # what can be drawn is
+    assert set(drawn) == {f"figure-{number}.{ending}" for number in (1, 3, "readme") for ending in ("png", "pdf")}  # what can be drawn is
     assert "without ctwa, tchebycheff, " in printed.out
     assert f"to make what is missing: {command.TESTBED}" in printed.out
     for number, made_by in (("4", "python -m benchmarks.targets"), ("5", "python -m benchmarks.gradients"), ("6", "arithmetic3")):

@@ -85,7 +85,7 @@ def test_numbers_come_through_with_four_digits(tmp_path):
         assert shown["series"][key][0] == steps
         assert shown["series"][key][1] == pytest.approx(values, rel=5.1e-4)
     assert "loss/policy" not in shown["series"]  # null in every line of this run
-    assert shown["changes"] == {"accuracy": "0.55 → 0.06 degraded", "clarity": "0.40 → 1.00 improved"}
+    assert shown["changes"] == {"accuracy": "0.55 → 0.06 ▼ degraded", "clarity": "0.40 → 1.00 ▲ improved"}
     assert shown["samples"][3] == [10, 1, "2. b at 10", [1.0, 0.5]]
 
 
@@ -150,6 +150,15 @@ def test_finished_is_the_last_step_and_the_model(tmp_path):
     assert finished(run)
     data = page_data([run], "finished")
     assert data["runs"][0]["verdict"] == verdict(run).text
+    heads, *rows = data["runs"][0]["table"]
+    assert [row[:2] for row in rows] == [["accuracy", "▼ degraded"], ["clarity", "▲ improved"], ["length", "shorter"]]
+    assert dict(zip(heads[2:], rows[0][2:], strict=True)) == {
+        "start": "0.550",
+        "end": "0.060",
+        "change ± 2 se": "−0.490 ± 0.057",
+        "lowest (step)": "0.060 (20)",
+        "greedy": "0.275 → 0.030",
+    }
     assert re.fullmatch(r"finished, page of [-\d]+ [:\d]+ · run: 20 steps", data["status"])
     cut(folder, 19)  # resumed with more steps: the model is that of the first part
     assert not finished(load_run(folder))
@@ -157,6 +166,8 @@ def test_finished_is_the_last_step_and_the_model(tmp_path):
 
 def test_time_left_is_that_of_the_steps_left(tmp_path):
     folder = a_run(tmp_path / "run", steps=4000)
+    hold = Hold(folder)  # as the run's own process does
+    assert hold.locked
     assert page_data([load_run(folder)], "live")["status"].endswith("run: step 20 of 4000, about 2:12:40 left")  # at 2 s each
     (tmp_path / "run" / "args.json").write_text((folder / "args.json").read_text().replace("4000", "60"))
     assert page_data([load_run(folder)], "live")["status"].endswith("run: step 20 of 60, about 1:20 left")
@@ -183,12 +194,36 @@ def test_law_is_summed_over_the_steps_between_two_evaluations(tmp_path):
 def test_a_run_whose_process_is_gone_says_so(tmp_path):
     folder = a_run(tmp_path / "run", steps=60)
     os.utime(folder / "metrics.jsonl", (time.time() - 3600,) * 2)
-    assert page_data([load_run(folder)], "live")["status"].endswith(f"step 20 of 60, and its process is gone: --resume {folder} goes on")
+    told = f"step 20 of 60, not running: its process is gone; --resume {folder} goes on"
+    assert page_data([load_run(folder)], "live")["status"].endswith(told)
     hold = Hold(folder)  # as the run's own process does
     assert page_data([load_run(folder)], "live")["status"].endswith("about 1:20 left")
     del hold
-    os.utime(folder / "metrics.jsonl")  # written a moment ago: by a machine whose lock is not seen here
-    assert page_data([load_run(folder)], "live")["status"].endswith("about 1:20 left")
+    os.utime(folder / "metrics.jsonl")  # written a moment ago: killed just now, or of a machine whose lock is not seen here
+    status = page_data([load_run(folder)], "live")["status"]
+    assert "left" not in status
+    assert status.endswith("step 20 of 60; no process of this machine trains it: it has just stopped, or runs on another machine")
+
+
+def test_the_page_that_is_open_hears_of_a_run_that_died(tmp_path, monkeypatch):
+    """Nothing in its files changes then."""
+    folder = a_run(tmp_path / "run", steps=60)
+    held, states = [Hold(folder)], []
+
+    def later(seconds: float) -> None:
+        states.append(data_of((folder / "watch.html").read_text())["status"])
+        if len(states) == 1:
+            held.clear()
+            os.utime(folder / "metrics.jsonl", (time.time() - 3600,) * 2)  # stands for the hour
+        elif len(states) == 3:
+            raise KeyboardInterrupt
+
+    before = os.stat(folder / "metrics.jsonl").st_mtime_ns
+    monkeypatch.setattr(watch, "_signature", lambda folder: before)
+    monkeypatch.setattr(time, "sleep", later)
+    follow([str(folder)], "", 1, once=False)
+    assert states[0].endswith("about 1:20 left")
+    assert "not running" in states[-1]
 
 
 def test_intervals_without_a_law_are_left_out(tmp_path):
@@ -244,7 +279,8 @@ def test_ends_by_itself_with_the_run(tmp_path, capsys, monkeypatch):
     folder.mkdir()
     shutil.copy(whole / "args.json", folder)
     lines = (whole / "metrics.jsonl").read_text().splitlines(True)
-    states, happening = [], iter(["", lines[0][:20], lines[0][20:], "", *lines[1:], "model"])
+    states, happening, hold = [], iter(["", lines[0][:20], lines[0][20:], "", *lines[1:], "model"]), Hold(folder)
+    assert hold.locked
 
     def later(seconds: float) -> None:
         written = folder / "watch.html"
@@ -318,7 +354,7 @@ def test_browser_shows_panels_and_runs_no_completion(tmp_path):
     words = re.findall("<text[^>]*>(.*?)</text>", dom)
     for label in ("sampled 0.06", "greedy 0.03", "accuracy 0.5", "measured −0.24", "predicted 0.1", "held-out 28"):
         assert label in words
-    assert "0.55 → 0.06 degraded" in dom
+    assert re.search('0.55 → 0.06 </span><span class="lost">▼ degraded</span>', dom)
     assert re.search(r'id="error" class="alarm" hidden=""', dom)
     assert "<title>run</title>" in dom
     assert "<img" not in dom
@@ -339,6 +375,8 @@ NO_ERROR = "document.getElementById('error').hidden && document.title"
 def test_browser_shows_what_is_new_and_keeps_what_was_chosen(tmp_path, browser):
     whole, folder = a_run(tmp_path / "whole"), a_run(tmp_path / "run", texts=HOSTILE, done=False)
     cut(folder, 10)
+    hold = Hold(folder)
+    assert hold.locked
     follower = threading.Thread(target=follow, args=([str(folder)], "", 0.2, False), daemon=True)
     follower.start()
     deadline = time.monotonic() + 20
@@ -422,11 +460,20 @@ def test_browser_of_completions(tmp_path, browser):
 @needs_driver
 @pytest.mark.parametrize("width", [360, 1600])
 def test_browser_fits_the_window(tmp_path, browser, width):
-    folder = a_run(tmp_path / "run")
-    follow([str(folder)], "", 5, once=False)
+    """The verdict's table too, and no words over other words, of runs as long as the page and shorter ones."""
+    folders = [a_run(tmp_path / name) for name in ("linear", "a-run-with-a-long-name")]
+    cut(folders[0], 10)
+    follow([str(folder) for folder in folders], str(tmp_path / "watch.html"), 5, once=True)
     browser.send("/window/rect", {"width": width, "height": 800})
-    browser.open(folder / "watch.html")
+    browser.open(tmp_path / "watch.html")
     assert browser.ask("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.ask("[...document.querySelectorAll('table.verdict, .card')].filter(t => t.scrollWidth > t.clientWidth + 1).length") == 0
     right = "getBoundingClientRect().right"
     beyond = f"[...document.querySelectorAll('svg text')].filter(t => t.{right} > t.ownerSVGElement.{right} + 1)"
     assert browser.ask(f"{beyond}.map(t => t.textContent)") == []
+    names = "[...document.querySelectorAll('svg')].flatMap(s => { const b = [...s.querySelectorAll('g g text')].map(t => t.getBBox());"
+    covered = "b.some((p, i) => i && Math.abs(p.y - b[i - 1].y) < 9)"
+    assert browser.ask(f"{names} b.sort((p, q) => p.y - q.y); return {covered} ? [s.getAttribute('aria-label')] : []; }})") == []
+    assert browser.ask(
+        "[...document.querySelectorAll('svg')].every(s => s.querySelector('g g text').getBBox().x > s.clientWidth / 3)"
+    )  # plots are no strips

@@ -1,28 +1,35 @@
 """What must be true of any picture: no words over other words, none beyond its edge, no line that leaves its panel."""
 
 from itertools import combinations
+from weakref import WeakKeyDictionary
 
 import numpy as np
+
+LAID_OUT: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def words_of(figure) -> list:
     """Every text of a figure that is seen."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()  # ticks and places as they will be
     found = list(figure.texts)
     for axes in figure.axes:
         found += [*axes.texts, axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
-        low, high = axes.get_xlim()
-        found += [label for tick, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True) if low <= tick <= high]
-        low, high = sorted(axes.get_ylim())
-        found += [label for tick, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True) if low <= tick <= high]
+        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            found += [tick.label1 for tick in axis.get_major_ticks() if min(limits) <= tick.get_loc() <= max(limits)]
     return [text for text in found if text.get_text().strip() and text.get_visible()]
+
+
+def boxes_of(figure) -> list:
+    """Each text and where it stands, in pixels; laying a figure out takes its time, so that it is done once."""
+    if figure not in LAID_OUT:
+        LAID_OUT[figure] = [(text.get_text(), text.get_window_extent()) for text in words_of(figure)]
+    return LAID_OUT[figure]
 
 
 def overlapping(figure) -> list[tuple[str, str]]:
     """Pairs of words that cover each other by more than a pixel."""
-    boxes = [(text.get_text(), text.get_window_extent()) for text in words_of(figure)]
     pairs = []
-    for (one, a), (other, b) in combinations(boxes, 2):
+    for (one, a), (other, b) in combinations(boxes_of(figure), 2):
         across, down = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
         if across > 1 and down > 1:
             pairs.append((one, other))
@@ -32,8 +39,10 @@ def overlapping(figure) -> list[tuple[str, str]]:
 def cut_off(figure) -> list[str]:
     """Words that reach beyond the figure's edge."""
     edge = figure.bbox
-    boxes = [(text.get_text(), text.get_window_extent()) for text in words_of(figure)]
-    return [words for words, b in boxes if b.x0 < edge.x0 - 1 or b.x1 > edge.x1 + 1 or b.y0 < edge.y0 - 1 or b.y1 > edge.y1 + 1]
+    beyond = [
+        (words, b.x0 < edge.x0 - 1 or b.x1 > edge.x1 + 1 or b.y0 < edge.y0 - 1 or b.y1 > edge.y1 + 1) for words, b in boxes_of(figure)
+    ]
+    return [words for words, out in beyond if out]
 
 
 def leaving(figure) -> list[str]:
