@@ -15,7 +15,7 @@ from commands.scripts import ROOT, algorithms, nearest
 from common.errors import UserError, plain_errors
 
 # as a user comes to need them; a command that is not among them comes last
-ORDER = ("doctor", "presets", "score", "diff", "bench", "watch", "explain", "plot", "export")
+ORDER = ("doctor", "presets", "score", "diff", "bench", "sweep", "watch", "explain", "explore", "plot", "export")
 
 
 def commands() -> dict[str, tuple[str, str]]:

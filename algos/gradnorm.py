@@ -315,6 +315,7 @@ def main(args: Args) -> None:
 
         # --- ALGO: after the update ---
         weights = weights.to(device)
+        # for the log alone: the update weighed gradients, and its direction is about this score's
         advantages = objective_advantages @ weights
         extra = {"gradnorm/grad_norm": norms, "gradnorm/no_gradient": missing}
         extra["gradnorm/average_reward"] = state["ema"]

@@ -3,7 +3,8 @@ gradients, which opposes none of them.
 
 Paper: arXiv 2602.06869, section 3 (Désidéri, 2012; Sener and Koltun, 2018). Per mini-batch
 w = argmin over the simplex of ||sum_k w_k g_k||^2 = w' H w with H_ij = <g_i, g_j>; then
-<g_k, d> >= ||d||^2 for every k, so no objective gets worse at first order.
+<g_k, d> >= ||d||^2 for every k, so no objective gets worse: at first order, on the batch's own
+completions, and for a step along d itself, which Adam's is not.
 
 From the paper: every objective's rewards are normalised by themselves; their gradients come from
 one forward and K backward passes.
@@ -59,10 +60,11 @@ def min_norm_weights(gram: Tensor) -> Tensor:
     gram, K = gram.double(), len(gram)
     supports = [[s >> k & 1 for k in range(K)] for s in range(1, 2**K)]
     inside = torch.tensor(supports, dtype=gram.dtype)  # [N, K]
-    # each support in its own units: tiny gradients are solved as well
-    scale = (inside * gram.diagonal()).amax(1).clamp(min=1e-300)
+    # each support in units of its longest gradient: tiny gradients are solved as well. Where all of
+    # a support are 0 any unit does; the smallest number keeps it from dividing by 0
+    unit = (inside * gram.diagonal()).amax(1).clamp(min=torch.finfo(gram.dtype).tiny)
     system = torch.zeros(len(inside), K + 1, K + 1, dtype=gram.dtype)
-    block = inside[:, :, None] * inside[:, None, :] * gram / scale[:, None, None]
+    block = inside[:, :, None] * inside[:, None, :] * gram / unit[:, None, None]
     system[:, :K, :K] = block + torch.diag_embed(1 - inside)
     system[:, :K, K] = system[:, K, :K] = inside
     right = torch.eye(K + 1, dtype=gram.dtype)[K].expand(len(inside), -1)
@@ -73,7 +75,7 @@ def min_norm_weights(gram: Tensor) -> Tensor:
     slopes = weights @ gram
     lengths = (weights * slopes).sum(1)  # w'Hw
     gaps = lengths - slopes.amin(1)
-    return weights[gaps <= gaps.min() + 1e-12 * lengths + 1e-16 * scale[valid]].mean(0)
+    return weights[gaps <= gaps.min() + 1e-12 * lengths + 1e-16 * unit[valid]].mean(0)
 
 
 def merge_equal(gram: Tensor) -> Tensor:
@@ -287,8 +289,9 @@ def main(args: Args) -> None:
                 # of those that have a gradient: with a zero among them the shortest is 0
                 if present.any():
                     part = merge_equal(gram[present][:, present])
-                    scale = part.diagonal().rsqrt() if args.normalize else torch.ones(len(part))
-                    found = scale * min_norm_weights(scale[:, None] * part * scale)
+                    # a factor for each gradient: its length becomes 1, or stays as it is
+                    factor = part.diagonal().rsqrt() if args.normalize else torch.ones(len(part))
+                    found = factor * min_norm_weights(factor[:, None] * part * factor)
                     found = (found / found.sum()).float()
                     mini_weights = torch.zeros(K).masked_scatter(present, found)
                 # --- SHARED: weighted gradient ---
@@ -310,6 +313,7 @@ def main(args: Args) -> None:
 
         # --- ALGO: after the update ---
         weights = weights.to(device)
+        # for the log alone: the update weighed gradients, and its direction is about this score's
         advantages = objective_advantages @ weights
         extra = {"mgda/grad_norm": norms, "mgda/no_gradient": missing}
 

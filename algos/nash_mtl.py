@@ -296,6 +296,7 @@ def main(args: Args) -> None:
 
         # --- ALGO: after the update ---
         weights = weights.to(device)
+        # for the log alone: the update weighed gradients, and its direction is about this score's
         advantages = objective_advantages @ weights
         extra = {"nash_mtl/grad_norm": norms, "nash_mtl/no_gradient": missing}
 

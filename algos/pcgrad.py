@@ -275,6 +275,7 @@ def main(args: Args) -> None:
 
         # --- ALGO: after the update ---
         weights = weights.to(device)
+        # for the log alone: the update weighed gradients, and its direction is about this score's
         advantages = objective_advantages @ weights
         extra = {"pcgrad/grad_norm": norms, "pcgrad/no_gradient": missing}
 

@@ -84,7 +84,7 @@ def _read(run: Run) -> tuple[list[Step], list[int]]:
                 run.args["completions"],
                 run.args["estimator"],
                 rates.get(line["step"], run.args["lr"]),
-                torch.tensor(line.get("drift", [])),
+                torch.tensor([math.nan if moved is None else moved for moved in line.get("drift", [])]),  # null: not finite
                 torch.tensor(line.get("age", [])),
                 updates,
             )

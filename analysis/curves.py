@@ -37,7 +37,8 @@ MANY = 8  # settings, whose numbers of runs are no longer listed one by one wher
 SMALL = 0.25  # a reward that stays below this part of 0..1 has a scale of its own
 SLIGHT = 0.02  # of 0..1, which the panel's margin covers
 # Flags that leave what is learned alone: runs that agree in all others are repetitions of one setting.
-BOOKKEEPING = {"seed", "out", "resume", "checkpoint_every", "tensorboard", "wandb", "trust_remote_code", "micro_batch_tokens"}
+BOOKKEEPING = {"seed", "out", "resume", "checkpoint_every", "keep_safe", "log_completions", "tensorboard", "wandb"}
+BOOKKEEPING |= {"trust_remote_code", "micro_batch_tokens"}
 FACTS = ("script", "estimator", "model", "dataset", "seed")  # stand in the heading where all runs agree
 
 Series = tuple[list[int], list[float]]  # steps and values

@@ -1,6 +1,6 @@
 """The leaderboard: runs, anybody's, read into a table with intervals. Nothing is trained.
 
-Of the results folder of a bench, `commands/bench.py` trains what is missing; `runs/` has the run folders and `started.json` what code each
+Of the results folder of a bench, `commands/jobs.py` trains what is missing; `runs/` has the run folders and `started.json` what code each
 run was started with.
 """
 
@@ -77,7 +77,7 @@ def with_mean_end(run: Run) -> Run:
     """
     rows: list[dict] = [{"step": 0}, {"step": run.rows[-1]["step"]}]
     for name in (*run.objectives, "length"):
-        for key in (f"eval/{name}", f"eval/{name}_se"):
+        for key in (f"eval/{name}", f"eval/{name}_se", f"eval/greedy/{name}", f"eval/greedy/{name}_se"):
             values = run.series(key)[1]
             if values:
                 rows[0][key], rows[1][key] = values[0], fmean(values[1:][-LAST:] or values)
@@ -155,8 +155,9 @@ def _row(label: str, runs: list[Run]) -> dict:
         "interference": {
             "runs": len(interfering),
             "of": len(runs),
-            "degraded": {name: sum(c[name].status == "degraded" for c in interfering) for name in names},
+            "degraded": {name: sum(c[name].sampled == "degraded" for c in interfering) for name in names},
         },
+        "in_samples_alone": {name: sum(c[name].status == "mixed" for c in changes) for name in names},
         "hypervolume": _estimate([hypervolume([[c[name].end for name in names]], np.zeros(len(names))) for c in changes]),
         "length": {"start": float(iqm([v.length.start for v in verdicts])), "end": float(iqm([v.length.end for v in verdicts]))},
         "seconds_per_step": median(times) if times else None,
@@ -231,6 +232,7 @@ def markdown(board: dict) -> str:
     parts += board.get("notes", [])
     for section in board["sections"]:
         parts += [f"## {section['title']}", table(heads(section), [cells(section, row) for row in section["rows"]])]
+        parts += _in_samples_alone(section["rows"])
     if board["overall"]:
         names = ["algorithm", "settings", "worst change", "interference", "P(better than linear)"]
         rows = [
@@ -248,6 +250,17 @@ def markdown(board: dict) -> str:
     items = [*DEFINITIONS, *board.get("provenance", [])]
     parts += ["## What the numbers are", "\n".join(f"- {item}" for item in items)]
     return "\n\n".join(parts) + "\n"
+
+
+def _in_samples_alone(rows: list[dict]) -> list[str]:
+    """A paragraph about what the table, which is of samples, shows as gained and greedy decoding lost; none where there is none."""
+    told = [
+        f"`{row['algorithm']}` {name} in {count} of {len(row['seeds'])}"
+        for row in rows
+        for name, count in row["in_samples_alone"].items()
+        if count
+    ]
+    return [f"Improved in samples, degraded under greedy decoding (runs): {', '.join(told)}."] if told else []
 
 
 def heads(section: dict) -> list[str]:
@@ -421,15 +434,22 @@ def provenance(runs: Sequence[Run], command: str) -> list[str]:
 QUICK = "**This is the quick form**: few algorithms, few seeds and fewer steps than a full run. It shows what to expect; it is no ranking."
 
 
-def make_table(paths: Sequence[str | Path], out: Path, command: str, failed: dict[str, str] | None = None) -> str:
-    """Read runs, write the table and its pictures into `out`, and return the table with the names of the files."""
+def make_table(
+    paths: Sequence[str | Path],
+    out: Path,
+    command: str,
+    failed: dict[str, str] | None = None,
+    title: str = "Leaderboard",
+    notes: Sequence[str] = (),
+) -> str:
+    """Read runs, write the table and its pictures into `out`, and return the table with the names of the files. notes: above the table."""
     runs, left_out = load_finished(paths)
     quick = any("--quick" in shlex.split(start["command"]) for run in runs for start in _starts(run))
-    notes = [QUICK] if quick else []
+    notes = [*notes, *([QUICK] if quick else [])]
     if any(run.args.get("eval_split") == "tune" for run in runs):
         notes.append("**Tuning prompts**: to choose hyperparameters by; report `test`.")
     notes += [f"Failed, not in the table: {name}." for name in failed or {}] + [f"Left out: {line}." for line in left_out]
-    board = leaderboard(runs) | {"title": "Leaderboard", "quick": quick, "notes": notes, "failed": failed or {}}
+    board = leaderboard(runs) | {"title": title, "quick": quick, "notes": notes, "failed": failed or {}}
     board["provenance"] = provenance(runs, command)
     try:
         out.mkdir(parents=True, exist_ok=True)

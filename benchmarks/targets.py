@@ -61,7 +61,7 @@ def main(args: Args, argv: list[str], passed: list[str]) -> int:
     """Train setting after setting; returns how many runs failed."""
     import shlex
 
-    from commands.bench import default_jobs, train_missing
+    from commands.jobs import default_jobs, train_missing
 
     failures = 0
     for out, jobs in plans(args, passed).items():

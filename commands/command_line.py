@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tyro
 
+from commands.names import run_name
 from commands.presets import PAPER, named_preset
 from common import ranks
 from common.errors import UserError
@@ -15,7 +16,8 @@ from common.flags import RETIRED
 
 
 def parse(args_class: type, script: str, argv: list[str] | None = None):
-    """The flags of a script (a dataclass, which is returned filled). `--preset NAME` changes the defaults, and flags given beside it win.
+    """The flags of a script (a dataclass, which is returned filled), and the name of its run. `--preset NAME` changes the defaults, and
+    flags given beside it win.
     `--resume DIR` takes the flags of that run, a preset's values included: others given beside it must agree with them, but for --steps and
     the two trackers. Raises UserError naming --preset, or the flags that differ."""
     argv = sys.argv[1:] if argv is None else argv
@@ -27,8 +29,10 @@ def parse(args_class: type, script: str, argv: list[str] | None = None):
         told = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise UserError(f"--preset sets {told}, which {script} does not have; drop it and give the flags you need one by one")
     speaks = os.environ.get("RANK", "0") == "0"  # of several ranks, which all find the same mistake
-    args = tyro.cli(args_class, args=argv, default=args_class(**chosen), console_outputs=speaks)
+    default = args_class(**chosen)
+    args = tyro.cli(args_class, args=argv, default=default, console_outputs=speaks)
     if not args.resume:
+        args.name = run_name(args, default, script)
         return args
     path = Path(args.resume) / "args.json"
     if not path.is_file():

@@ -62,7 +62,7 @@ SMOLLM2_WORDS = {
     "answer_check": "exact",
     "steps": 8,  # a first look: accuracy has fallen by then (docs/realmodel.md)
     "eval_every": 4,
-    "eval_prompts": 96,
+    "eval_prompts": 48,
     "checkpoint_every": 4,
     "prompts": 4,
     "completions": 6,

@@ -34,7 +34,7 @@ WIDTH = 100  # columns of the printed text
 @dataclass
 class Args:
     completions: str = ""
-    """jsonl, json, csv or parquet file with a completion in each row, best several of each prompt; a run's completions.jsonl too"""
+    """jsonl, json, csv or parquet file with a completion in each row, best several of each prompt; a run's own files too"""
     rewards: tuple[str, ...] = ()
     """objectives as in training, module:function or file.py:function; default: the run's, else the paper's three"""
     weights: tuple[float, ...] = ()
@@ -80,8 +80,9 @@ def look_at(
 ) -> str:
     """Score a file of completions and say what is seen: the text that `python run.py score` prints.
 
-    completions: the file, see `read_completions`. If it is a run's completions.jsonl, the run's args.json fills what is empty here of
-    rewards, dataset, tokenizer, answer_check and drop_unusable. rewards: paths as in `rewards.load`; default: the paper's three.
+    completions: the file, see `read_completions`. If it is a run's completions.jsonl or training_completions.jsonl, the run's args.json
+    fills what is empty here of rewards, dataset, tokenizer, answer_check and drop_unusable. rewards: paths as in `rewards.load`; default:
+    the paper's three.
     weights: one for each, not negative; default: equal. dataset: take the columns that the file lacks, such as `answer`, from the
     prompts of this data set; answer_column then names a column there. tokenizer: a name as in --model, to count lengths where the file
     has no completion_ids; without it they are in words. mean_length: what `conciseness` compares with; 0: the file's mean.
@@ -243,9 +244,9 @@ def _text(value: object, where: str) -> str:
 
 
 def _run_of(file: Path) -> dict:
-    """The flags of the run whose completions.jsonl this is; empty for any other file."""
+    """The flags of the run whose completions.jsonl or training_completions.jsonl this is; empty for any other file."""
     args = file.with_name("args.json")
-    if file.name != "completions.jsonl" or not args.is_file():
+    if file.name not in ("completions.jsonl", "training_completions.jsonl") or not args.is_file():
         return {}
     try:
         return json.loads(args.read_text(encoding="utf-8"))

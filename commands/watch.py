@@ -5,7 +5,7 @@ import html
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -25,6 +25,7 @@ from common.track import Hold
 
 USAGE = "RUN [RUN ...] [--out FILE] [--once]"
 TEMPLATE = Path(__file__).with_suffix(".html")
+PARTS = Path(__file__).with_name("parts.js")  # what pages share
 PER_OBJECTIVE = ("eval/{}", "eval/{}_se", "eval/greedy/{}", "reward/{}", "weight_share/{}", "cov/{}")
 OTHERS = ("eval/length", "eval/length_se", "length/mean", "length/threshold", "length/truncated")
 OTHERS += ("loss/policy", "loss/kl", "grad/norm", "clip/fraction")
@@ -148,6 +149,7 @@ def page(runs: Sequence[Run], state: str, every: float = 5.0) -> str:
     """
     data = json.dumps(page_data(runs, state, every), allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")  # ASCII: U+2028 too
     head, tail = TEMPLATE.read_text(encoding="utf-8").split("__DATA__")
+    tail = tail.replace("__PARTS__", PARTS.read_text(encoding="utf-8"))
     return head.replace("__TITLE__", html.escape(", ".join(run.name for run in runs))) + data + tail
 
 
@@ -307,10 +309,10 @@ def _rounded(values: Iterable[float]) -> list[float]:
     return [float(f"{value:.4g}") for value in values]
 
 
-def read_samples(run: Run) -> list[dict]:
-    """The lines of completions.jsonl, none where there is no such file; a half written last line is passed over. Raises `UserError` for
-    any other line that is broken."""
-    file = run.path / "completions.jsonl"
+def read_samples(run: Run, name: str = "completions.jsonl") -> list[dict]:
+    """The lines of a run's file of completions, none where there is no such file; a half written last line is passed over. Raises
+    `UserError` for any other line that is broken."""
+    file = run.path / name
     samples = []
     for number, line in enumerate(file.read_bytes().split(b"\n")[:-1] if file.is_file() else [], start=1):
         try:
@@ -325,10 +327,18 @@ def _fewer(samples: list[dict], room: int) -> tuple[list[dict], int]:
     sizes: dict[int, int] = {}
     for sample in samples:
         sizes[sample["step"]] = sizes.get(sample["step"], 0) + len(json.dumps(sample["completion"]))
+    kept = fewer(sizes, room)
+    return [sample for sample in samples if sample["step"] in kept], len(sizes) - len(kept)
+
+
+def fewer(sizes: dict[int, int], room: int, spared: Collection[int] = ()) -> list[int]:
+    """Steps, every second of which is left out, never the first or the last, until their sizes add up to `room` at most or two are left.
+    Those that are `spared` stay as long as there are others."""
     kept = list(sizes)
     while len(kept) > 2 and sum(sizes[step] for step in kept) > room:
-        kept = [*kept[:-1:2], kept[-1]]
-    return [sample for sample in samples if sample["step"] in kept], len(sizes) - len(kept)
+        inner = [step for step in kept[1:-1] if step not in spared] or kept[1:-1]
+        kept = [step for step in kept if step not in inner[::2]]
+    return kept
 
 
 def _sample(row: dict, objectives: list[str], prompts: dict[str, int]) -> list:

@@ -1,4 +1,5 @@
-"""Checkpoints of a run: written whole or not at all, read on any number of ranks without executing anything, the last two kept.
+"""Checkpoints of a run: written whole or not at all, read on any number of ranks without executing anything, the last two kept,
+and one that is asked for.
 
 run/checkpoints/step_000100/ holds
     __0_0.distcp, __1_0.distcp, ...   each rank's share of the tensors `policy.<name>` and `optimizer.<name>.<field>`
@@ -14,28 +15,25 @@ Both functions are collective: every rank calls them on a folder that all ranks 
 import io
 import json
 import os
-import pickle
 import shutil
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import filesystem, metadata
-from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint import metadata
 
 from common import ranks
 from common.errors import UserError, require
+from integrations.checkpoint_files import Reader, Writer, as_user_error, fingerprint, flush_names, write_through
 
 KEPT = 2
 
 
-def save_checkpoint(run: Path, step: int, policy: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Write the checkpoint of this step to run/checkpoints and keep the last two.
+def save_checkpoint(
+    run: Path, step: int, policy: nn.Module, optimizer: torch.optim.Optimizer, state: dict, kept: int | None = None
+) -> None:
+    """Write the checkpoint of this step to run/checkpoints and keep the last two, and that of the step `kept` if there is one.
 
     state: nested dicts and lists of small tensors, numbers, strings and None, the same on all ranks. Raises UserError if the folder cannot
     be written or the disk is full; the earlier checkpoints are then as they were.
@@ -51,34 +49,34 @@ def save_checkpoint(run: Path, step: int, policy: nn.Module, optimizer: torch.op
         raise TypeError(f"{others[0]} is no tensor: it would be pickled, and loading refuses that")
     marks = {}
 
-    @_as_user_error()
+    @as_user_error()
     def prepare() -> None:
         for left in folder.parent.glob("step_*.tmp"):  # of a run that was killed while it wrote
             shutil.rmtree(left)
         temporary.mkdir(parents=True)
         torch.save(state, buffer := io.BytesIO())
-        _write(temporary / "state.pt", buffer.getvalue())
+        write_through(temporary / "state.pt", buffer.getvalue())
 
-    @_as_user_error()
+    @as_user_error()
     def fingerprints() -> dict[str, list[int]]:
         """Of the files that this rank wrote."""
         own = (f"__{ranks.rank()}_", *((".metadata", "state.pt") if ranks.rank() == 0 else ()))
-        return {path.name: _fingerprint(path) for path in temporary.iterdir() if path.name.startswith(own)}
+        return {path.name: fingerprint(path) for path in temporary.iterdir() if path.name.startswith(own)}
 
-    @_as_user_error()
+    @as_user_error()
     def publish() -> None:
         for name in marks:
             require((temporary / name).exists(), f"{name} is missing: all ranks must share this folder")
-        _write(temporary / "manifest.json", json.dumps(marks, indent=1).encode())
-        _flush_names(temporary)  # the rename must not reach the disk before the content
+        write_through(temporary / "manifest.json", json.dumps(marks, indent=1).encode())
+        flush_names(temporary)  # the rename must not reach the disk before the content
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was stopped at this step and resumed from an earlier one
         os.replace(temporary, folder)
-        _flush_names(folder.parent)
+        flush_names(folder.parent)
 
     try:
         ranks.on_first(prepare)
-        with _as_user_error():
-            dcp.save(tensors, storage_writer=_Writer(temporary))
+        with as_user_error():
+            dcp.save(tensors, storage_writer=Writer(temporary))
         for part in ranks.together(fingerprints):
             marks |= part
         ranks.on_first(publish)
@@ -90,18 +88,19 @@ def save_checkpoint(run: Path, step: int, policy: nn.Module, optimizer: torch.op
         else:
             goes_on = "there is none before it. Make room there, or give another --out, and start again"
         raise UserError(f"{told}; {goes_on}") from error
-    ranks.on_first(lambda: [shutil.rmtree(old, ignore_errors=True) for old in _folders(run)[:-KEPT]])
+    ranks.on_first(lambda: [shutil.rmtree(old, ignore_errors=True) for old in _folders(run)[:-KEPT] if _step(old) != kept])
 
 
-def load_checkpoint(run: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[int, dict]:
+def load_checkpoint(run: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None, of: int | None = None) -> tuple[int, dict]:
     """Fill policy and optimizer, where there is one, from the newest checkpoint that every rank can read, and return its (step, state).
 
-    One that cannot be read is named and the one before it used. Tensors of state that were on a GPU come to the policy's device, others
-    to the CPU. The optimizer keeps its learning rate and other settings. Raises UserError naming --resume if none can be read.
+    of: take no other than this step's. Else one that cannot be read is named and the one before it used. Tensors of state that were on a
+    GPU come to the policy's device, others to the CPU. The optimizer keeps its learning rate and other settings. Raises UserError naming
+    --resume if none can be read.
     """
-    for folder in reversed(ranks.on_first(lambda: _folders(run))):
+    for folder in reversed(ranks.on_first(lambda: [f for f in _folders(run) if of in (None, _step(f))])):
         try:
-            return int(folder.name.removeprefix("step_")), _load(folder, policy, optimizer)
+            return _step(folder), _load(folder, policy, optimizer)
         except UserError as error:
             if ranks.rank() == 0:
                 print(f"checkpoint {folder} cannot be read ({error}); trying the one before it")
@@ -115,27 +114,27 @@ def _load(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | No
     then the checkpoint before fills all of it, or the run ends.
     """
     tensors, state, moments = _policy_tensors(policy), {}, {}
-    device, reader = next(iter(tensors.values())).device, _Reader(folder)
+    device, reader = next(iter(tensors.values())).device, Reader(folder)
 
     def place(storage: torch.UntypedStorage, saved_on: str) -> torch.UntypedStorage:
         return storage if saved_on == "cpu" else storage.to(device=device)
 
     def examine() -> None:
-        with _as_user_error("manifest.json"):
+        with as_user_error("manifest.json"):
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             files = sorted(manifest)[ranks.rank() :: ranks.count()]  # each rank a share of them
         for name in files:
-            with _as_user_error(name):
-                require(_fingerprint(folder / name) == manifest[name], f"{name} is not as it was written")
-        with _as_user_error("state.pt"):
+            with as_user_error(name):
+                require(fingerprint(folder / name) == manifest[name], f"{name} is not as it was written")
+        with as_user_error("state.pt"):
             state.update(torch.load(folder / "state.pt", map_location=place, weights_only=True))
-        with _as_user_error(".metadata"):
+        with as_user_error(".metadata"):
             moments.update(_empty_moments(reader.read_metadata().state_dict_metadata, tensors))
 
     ranks.together(examine)
     if not optimizer:
         moments.clear()
-    with _as_user_error("*.distcp"):
+    with as_user_error("*.distcp"):
         dcp.load(tensors | moments, storage_reader=reader)
     if not optimizer:
         return state
@@ -177,94 +176,13 @@ def _owner(key: str) -> tuple[str, str]:
     return f"policy.{name}", field
 
 
-# --- Files ---
-
-
-class _Writer(dcp.FileSystemWriter):
-    """torch's writer, one file per rank, which names the disk's error and leaves the path of the temporary folder out of the metadata."""
-
-    def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> torch.futures.Future:
-        with _as_user_error():
-            return super().write_data(plan, planner)
-
-    def storage_meta(self) -> None:
-        return None
-
-
-class _Reader(dcp.FileSystemReader):
-    """torch's reader, which reads tensors with `weights_only`; its pickled metadata may name nothing but what metadata consists of.
-
-    Entries that are no tensors (BytesStorageMetadata), which torch would unpickle unchecked, are not among it.
-    """
-
-    def read_metadata(self) -> metadata.Metadata:
-        with open(self.path / ".metadata", "rb") as file:
-            return _MetadataUnpickler(file).load()
-
-
-# what .metadata consists of, by the name a pickle has for it; the function turns a string into a torch.layout
-_PARTS = [metadata.Metadata, metadata.MetadataIndex, metadata.TensorStorageMetadata, metadata.ChunkStorageMetadata, torch.Size]
-_PARTS += [metadata.TensorProperties, metadata._MEM_FORMAT_ENCODING, filesystem._StorageInfo, torch.serialization._get_layout]
-_KNOWN = {f"{part.__module__}.{part.__name__}": part for part in _PARTS}
-_KNOWN |= {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Every class and function that a pickle uses it gets from here."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if f"{module}.{name}" not in _KNOWN:
-            raise pickle.UnpicklingError(f"names {module}.{name}, which no checkpoint needs")
-        return _KNOWN[f"{module}.{name}"]
-
-
-@contextmanager
-def _as_user_error(file: str = "") -> Iterator[None]:
-    """Turn what the disk, the format or torch objects to into a UserError of one line, about this file. Also a decorator."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # torch warns that one process has no process group
-            yield
-    except (Exception, CheckpointException) as error:  # a broken pickle may raise anything; CheckpointException is no Exception
-        if isinstance(error, CheckpointException):
-            error = next(iter(error.failures.values()))[0]  # of the first rank that failed
-            if isinstance(error, KeyboardInterrupt):
-                raise error
-        if isinstance(error, UserError):
-            raise error
-        disk = error
-        while disk and not isinstance(disk, OSError):
-            disk = disk.__context__  # torch's zip writer hides the disk's error behind its own
-        lines = str(disk or error).splitlines() or [""]
-        raise UserError(f"{file}{': ' if file else ''}{type(disk or error).__name__}: {lines[0]}") from error
-
-
-def _fingerprint(path: Path) -> list[int]:
-    """[size in bytes, CRC-32]."""
-    checksum = 0
-    with open(path, "rb") as file:
-        while block := file.read(2**24):
-            checksum = zlib.crc32(block, checksum)
-        return [file.tell(), checksum]
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_names(folder: Path) -> None:
-    """Wait until the disk has the names of the files in a folder."""
-    if os.name == "nt":  # where a folder cannot be opened
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+# --- Folders ---
 
 
 def _folders(run: Path) -> list[Path]:
     """The checkpoints, oldest first; not those half written."""
-    return sorted((f for f in (run / "checkpoints").glob("step_*") if f.name[5:].isdigit()), key=lambda f: int(f.name[5:]))
+    return sorted((f for f in (run / "checkpoints").glob("step_*") if f.name[5:].isdigit()), key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))

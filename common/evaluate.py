@@ -1,6 +1,7 @@
 """Rewards of completions, each rank its share of them, and held-out means of every objective, sampled and greedy."""
 
 from collections.abc import Callable
+from math import hypot
 
 import torch
 from torch import Tensor
@@ -52,8 +53,8 @@ def evaluate(
 
     mean_length: what `conciseness` compares with, in tokens; None takes the sampled completions' own mean, as before training. Keeping
     that value for the whole run gives conciseness a yardstick that does not move, unlike the training reward's running mean.
-    batch_size: completions at a time. Metrics: eval/<objective> and eval/length, each with its standard error eval/<...>_se, and
-    eval/greedy/<...>. Collective.
+    batch_size: completions at a time. Metrics: eval/<objective> and eval/length, each with its standard error eval/<...>_se, and the same
+    as eval/greedy/<...>. Collective.
     """
     metrics, samples, prompts = {}, [], data.held_out
     for prefix, heat in (("eval/", temperature), ("eval/greedy/", 0.0)):
@@ -69,9 +70,16 @@ def evaluate(
         scores = score(objectives, texts, ids, prompts.columns, mean_length, data.answer_check)
         for name, values in [*zip(objectives, scores.T, strict=True), ("length", lengths)]:
             metrics[prefix + name] = values.mean().item()
-            if heat > 0 and len(values) > 1:
+            if len(values) > 1:
                 metrics[f"{prefix}{name}_se"] = values.std().item() / len(values) ** 0.5
         if heat > 0:
             shown = zip(prompts.columns["prompt"][:4], texts, scores.tolist(), strict=False)
             samples = [{"prompt": p, "completion": t, **dict(zip(objectives, s, strict=True))} for p, t, s in shown]
     return metrics, samples
+
+
+def fell(first: dict[str, float], row: dict[str, float], name: str) -> bool:
+    """Whether an objective's held-out mean lies below its first one by more than two standard errors of the difference. first, row: the
+    metrics of two evaluations."""
+    noise = hypot(first[f"eval/{name}_se"], row[f"eval/{name}_se"])
+    return row[f"eval/{name}"] < first[f"eval/{name}"] - 2 * noise

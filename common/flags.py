@@ -19,10 +19,12 @@ class RunFlags:
     # what the doctor must know of a script, which says so itself: it holds a gradient of the model for every objective at once
     GRADIENT_PER_OBJECTIVE = False
 
+    name = ""  # no flag: of the folder below runs/ without --out, from the command line (commands/names.py); else <script>-s<seed>
+
     preset: str = ""
     """named values of flags, such as qwen2.5-1.5b-math500 (`python run.py presets` lists them); a flag given beside it wins"""
     out: str = ""
-    """run folder; default runs/<script>-s<seed>, numbered when taken"""
+    """run folder; default runs/<script>-<flags given>-s<seed>, with --lr 3e-5 runs/<script>-lr3e-5-s1; numbered when taken"""
     resume: str = ""
     """folder of a stopped run to continue, with the flags it had"""
     eval_every: int = 10
@@ -33,6 +35,10 @@ class RunFlags:
     """held-out prompts to evaluate on: choose hyperparameters on tune, report test"""
     checkpoint_every: int = 25
     """write a checkpoint every so many steps; the last two are kept"""
+    keep_safe: bool = False
+    """also write one at each evaluation that has no objective below its start beyond noise, and keep the last of these beside the two"""
+    log_completions: int = 64
+    """training completions kept with their text and rewards at the first step and at each that is evaluated, in whole prompts; 0: none"""
     tensorboard: bool = False
     """also write TensorBoard events into the run folder (pip install tensorboard)"""
     wandb: bool = False
@@ -91,6 +97,7 @@ def check_flags(args: RunFlags, ranks: int) -> None:
     require(args.max_grad_norm > 0, f"--max-grad-norm {args.max_grad_norm} must be positive; inf does not clip")
     require(not 0 < args.dual_clip <= 1, f"--dual-clip {args.dual_clip} must be more than 1, the ratio before any update; 0 is off")
     require_not_negative(args, "seed", "lr", "weight_decay", "kl_coef", "tis_cap", "dual_clip", "clip_low", "clip_high", "max_logp_gap")
+    require_not_negative(args, "log_completions")
 
 
 def require_not_negative(args: RunFlags, *flags: str) -> None:

@@ -4,7 +4,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from math import hypot
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from common import ranks
 from common.batch import Batch
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import Interrupted, UserError, require
-from common.evaluate import evaluate
+from common.evaluate import evaluate, fell
 from common.flags import RunFlags
 from common.interrupt import Signals
 from common.model import compute_dtype
@@ -42,6 +41,7 @@ class Run:
         self.args, self.data, self.objectives, self.engine = args, data, objectives, engine
         self.policy, self.optimizer, self.state = policy, optimizer, state
         self.last_step, self.samples, self.first = 0, [], {}  # first: metrics of the first evaluation
+        self.safe = 0  # the last step evaluated with no objective below its start beyond noise
         self.seen = [0.0, 0]  # tokens and number of all training completions so far
         self.yardstick = None  # tokens: mean length of the untrained model's completions, which evaluation compares with
         if args.resume:
@@ -51,7 +51,8 @@ class Run:
             require(args.steps >= self.last_step, f"{told}: give more, or leave it out")
             state.update(saved["algorithm"])
             self.seen, self.yardstick, self.first = saved["seen"], saved["yardstick"], saved.get("first", {})
-        self.folder = run_folder(args.out, args.resume, script, args.seed)
+            self.safe = saved.get("safe", 0)
+        self.folder = run_folder(args.out, args.resume, args.name or f"{script}-s{args.seed}")
         self.saved = self.last_step  # the step of the newest checkpoint
         if not args.resume:
             ranks.on_first(lambda: self._hold(self.folder))
@@ -89,6 +90,7 @@ class Run:
         Raises Interrupted, after a checkpoint of the step before: sampling has changed nothing yet.
         """
         self._stop_if_asked()
+        self.sampled = batch.sampled
         before = self.seen[0] / self.seen[1] if self.seen[1] else batch.lengths.mean().item()
         self.seen = [self.seen[0] + batch.lengths.sum().item(), self.seen[1] + len(batch.mask)]
         return before
@@ -104,18 +106,19 @@ class Run:
         return metrics
 
     def log(self, step: int, row: dict[str, float], kept: dict[str, torch.Tensor]) -> None:
-        """A line to metrics.jsonl, what it was computed from to statistics.jsonl, and to completions.jsonl those of an evaluation."""
+        """A line to metrics.jsonl, what it was computed from to statistics.jsonl, and completions to the files that have their texts."""
         if kept:
             self.tracker.keep(step, kept)
-        self.tracker.log(step, row, self.samples)
+        self.tracker.log(step, row, self.samples, self._trained(step, kept["rewards"]) if kept else ())
         self.samples = []
         if not self.screen and "eval/length" in row:
             means = " ".join(f"{name} {row[f'eval/{name}']:.3f}" for name in self.objectives)
             self.say(f"step {step} of {self.args.steps}: held-out {means} length {row['eval/length']:.1f}")
         if "eval/length" in row:
             self.first = self.first or {key: value for key, value in row.items() if key.startswith("eval/")}
-            fallen = {name for name in self.objectives if _fell(self.first, row, name)} - self.lost
-            for name in sorted(fallen):
+            fallen = {name for name in self.objectives if fell(self.first, row, name)}
+            self.safe = self.safe if fallen else step
+            for name in sorted(fallen - self.lost):
                 told = f"held-out {name} fell from {self.first[f'eval/{name}']:.3f} to {row[f'eval/{name}']:.3f}, beyond noise"
                 self.say(f"step {step}: {told}; python run.py explain {self.folder} says why")
             self.lost |= fallen
@@ -123,6 +126,13 @@ class Run:
             self._alarm(step, row)
             shown = {name: f"{row[f'reward/{name}']:.2f}" for name in self.objectives}
             self.bar.set_postfix(shown | {"length": f"{row['length/mean']:.0f}"})
+
+    def _trained(self, step: int, rewards: torch.Tensor) -> list[dict]:
+        """The completions of the first prompts of a training batch, each with its row there, as --log-completions says."""
+        group, due = self.args.completions, step == 1 or self._due(step, self.args.eval_every)
+        rows = range(-(-self.args.log_completions // group) * group if due else 0)
+        shown = zip(rows, self.sampled.columns["prompt"], self.sampled.texts, rewards.tolist(), strict=False)
+        return [{"row": i, "prompt": p, "completion": t, **dict(zip(self.objectives, r, strict=True))} for i, p, t, r in shown]
 
     def _alarm(self, step: int, row: dict[str, float]) -> None:
         """Tell, once each, of an objective that has hardly varied, and of a policy whose completions no longer differ in any reward."""
@@ -139,12 +149,13 @@ class Run:
             self.say(f"step {step}: {told}; KL {row['loss/kl']:.2g} nats per token. If it has collapsed, begin again with a lower --lr")
 
     def save(self, step: int, failures: int = 0) -> None:
-        """A checkpoint, every --checkpoint-every steps and after the last. failures: updates in a row that were skipped.
+        """A checkpoint, every --checkpoint-every steps, after the last and, with --keep-safe, at every step that is safe. failures: updates
+        in a row that were skipped.
 
         Raises UserError, after a checkpoint, where these are too many to go on.
         """
         stop, self.last_step = failures >= MAX_FAILURES, step
-        if stop or self._due(step, self.args.checkpoint_every):
+        if stop or self._due(step, self.args.checkpoint_every) or (self.args.keep_safe and self.safe == step):
             self._save()
         if step < self.args.steps:
             self._stop_if_asked()
@@ -157,7 +168,9 @@ class Run:
 
     def _save(self) -> None:
         state = {"algorithm": self.state, "seen": self.seen, "yardstick": self.yardstick, "first": self.first}
-        save_checkpoint(self.folder, self.last_step, self.policy, self.optimizer, state)
+        state |= {"safe": self.safe}
+        kept = self.safe if self.args.keep_safe else None
+        save_checkpoint(self.folder, self.last_step, self.policy, self.optimizer, state, kept)
         self.saved = self.last_step
 
     def _stop_if_asked(self) -> None:
@@ -186,9 +199,3 @@ class Run:
             failed = UserError(f"{error}; nothing else is lost: make room or mend that, then {later}")
         self.tracker.close()
         return failed
-
-
-def _fell(first: dict[str, float], row: dict[str, float], name: str) -> bool:
-    """Whether an objective's held-out mean lies below its first one by more than two standard errors of the difference."""
-    noise = hypot(first[f"eval/{name}_se"], row[f"eval/{name}_se"])
-    return row[f"eval/{name}"] < first[f"eval/{name}"] - 2 * noise

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: args.json, metrics.jsonl, completions.jsonl, statistics.jsonl, and optionally TensorBoard and W&B."""
+"""What a run leaves in its folder: args.json, the LOGS, and optionally TensorBoard and W&B."""
 
 import json
 import math
@@ -16,19 +16,19 @@ from common import ranks
 from common.errors import UserError
 from common.files import write_whole
 
-LOGS = ("metrics.jsonl", "completions.jsonl", "statistics.jsonl")  # a line per step, or per completion
+LOGS = ("metrics.jsonl", "completions.jsonl", "training_completions.jsonl", "statistics.jsonl")  # a line per step, or per completion
 
 
-def run_folder(out: str, resume: str, script: str, seed: int) -> Path:
-    """The folder of this run, made once for all ranks. Without --out: runs/<script>-s<seed>, numbered when taken.
+def run_folder(out: str, resume: str, name: str) -> Path:
+    """The folder of this run, made once for all ranks. Without --out: runs/<name>, numbered when taken.
 
     Raises UserError if --out exists or cannot be made.
     """
-    return Path(resume) if resume else ranks.on_first(lambda: _new_folder(out, script, seed))
+    return Path(resume) if resume else ranks.on_first(lambda: _new_folder(out, name))
 
 
-def _new_folder(out: str, script: str, seed: int) -> Path:
-    name, number = f"{script}-s{seed}", 1
+def _new_folder(out: str, name: str) -> Path:
+    number = 1
     folder = Path(out or f"runs/{name}")
     try:
         while True:
@@ -135,16 +135,15 @@ class Tracker:
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
         write_whole(path, "".join(kept))
 
-    def log(self, step: int, row: dict[str, float], samples: Sequence[dict] = ()) -> None:
-        """Append the metrics of a step, and sampled completions with their rewards to completions.jsonl.
+    def log(self, step: int, row: dict[str, float], samples: Sequence[dict] = (), trained: Sequence[dict] = ()) -> None:
+        """Append the metrics of a step, and completions with their rewards: `samples` of an evaluation to completions.jsonl, those
+        `trained` on to training_completions.jsonl. A non-finite metric becomes null, which JSON can hold."""
+        ranks.on_first(lambda: self._log(step, row, samples, trained))
 
-        A non-finite number becomes null, which JSON can hold.
-        """
-        ranks.on_first(lambda: self._log(step, row, samples))
-
-    def _log(self, step: int, row: dict[str, float], samples: Sequence[dict]) -> None:
-        for sample in samples:
-            self._append("completions.jsonl", {"step": step} | sample)
+    def _log(self, step: int, row: dict[str, float], samples: Sequence[dict], trained: Sequence[dict]) -> None:
+        for name, rows in (("completions.jsonl", samples), ("training_completions.jsonl", trained)):
+            for sample in rows:
+                self._append(name, {"step": step} | sample)
         self._append("metrics.jsonl", {"step": step} | {k: v if math.isfinite(v) else None for k, v in row.items()})
         if self.board:
             for key, value in row.items():

@@ -20,7 +20,7 @@ import torch
 
 from common.errors import UserError
 
-TAKEN = ("length", "rate", "nats", "step", "prompt", "completion")  # stand beside the objectives in metrics.jsonl or completions.jsonl
+TAKEN = ("length", "rate", "nats", "step", "row", "prompt", "completion")  # stand beside the objectives in a run's files
 ARGUMENTS = {"prompts", "completions", "completion_ids", "mean_length", "answer_check"}  # of a reward, from the trainer
 OBJECTIVES = ("accuracy", "conciseness", "clarity")  # the paper's three, in the order of the columns of `rewards [B, K]`
 DEFAULT = tuple(f"rewards.{objective}:{objective}" for objective in OBJECTIVES)  # of --rewards

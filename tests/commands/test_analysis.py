@@ -1,5 +1,6 @@
 """Run folders read back, verdicts and figures, on synthetic runs whose truth is known."""
 
+import json
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -140,8 +141,8 @@ def test_table_is_aligned_and_complete(tmp_path):
     assert [row.split()[0] for row in rows] == ["accuracy", "conciseness", "length"]
     for row, status in zip(rows, ("degraded", "improved", "shorter"), strict=True):
         assert row.index(status) == head.index("verdict")  # a column starts where its head does
-    assert " ".join(rows[0].split()) == "accuracy 0.630 0.050 (10) 0.060 -0.570 ± 0.057 degraded 0.315 -> 0.030"
-    assert " ".join(rows[2].split()) == "length 30.0 28.0 (20) 28.0 -2.0 ± 0.8 shorter 33.0 -> 33.0"
+    assert " ".join(rows[0].split()) == "accuracy 0.630 0.050 (10) 0.060 -0.570 ± 0.057 degraded 0.315 -> 0.030 ± 0.057"
+    assert " ".join(rows[2].split()) == "length 30.0 28.0 (20) 28.0 -2.0 ± 0.8 shorter 33.0 -> 33.0 ± 0.8"
 
 
 @pytest.mark.parametrize(
@@ -206,6 +207,55 @@ def test_evaluated_once(tmp_path):
     assert [c.status for c in v.objectives] == ["unchanged", "unchanged"]
     assert v.text.endswith("Evaluated only once, at step 0: nothing to compare yet.")
     assert "±" not in v.text  # no column of changes that are not there
+
+
+def greedily(tmp_path, sampled: list[float], greedy: list[float], se: float | None = None, **others):
+    """The verdict of a run whose greedy accuracy is given, with its standard error if one was logged."""
+    folder = write_run(tmp_path / "run", {"accuracy": sampled, **others})
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if "eval/accuracy" in row:
+            row |= {"eval/greedy/accuracy": greedy[row["step"] // 10]} | ({"eval/greedy/accuracy_se": se} if se else {})
+            row |= {key: 0.5 for key in row if key.startswith("eval/greedy/") and key.split("/")[2] in others}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return verdict(load_run(folder))
+
+
+def test_what_fell_greedily_is_not_called_improved(tmp_path):
+    v = greedily(tmp_path, [0.55, 0.77], [0.97, 0.92], 0.01, clarity=[0.4, 0.9])
+    assert [c.status for c in v.objectives] == ["mixed", "improved"]
+    assert (v.objectives[0].sampled, v.objectives[0].greedy_status, v.interference) == ("improved", "degraded", False)
+    assert v.text.endswith("clarity improved, accuracy rose in samples alone. Greedily accuracy fell (0.97 -> 0.92).")
+    assert "mixed     0.970 -> 0.920 ± 0.028" in v.text
+
+
+@pytest.mark.parametrize(("greedy", "se"), [([0.97, 0.942], 0.01), ([0.97, 0.92], None), ([0.97, 0.98], 0.01), ([0.90, 0.97], 0.01)])
+def test_what_fell_greedily_within_noise_or_rose_is_improved(tmp_path, greedy, se):
+    """Without a standard error of its own, that of the samples of the same prompts, .02 here, stands for it: .057 is noise."""
+    v = greedily(tmp_path, [0.55, 0.77], greedy, se)
+    assert v.objectives[0].status == "improved"
+    assert v.text.endswith("\naccuracy improved.")
+
+
+def test_interference_is_of_what_is_sampled(tmp_path):
+    v = greedily(tmp_path, [0.55, 0.77], [0.97, 0.92], 0.01, clarity=[0.9, 0.4])
+    assert v.interference
+    told = "clarity was degraded (0.90 -> 0.40) while accuracy rose in samples alone: cross-objective interference."
+    assert v.text.endswith(f"{told} Greedily accuracy fell (0.97 -> 0.92).")
+
+
+@pytest.mark.parametrize(
+    ("sampled", "greedy", "status", "told"),
+    [
+        ([0.5, 0.5], [0.9, 0.5], "unchanged", "No objective changed beyond noise. Greedily accuracy fell (0.90 -> 0.50)."),
+        ([0.9, 0.5], [0.3, 0.5], "degraded", "accuracy was degraded (0.90 -> 0.50). Greedily accuracy rose (0.30 -> 0.50)."),
+        ([0.9, 0.5], [0.9, 0.5], "degraded", "accuracy was degraded (0.90 -> 0.50)."),
+    ],
+)
+def test_what_greedy_decoding_says_otherwise_is_told(tmp_path, sampled, greedy, status, told):
+    v = greedily(tmp_path, sampled, greedy, 0.01)
+    assert v.objectives[0].status == status
+    assert v.text.endswith(f"\n{told}")
 
 
 def test_without_greedy_evaluation_there_is_no_such_column(tmp_path):

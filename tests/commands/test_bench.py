@@ -16,7 +16,8 @@ import algos.linear
 from analysis import curves, leaderboard
 from analysis.leaderboard import draw_ends, load_finished, markdown, with_mean_end
 from analysis.runs import load_run
-from commands.bench import Job, plan, train_missing
+from commands.bench import plan
+from commands.jobs import Job, train_missing
 from common.errors import UserError
 from support.folders import NAMES, write_run
 from support.running import ROOT, run_script
@@ -133,6 +134,20 @@ def test_the_end_is_the_mean_of_the_last_three_and_never_the_start(tmp_path):
     assert with_mean_end(run).rows[1]["eval/accuracy_se"] == pytest.approx(0.03)  # of the same three
     ended = with_mean_end(load_run(write_run(tmp_path / "b", {"accuracy": [0.1, 0.3, 0.5]})))
     assert ended.rows[1]["eval/accuracy"] == pytest.approx(0.4)
+
+
+def test_what_rose_in_samples_alone_is_told_below_the_table(folders):
+    for folder in folders[3:5]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            if "eval/greedy/clarity" in line:
+                line["eval/greedy/clarity"] = 0.9 if line["step"] == 0 else 0.7
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    board = board_of(folders)
+    (ctwa,) = (row for row in board["sections"][0]["rows"] if row["script"] == "ctwa")
+    assert ctwa["in_samples_alone"] == {"accuracy": 0, "conciseness": 0, "clarity": 2}
+    assert "Improved in samples, degraded under greedy decoding (runs): `ctwa` clarity in 2 of 3." in markdown(board)
+    assert "under greedy decoding (runs)" not in markdown(board_of(folders[:3]))
 
 
 def test_an_unfinished_run_is_left_out_and_named(folders, tmp_path):
@@ -465,7 +480,7 @@ def bench_process(jobs, out: Path) -> subprocess.Popen:
     """train_missing in a process of its own."""
     made = [(j.name, str(j.folder), str(j.script), j.argv, j.args, j.steps) for j in jobs]
     code = (
-        "import sys; from pathlib import Path; from commands.bench import Job, train_missing\n"
+        "import sys; from pathlib import Path; from commands.jobs import Job, train_missing\n"
         f"jobs = [Job(n, Path(f), Path(s), a, d, k) for n, f, s, a, d, k in {made!r}]\n"
         f"train_missing(jobs, Path({str(out)!r}), 2, 'c')"
     )
@@ -494,7 +509,7 @@ def test_a_stopped_bench_ends_its_runs_and_one_killed_outright_leaves_the_folder
 
     def pids() -> list[int]:
         lines = (out / ".lock").read_text().splitlines()
-        return [int(line.split()[0]) for line in lines if not line.endswith("bench")]
+        return [int(line.split()[0]) for line in lines if not line.endswith("run.py")]
 
     def two_at_step_two() -> bool:
         return sum((job.folder / "checkpoints" / "step_000002").exists() for job in jobs) == 2
@@ -513,7 +528,7 @@ def test_a_stopped_bench_ends_its_runs_and_one_killed_outright_leaves_the_folder
     process.wait()
     orphans = pids()
     assert all(map(alive, orphans))
-    with pytest.raises(UserError, match=rf"a bench is at work there, .*{orphans[0]} linear-s1.*; wait, or end them"):
+    with pytest.raises(UserError, match=rf"another command is at work there, .*{orphans[0]} linear-s1.*; wait, or end them"):
         train_missing(jobs, out, 2, "c")
     for pid in orphans:
         os.kill(pid, signal.SIGKILL)

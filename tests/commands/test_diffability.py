@@ -17,6 +17,7 @@ from commands.diff import differing_lines, read_script, side_by_side
 from commands.page import page, write_page
 from common.errors import UserError
 from support.running import ROOT, run_script
+from support.tree import own_files
 
 SCRIPTS = sorted((ROOT / "algos").glob("[a-z]*.py"))
 NAMES = r"(?<![a-z])(ctwa|linear_?scalari\w*|mgda|gradnorm|nash|famo|tcheby\w*|lagrang\w*|pama|dynamic_weighting)(?![a-z])"
@@ -65,7 +66,7 @@ def test_a_drifted_script_is_found(old, new, fault, tmp_path):
 
 
 def test_nothing_below_the_scripts_knows_an_algorithm():
-    below = {str(p): p.read_text() for folder in ("common", "prompts", "rewards", "testbed") for p in (ROOT / folder).glob("*.py")}
+    below = {str(p): p.read_text() for folder in ("common", "prompts", "rewards", "testbed") for p in own_files(f"{folder}/*.py")}
     assert naming(below) == []
     assert naming(shared_texts()) == []
     assert [path for path, text in below.items() if "algos" in text] == []

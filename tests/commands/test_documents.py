@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from support.running import ROOT
+from support.tree import own_files
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *own_files("docs/*.md")]
 DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md"]
 COLUMNS = 120
 FOLDERS = "algos|analysis|benchmarks|commands|common|docs|integrations|prompts|rewards|testbed|tests"

@@ -305,9 +305,10 @@ def test_a_runs_completions_take_answers_tokenizer_and_rewards_from_its_flags(ow
     write_whole(
         run / "args.json", json.dumps(flags | {"dataset": "arithmetic", "prompt_column": "", "answer_column": "", "answer_check": "auto"})
     )
-    text = look_at(file)
-    assert re.search(r"accuracy +0\.5 +0\.5 +0 +1 +2 +50% +100% +0 +0\.5", text)
-    assert "the column step has 2 values: completions of different policies" in text
+    for name in ("completions", "training_completions"):
+        text = look_at(write(str(run / f"{name}.jsonl"), rows))
+        assert re.search(r"accuracy +0\.5 +0\.5 +0 +1 +2 +50% +100% +0 +0\.5", text)
+        assert "the column step has 2 values: completions of different policies" in text
     assert "conciseness" not in text
     copied = write("c.jsonl", rows)
     explicit = look_at(copied, ["rewards.accuracy:accuracy"], dataset="arithmetic", tokenizer="testbed")

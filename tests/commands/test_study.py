@@ -13,12 +13,13 @@ import torch
 from analysis.looks import algorithm_look
 from analysis.runs import load_run
 from analysis.theory import sample_testbed
-from benchmarks import gradients, habits, law, records, results
+from benchmarks import gradients, habits, law, records, results, words_study
 from common.errors import UserError
 from common.model import token_logprobs
 from support.folders import write_predicted_run as write_run
 from support.pictures import cut_off, leaving, overlapping
 from support.running import train
+from testbed import words
 from testbed.arithmetic import SLIPS, solution, split
 
 
@@ -304,3 +305,46 @@ def test_the_kept_evaluations_are_drawn(tmp_path):
 def test_the_page_has_the_records_of_the_kept_evaluations():
     texts = [(records.DATA / name).read_text() for name in ("curves.csv", "field.csv")]
     assert records.PAGE.read_text().split(records.MARKS[0])[1].split(records.MARKS[1])[0].strip() == records.table(records.records(texts))
+
+
+# --- the real model ---
+
+
+def words_run(folder, seed: int, texts: list[str]):
+    """A run of linear with one kept step, whose completions answer the last training problem; the prompt shows another one before it."""
+    folder.mkdir()
+    (folder / "args.json").write_text(json.dumps({"script": "linear", "seed": seed, "objectives": list(words_study.OBJECTIVES)}))
+    rows = [{"step": 0, "eval/accuracy": 0.5}, {"step": 1, "reward/accuracy": 0.25, "law/nats": 0.4, "eval/accuracy": 0.125 * seed}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown, asked = words.split("train")[0], words.split("train")[-1]
+    prompt = f"user {shown.question} assistant {shown.answer} user {asked.question} assistant"
+    kept = [{"step": 1, "row": i, "prompt": prompt, "completion": text} for i, text in enumerate(texts)]
+    (folder / "training_completions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return load_run(folder)
+
+
+def test_a_box_and_a_last_number_are_told_apart(tmp_path):
+    right = words.split("train")[-1].answer
+    texts = [f"\\boxed{{{right}}}", f"So {right} are left.", f"{right} - 1 = {right - 1}", "none"]
+    run = words_run(tmp_path / "run", 1, texts)
+    assert words_study.read_texts(run) == {1: (0.25, 0.5)}
+    (tmp_path / "run" / "training_completions.jsonl").write_text(json.dumps({"step": 1, "prompt": "what?", "completion": ""}) + "\n")
+    with pytest.raises(ValueError, match="no training problem"):
+        words_study.read_texts(run)
+
+
+def test_runs_of_the_real_model_replace_themselves_and_leave_others(tmp_path):
+    one, two = words_run(tmp_path / "1", 1, ["7"]), words_run(tmp_path / "2", 2, ["7"])
+    both = words_study.merged(words_study.merged("", [two]), [one])
+    assert both == words_study.merged(both, [one]) == words_study.merged("", [one, two])
+    runs = words_study.by_run(words_study.parse(both))
+    assert {key: columns["held-out accuracy"] for key, columns in runs.items()} == {
+        ("linear", "1"): ([0, 1], [0.5, 0.125]),
+        ("linear", "2"): ([0, 1], [0.5, 0.25]),
+    }
+    assert "| 0.50 (–) → 0.25 (–) |" in words_study.table(runs)
+
+
+def test_the_page_has_the_table_of_the_kept_runs_of_the_real_model():
+    kept = words_study.by_run(words_study.parse(words_study.DATA.read_text(encoding="utf-8")))
+    assert words_study.table(kept) in words_study.PAGE.read_text(encoding="utf-8")

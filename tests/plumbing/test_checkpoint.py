@@ -140,6 +140,11 @@ def test_the_last_two_are_kept_and_what_a_killed_run_left_is_replaced(tmp_path):
         save_checkpoint(tmp_path, step, policy, optimizer, {"step": step})
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_000002", "step_000003"]
     assert load_checkpoint(tmp_path, policy, optimizer) == (3, {"step": 3})
+    save_checkpoint(tmp_path, 4, policy, optimizer, {"step": 4}, kept=2)
+    save_checkpoint(tmp_path, 5, policy, optimizer, {"step": 5}, kept=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_000002", "step_000004", "step_000005"]
+    assert load_checkpoint(tmp_path, policy, optimizer) == (5, {"step": 5})
+    assert load_checkpoint(tmp_path, policy, optimizer, of=2) == (2, {"step": 2})
     for step in (999_999, 1_000_000):
         save_checkpoint(tmp_path, step, policy, optimizer, {})
     assert load_checkpoint(tmp_path, policy, optimizer)[0] == 1_000_000
@@ -334,7 +339,7 @@ def a_rank_that_cannot_read_makes_all_use_the_one_before(folder: Path, rank: int
     forge(newest, **{share.name: content}) if rank == 0 else None
     dist.barrier()
     assert load_checkpoint(run, *build(2))[0] == 2
-    read_metadata = checkpoint._Reader.read_metadata
+    read_metadata = checkpoint.Reader.read_metadata
     if rank == 1:  # its disk fails, the other's does not
 
         def fail(reader):
@@ -342,9 +347,9 @@ def a_rank_that_cannot_read_makes_all_use_the_one_before(folder: Path, rank: int
                 raise OSError("no such device")
             return read_metadata(reader)
 
-        checkpoint._Reader.read_metadata = fail
+        checkpoint.Reader.read_metadata = fail
     falls_back("no such device")
-    checkpoint._Reader.read_metadata = read_metadata
+    checkpoint.Reader.read_metadata = read_metadata
 
 
 def a_full_disk_on_one_rank_stops_all_and_spoils_nothing(folder: Path, rank: int) -> None:
@@ -380,8 +385,8 @@ def a_full_disk_on_one_rank_stops_all_and_spoils_nothing(folder: Path, rank: int
     write(0, torch.ones(9999), limit=8000)
     write(0, None, limit=8000)  # a share of the tensors, one of them larger than the buffer: torch's zip writer then hides the reason
     write(1, None, limit=8000)
-    write(0, None, broken=[(checkpoint._Writer, "storage_meta")])
-    write(0, None, broken=[(checkpoint, "_write")])
+    write(0, None, broken=[(checkpoint.Writer, "storage_meta")])
+    write(0, None, broken=[(checkpoint, "write_through")])
     save_checkpoint(run, 2, policy, optimizer, {})
     assert load_checkpoint(run, policy, optimizer)[0] == 2
 

@@ -206,14 +206,14 @@ def test_a_run_that_has_only_begun_keeps_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = begun(tmp_path / "runs/linear-s1")
     hold = Hold(first)
-    assert str(run_folder("", "", "linear", 1)) == "runs/linear-s1-2"
+    assert str(run_folder("", "", "linear-s1")) == "runs/linear-s1-2"
     with pytest.raises(UserError, match="--out .* exists already"):
-        run_folder(str(first), "", "linear", 1)
+        run_folder(str(first), "", "linear-s1")
     del hold
     with patch("fcntl.flock", side_effect=OSError("no locks here")):
-        assert str(run_folder("", "", "linear", 1)) == "runs/linear-s1-3"
+        assert str(run_folder("", "", "linear-s1")) == "runs/linear-s1-3"
     assert (first / "args.json").exists()
-    assert str(run_folder("", "", "linear", 1)) == "runs/linear-s1"  # abandoned
+    assert str(run_folder("", "", "linear-s1")) == "runs/linear-s1"  # abandoned
     assert not (first / "args.json").exists()
 
 

@@ -58,6 +58,7 @@ def test_evaluation_is_sampled_and_greedy_with_standard_errors():
     assert metrics["eval/short"] == 0.5  # shorter than the sampled ones' own mean
     assert metrics["eval/short_se"] == pytest.approx(np.std([1, 1, 0, 0], ddof=1) / 2)
     assert (metrics["eval/greedy/short"], metrics["eval/greedy/length"]) == (1, 3)
+    assert (metrics["eval/greedy/short_se"], metrics["eval/greedy/length_se"]) == (0, 0)
     assert set(thresholds) == {5.0}
     assert [(row["prompt"], row["short"]) for row in samples] == [("a", 1), ("b", 1), ("c", 0), ("d", 0)]
     again, _ = evaluate(engine, data, {"short": short}, 7.0, 3, 9, 0.7)

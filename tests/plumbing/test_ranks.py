@@ -63,7 +63,7 @@ def test_any_number_of_ranks_is_one_run_and_a_killed_run_resumes(name, estimator
     whole, killed = tmp_path / "2", tmp_path / "killed"
     assert [row["step"] for row in read_metrics(killed)] == list(range(5))
     assert read_metrics(killed) == read_metrics(whole)  # to the last bit
-    for file in ("model/model.safetensors", "completions.jsonl", "statistics.jsonl"):
+    for file in ("model/model.safetensors", "completions.jsonl", "training_completions.jsonl", "statistics.jsonl"):
         assert (killed / file).read_bytes() == (whole / file).read_bytes()
 
 

@@ -502,7 +502,7 @@ def test_no_objectives_and_two_of_one_name():
         load([DEFAULT[2], DEFAULT[2]])
 
 
-@pytest.mark.parametrize("name", ["length", "rate", "nats", "step", "prompt", "completion", "accuracy_se"])
+@pytest.mark.parametrize("name", ["length", "rate", "nats", "step", "row", "prompt", "completion", "accuracy_se"])
 def test_a_name_that_a_run_has_for_something_else_is_refused(name, tmp_path):
     (tmp_path / "mine.py").write_text(f"def {name}(completions, **kwargs):\n    return [0.0] * len(completions)\n")
     with pytest.raises(UserError, match=f"a run logs '{name}'.* as something else: rename the function"):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,7 @@ from common.seeds import derive
 from prompts import load_prompts
 from support.own_rewards import OWN
 from support.running import NAMES, ROOT, SMALL, policy_of, read_metrics, run_script, train, weights_of
+from support.tree import own_files
 from testbed.arithmetic import base_path
 
 
@@ -46,7 +47,7 @@ def test_a_run_trains_and_leaves_everything(name, estimator, tmp_path, capsys, o
     assert "eval/accuracy" not in rows[1]
     assert all(value is not None for row in rows for value in row.values())
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    expected = {"args.json", "metrics.jsonl", "completions.jsonl", "statistics.jsonl", "checkpoints", "model"}
+    expected = {"args.json", "metrics.jsonl", "completions.jsonl", "training_completions.jsonl", "statistics.jsonl", "checkpoints", "model"}
     assert left == expected | ({"curves.png"} if drawn else set())
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_000002", "step_000003"]
     printed = capsys.readouterr().out
@@ -91,13 +92,34 @@ def test_statistics_are_what_the_metrics_were_computed_from(name, tmp_path):
             assert norms == pytest.approx([row[f"nash_mtl/grad_norm/{o}"] for o in ("accuracy", "conciseness", "clarity")], rel=1e-4)
 
 
+def test_completions_of_training_are_kept_in_whole_prompts(tmp_path):
+    """At the first step, the evaluated ones and the last, beside the rewards that statistics.jsonl has in their rows. What is trained
+    stays the same to the last bit."""
+    how = {"steps": 4, "eval_every": 3}
+    rows = train("linear", tmp_path / "some", **how, log_completions=5)  # of 4 prompts with 4 completions
+    assert rows == train("linear", tmp_path / "none", **how, log_completions=0)
+    models = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("some", "none")]
+    assert models[0] == models[1]
+    assert not (tmp_path / "none/training_completions.jsonl").exists()
+    kept, lines = ((tmp_path / "some" / f"{name}.jsonl").read_text().splitlines() for name in ("training_completions", "statistics"))
+    kept, statistics = [json.loads(row) for row in kept], {line["step"]: line for line in map(json.loads, lines)}
+    assert [(row["step"], row["row"]) for row in kept] == [(step, i) for step in (1, 3, 4) for i in range(8)]
+    for row in kept:
+        rewards = statistics[row["step"]]["rewards"][row["row"]]
+        assert [row[o] for o in ("accuracy", "conciseness", "clarity")] == pytest.approx(rewards, rel=1e-5)
+        own = [other["prompt"] for other in kept if (other["step"], other["row"] // 4) == (row["step"], row["row"] // 4)]
+        assert own == [row["prompt"]] * 4
+    lengths = [statistics[row["step"]]["lengths"][row["row"]] for row in kept]
+    assert np.corrcoef([len(row["completion"]) for row in kept], lengths)[0, 1] > 0.9  # each stands in its own row
+
+
 @pytest.mark.parametrize("name", ["linear", "mgda"])
 def test_one_seed_is_one_run_bit_for_bit(name, tmp_path):
     """So it is for those that remember something, too, whose killed and whole runs on two ranks are one: test_ranks.py."""
     first, second = train(name, tmp_path / "a"), train(name, tmp_path / "b")
     assert first == second
     assert (tmp_path / "a/model/model.safetensors").read_bytes() == (tmp_path / "b/model/model.safetensors").read_bytes()
-    for file in ("completions.jsonl", "statistics.jsonl"):
+    for file in ("completions.jsonl", "training_completions.jsonl", "statistics.jsonl"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert train(name, tmp_path / "c", seed=2)[1:] != first[1:]
 
@@ -125,7 +147,8 @@ def test_a_killed_run_resumes_as_a_user_resumes_it(tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert read_metrics(killed) == whole
     assert (killed / "model/model.safetensors").read_bytes() == (tmp_path / "whole/model/model.safetensors").read_bytes()
-    assert (killed / "completions.jsonl").read_bytes() == (tmp_path / "whole/completions.jsonl").read_bytes()
+    for file in ("completions.jsonl", "training_completions.jsonl"):  # every step once
+        assert (killed / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_resume_uses_the_checkpoint_before_a_corrupt_one_and_can_train_longer(tmp_path, capsys):
@@ -174,7 +197,7 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays_readable(file, steps, 
     train("linear", tmp_path / "healthy")
     lines = (tmp_path / "healthy" / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     limit = sum(map(len, lines[:2])) + 200 if file == "metrics.jsonl" else 400_000
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in (SMALL | {"log_completions": 0}).items()]  # a larger file than metrics
     (tmp_path / "limited.py").write_text(LIMITED.format(limit=limit, script=str(ROOT / "algos" / "linear.py")))
     done = run_script(str(tmp_path / "limited.py"), *flags, "--out", str(tmp_path / "run"))
     assert done.returncode == 2, done.stderr
@@ -509,8 +532,70 @@ def test_default_folders_are_numbered_not_overwritten(tmp_path, monkeypatch):
     from common.track import run_folder
 
     monkeypatch.chdir(tmp_path)
-    made = [str(run_folder("", "", "linear", 1)) for _ in range(3)]
+    made = [str(run_folder("", "", "linear-s1")) for _ in range(3)]
     assert made == ["runs/linear-s1", "runs/linear-s1-2", "runs/linear-s1-3"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        ("", "ctwa-s1"),
+        ("--seed 3", "ctwa-s3"),
+        ("--lr 3e-5", "ctwa-lr3e-5-s1"),
+        ("--lr 0.0001 --kl-coef 1e-3", "ctwa-s1"),  # the defaults
+        ("--lr 0.00025 --steps 20 --kl-coef 0", "ctwa-steps20-kl-coef0-lr2.5e-4-s1"),
+        ("--steps 20 --kl-coef 0 --lr 2.5e-4", "ctwa-steps20-kl-coef0-lr2.5e-4-s1"),  # in any order
+        ("--weights 2 1 1", "linear-weights2,1,1-s1"),
+        ("--model testbed:robust --estimator grpo", "ctwa-model-robust-estimator-grpo-s1"),
+        ("--model Qwen/Qwen2.5-1.5B-Instruct", "ctwa-model-Qwen2.5-1.5B-Instruct-s1"),
+        ("--model ../a/b/", "ctwa-model-b-s1"),
+        ("--rewards rewards.accuracy:accuracy my/mine.py:checked", "ctwa-rewards-accuracy,checked-s1"),
+        ("--normalize", "mgda-normalize-s1"),
+        ("--preset smollm2-135m-words --steps 2", "ctwa-smollm2-135m-words-steps2-s1"),
+        ("--out x --tensorboard --micro-batch-tokens 9 --checkpoint-every 3", "ctwa-s1"),  # none that changes a number
+        ("--eval-every 7 --prompt-suffix /", "ctwa-eval-every7-prompt-suffix-s1"),
+    ],
+)
+def test_a_default_folder_is_named_after_the_flags_given(argv, name):
+    script = name.split("-")[0]
+    args = parse(import_module(f"algos.{script}").Args, script, argv.split())
+    assert args.name == name
+    assert "name" not in asdict(args)
+
+
+def test_a_long_value_and_many_flags_make_a_short_name_of_their_own():
+    def named(*argv: str) -> str:
+        return parse(import_module("algos.ctwa").Args, "ctwa", list(argv)).name
+
+    names = [named("--dataset", f"{'very' * 20}long{end}.jsonl") for end in "ab"]
+    assert len(set(names)) == 2
+    assert all(re.fullmatch(r"ctwa-dataset-[\w.]+-[0-9a-f]{4}-s1", name) and len(name) < 45 for name in names)
+    many = [
+        "--steps",
+        "7",
+        "--prompts",
+        "8",
+        "--completions",
+        "8",
+        "--lr",
+        "1e-5",
+        "--kl-coef",
+        "0",
+        "--epochs",
+        "2",
+        "--temperature",
+        "0.7",
+    ]
+    names = [named(*many, "--mini-batches", n) for n in "14"]
+    assert len(set(names)) == 2
+    assert all(len(name) < 75 and name.startswith("ctwa-steps7-prompts8-completions8-") for name in names)
+
+
+def test_a_run_lies_where_its_name_says(tmp_path):
+    flags = ["--steps", "1", "--prompts", "4", "--completions", "4", "--eval-prompts", "8"]
+    for folder in ("linear-eval-prompts8-steps1-prompts4-completions4-s1", "linear-eval-prompts8-steps1-prompts4-completions4-s1-2"):
+        assert run_script(str(ROOT / "algos/linear.py"), *flags, cwd=tmp_path).returncode == 0
+        assert json.loads((tmp_path / "runs" / folder / "args.json").read_text())["out"] == f"runs/{folder}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -553,5 +638,6 @@ def test_scripts_import_fast_and_without_optional_packages():
 
 def test_lint_and_format():
     for command in (["check"], ["format", "--check"]):
-        result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+        ruff = [sys.executable, "-m", "ruff", *command, *map(str, own_files("*.py"))]
+        result = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout

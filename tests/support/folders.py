@@ -37,7 +37,7 @@ def write_predicted_run(folder: Path, laws: list[float], evals: list[float], sig
     """A run of two objectives, `hard` with the given predictions per step and `easy` without any, evaluated every two steps."""
     folder.mkdir(parents=True)
     names = ["hard", "easy"]
-    args = {"script": "linear", "objectives": names, "seed": 1, "completions": 4, "steps": len(laws), "estimator": "grpo"}
+    args = {"script": "linear", "objectives": names, "seed": 1, "completions": 4, "steps": len(laws), "estimator": "grpo", "lr": 1e-4}
     (folder / "args.json").write_text(json.dumps(args))
     rows, lines = [], []
     for step in range(len(laws) + 1):
