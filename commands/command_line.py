@@ -12,7 +12,7 @@ from commands.names import run_name
 from commands.presets import PAPER, named_preset
 from common import ranks
 from common.errors import UserError
-from common.flags import RETIRED
+from common.flags import RETIRED, RunFlags
 
 
 def parse(args_class: type, script: str, argv: list[str] | None = None):
@@ -32,7 +32,8 @@ def parse(args_class: type, script: str, argv: list[str] | None = None):
     default = args_class(**chosen)
     args = tyro.cli(args_class, args=argv, default=default, console_outputs=speaks)
     if not args.resume:
-        args.name = run_name(args, default, script)
+        if isinstance(args, RunFlags):  # as every script of ours
+            args.name = run_name(args, default, script)
         return args
     path = Path(args.resume) / "args.json"
     if not path.is_file():
