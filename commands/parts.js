@@ -13,6 +13,16 @@ const digits = v => (Math.abs(v) < 0.01 ? 2 : Math.abs(v) < 100 ? 3 : 4);
 const number = v => (v && Math.abs(v) < 1e-3 ? v.toExponential(1) : String(+v.toPrecision(digits(v)))).replace('-', '−');
 const nearest = (x, step) => x.reduce((best, s, i) => Math.abs(s - step) < Math.abs(x[best] - step) ? i : best, 0);
 
+// --- rewards in words: low is up to the middle of what was seen of an objective, high is above ---
+const KNOWN = {accuracy: ['wrong', 'right'], conciseness: ['long', 'short'], clarity: ['unclear', 'clear']};
+function inWords(objectives, seen) { // seen: for each objective its rewards; of one that is always the same a pattern says nothing
+  const span = seen.map(values => values.reduce(([low, high], r) => [Math.min(low, r), Math.max(high, r)], [Infinity, -Infinity]));
+  const isHigh = (k, r) => r > (span[k][0] + span[k][1]) / 2;
+  const word = (k, high) => (KNOWN[objectives[k]] || [`low in ${objectives[k]}`, `high in ${objectives[k]}`])[+high];
+  const told = (k, r) => (r === undefined || span[k][0] >= span[k][1] ? '' : r === null ? `${objectives[k]} unknown` : word(k, isHigh(k, r)));
+  return {span, isHigh, word, pattern: rewards => rewards.map((r, k) => told(k, r)).filter(Boolean).join(', ')};
+}
+
 function ticks(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough)), step = power * [1, 2, 5, 10].find(m => m * power >= rough);
   const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);

@@ -30,6 +30,7 @@ PER_OBJECTIVE = ("eval/{}", "eval/{}_se", "eval/greedy/{}", "reward/{}", "weight
 OTHERS = ("eval/length", "eval/length_se", "length/mean", "length/threshold", "length/truncated")
 OTHERS += ("loss/policy", "loss/kl", "grad/norm", "clip/fraction")
 TEXTS = 1_000_000  # bytes of completions, over all runs; beyond it evaluations are left out
+TRAINING = 500_000  # the same of training completions and of their prompts, which are others in every step
 HEADS = {
     "live": "live, updated {:%H:%M:%S}",
     "finished": "finished, page of {:%Y-%m-%d %H:%M}",
@@ -164,6 +165,7 @@ def page_data(runs: Sequence[Run], state: str, every: float = 5.0) -> dict:
         keys = [key.format(objective) for key in PER_OBJECTIVE for objective in run.objectives]
         series = {key: run.series(key) for key in [*keys, *OTHERS]}
         samples, left_out = _fewer(read_samples(run), TEXTS // len(runs))
+        training, steps_left_out, cut = _fewer_training(read_samples(run, "training_completions.jsonl"), TRAINING // len(runs))
         shown.append(
             {
                 "name": name,
@@ -174,6 +176,9 @@ def page_data(runs: Sequence[Run], state: str, every: float = 5.0) -> dict:
                 "law": {objective: [_rounded(row) for row in law_intervals(run, objective)] for objective in run.objectives},
                 "samples": [_sample(row, run.objectives, prompts) for row in samples],
                 "left_out": left_out,
+                "training": [_sample(row, run.objectives, prompts) for row in training],
+                "training_left_out": steps_left_out,
+                "training_cut": cut,
                 "verdict": _verdict(run) if finished(run) else "",
                 "table": _table(run) if finished(run) else [],
             }
@@ -331,6 +336,28 @@ def _fewer(samples: list[dict], room: int) -> tuple[list[dict], int]:
     return [sample for sample in samples if sample["step"] in kept], len(sizes) - len(kept)
 
 
+def _fewer_training(samples: list[dict], room: int) -> tuple[list[dict], int, int]:
+    """The same of training completions, counting their prompts and rewards: how many steps went, and how many completions of the others.
+    These go from the end of a step, of which at least one stays, where the first and the last step are too long by themselves."""
+    weights, sizes, seen = [], {}, set()
+    for sample in samples:
+        step, prompt = sample["step"], json.dumps(sample["prompt"])
+        own = {key: value for key, value in sample.items() if key not in ("step", "row", "prompt")}
+        weights.append(len(json.dumps(own)) + (0 if (step, prompt) in seen else len(prompt)))
+        seen.add((step, prompt))
+        sizes[step] = sizes.get(step, 0) + weights[-1]
+    steps = fewer(sizes, room)
+    share = room / len(steps) if sum(sizes[step] for step in steps) > room else math.inf
+    used, kept = dict.fromkeys(steps, 0), []
+    for sample, weight in zip(samples, weights, strict=True):
+        step = sample["step"]
+        if step in used and (not used[step] or used[step] + weight <= share):
+            kept.append(sample)
+        if step in used:
+            used[step] += weight  # also of one that is left out: what follows it is, too
+    return kept, len(sizes) - len(steps), sum(sample["step"] in used for sample in samples) - len(kept)
+
+
 def fewer(sizes: dict[int, int], room: int, spared: Collection[int] = ()) -> list[int]:
     """Steps, every second of which is left out, never the first or the last, until their sizes add up to `room` at most or two are left.
     Those that are `spared` stay as long as there are others."""
@@ -344,4 +371,5 @@ def fewer(sizes: dict[int, int], room: int, spared: Collection[int] = ()) -> lis
 def _sample(row: dict, objectives: list[str], prompts: dict[str, int]) -> list:
     """[step, which of `prompts`, text, rewards]; a prompt that is new is added to `prompts`, so that each stands on the page once."""
     rewards = [row[name] if math.isfinite(row.get(name, math.nan)) else None for name in objectives]
-    return [row["step"], prompts.setdefault(row["prompt"], len(prompts)), row["completion"], rewards]
+    prompt = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"])
+    return [row["step"], prompts.setdefault(prompt, len(prompts)), row["completion"], rewards]

@@ -49,6 +49,17 @@ def a_run(folder: Path, evaluations=LOST, law: float = 0.01, texts=("1. a", "2. 
     return folder
 
 
+def train_on(folder: Path, kinds=((0, 1), (1, 0)), texts=("a", "b"), size: int = 4) -> None:
+    """Of steps 1 and 10 `size` completions of each of two prompts, other ones in each step: of the first prompt with the first of `kinds`
+    (accuracy, clarity), of the second with the first and the second by turns."""
+    rows = []
+    for step in (1, 10):
+        for i in range(2 * size):
+            scores = dict(zip(("accuracy", "clarity"), map(float, kinds[i // size * (i % 2)]), strict=True))
+            rows.append({"step": step, "row": i, "prompt": f"T{step}.{i // size}", "completion": f"{texts[i // size]} {i}", **scores})
+    (folder / "training_completions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def cut(folder: Path, step: int) -> None:
     """As it was when that step was the last."""
     for file in (folder / "metrics.jsonl", folder / "completions.jsonl"):
@@ -97,11 +108,46 @@ def test_page_of_a_long_run_stays_small(tmp_path):
     add_to_rows(folder, lambda step: {key: math.sin(step) for key in watch.OTHERS})
     rows = [{"step": 10 * e, "prompt": f"{p}" * 500, "completion": "日本" * 2000} for e in range(82) for p in range(4)]
     (folder / "completions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [row | {"row": i, "prompt": f"{row['step']} {row['prompt']}"} for i, row in enumerate(rows)]
+    (folder / "training_completions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = page([load_run(folder)], "live")
     assert len(text.encode()) < 2_000_000
+    assert data_of(text)["runs"][0]["training_left_out"] > 0
     kept = {sample[0] for sample in data_of(text)["runs"][0]["samples"]}
     assert {0, 810} < kept
     assert data_of(text)["runs"][0]["left_out"] == 82 - len(kept) > 0
+
+
+def test_training_completions_are_in_the_page(tmp_path):
+    folder = a_run(tmp_path / "run")
+    without = page_data([load_run(folder)], "finished")
+    assert without["runs"][0]["training"] == []
+    train_on(folder)
+    data = page_data([load_run(folder)], "finished")
+    assert data["prompts"] == ["Q0", "Q1", "T1.0", "T1.1", "T10.0", "T10.1"]
+    shown = data["runs"][0]
+    assert shown["samples"] == without["runs"][0]["samples"]
+    assert [len(shown["training"]), shown["training_left_out"], shown["training_cut"]] == [16, 0, 0]
+    assert shown["training"][4:6] == [[1, 3, "b 4", [0.0, 1.0]], [1, 3, "b 5", [1.0, 0.0]]]
+
+
+@pytest.mark.parametrize("steps", [82, 2])
+def test_training_completions_stay_within_their_room(tmp_path, steps):
+    """Of 82 steps some are left out; of two that are too long by themselves, the last completions of each."""
+    folder, long = a_run(tmp_path / "run"), "日本" * (200 if steps == 82 else 5000)
+    each = [(step, i) for step in range(steps) for i in range(64)]
+    rows = [{"step": step, "row": i, "prompt": f"{step} {i // 8} {long}", "completion": f"{i} {long}", "accuracy": 1.0} for step, i in each]
+    (folder / "training_completions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = len(page([load_run(a_run(tmp_path / "without"))], "live"))
+    text = page([load_run(folder)], "live")
+    assert 0.5 * watch.TRAINING < len(text) - before < watch.TRAINING + 1000
+    shown = data_of(text)["runs"][0]
+    kept = {step: [int(row[2].split()[0]) for row in shown["training"] if row[0] == step] for step in {row[0] for row in shown["training"]}}
+    assert {0, steps - 1} <= set(kept)
+    assert shown["training_left_out"] == steps - len(kept)
+    assert all(texts == list(range(len(texts))) for texts in kept.values())
+    assert shown["training_cut"] == 64 * len(kept) - len(shown["training"])
+    assert (shown["training_left_out"] > 0, shown["training_cut"] > 0) == (steps == 82, steps == 2)
 
 
 def test_rewards_that_are_no_numbers_are_null(tmp_path):
@@ -457,11 +503,60 @@ def test_browser_of_completions(tmp_path, browser):
     assert browser.ask(NO_ERROR) == "linear, ctwa"
 
 
+CARDS = "[...document.querySelectorAll('.card')].map(c => [...c.querySelectorAll('.note, .chip, pre')].map(n => n.textContent).join('|'))"
+KINDS = "[...kind.options].map(o => o.textContent)"
+
+
+@needs_driver
+def test_browser_shows_training_completions_of_one_pattern(tmp_path, browser):
+    folder = a_run(tmp_path / "run")
+    train_on(folder, texts=HOSTILE[:2])
+    follow([str(folder)], "", 5, once=False)
+    browser.open(folder / "watch.html")
+    browser.ask("sessionStorage.clear()")
+    assert browser.ask("[...document.querySelectorAll('#source option')].map(o => o.textContent)") == ["held-out", "training"]
+    assert browser.ask(KINDS) == ["all (4)", "wrong, unclear (1)", "right, unclear (1)", "wrong, clear (1)", "right, clear (1)"]
+    browser.ask("(source.value = 'training', source.onchange())")
+    assert browser.ask(KINDS) == ["all (8)", "wrong, clear (6)", "right, unclear (2)"]
+    assert browser.ask("[where.textContent, found.textContent]") == ["step 10", "8 completions. "]
+    assert browser.ask("[...document.querySelectorAll('#strips > div > pre')].map(p => p.textContent)") == ["T10.0", "T10.1"]
+    browser.ask("kind.focus()")
+    for key in ("\ue015", "\ue015"):  # down and down again: without a mouse
+        browser.send(
+            "/actions", {"actions": [{"type": "key", "id": "keys", "actions": [{"type": t, "value": key} for t in ("keyDown", "keyUp")]}]}
+        )
+    browser.until("found.textContent === '2 of 8 completions. '")
+    assert browser.ask("document.activeElement.id") == "kind"
+    assert browser.ask(CARDS) == [f"step 10 |accuracy 1|clarity 0|{HOSTILE[1]} {i}" for i in (5, 7)]
+    browser.ask("document.getElementById('before').click()")
+    assert browser.ask(CARDS) == [f"step 1 |accuracy 1|clarity 0|{HOSTILE[1]} {i}" for i in (5, 7)]
+    browser.ask("(kind.value = '=wrong, clear', kind.onchange())")
+    texts = [f"{HOSTILE[0]} {i}" for i in range(4)] + [f"{HOSTILE[1]} {i}" for i in (4, 6)]
+    assert browser.ask(CARDS) == [f"step 1 |accuracy 0|clarity 1|{text}" for text in texts]
+    assert browser.ask("document.querySelectorAll('#strips img, #strips script').length") == 0
+    browser.ask("(document.getElementById('after').click(), source.value = 'samples', source.onchange())")
+    assert browser.ask("found.textContent") == "1 of 4 completions (step 0: 0 of 2, step 20: 1 of 2). "
+    assert browser.ask(CARDS) == ["step 20 |accuracy 0|clarity 1|1. a at 20"]
+    browser.open(folder / "watch.html")  # what was chosen outlives a reload
+    assert browser.ask("[source.value, kind.value]") == ["samples", "=wrong, clear"]
+    assert browser.ask(NO_ERROR) == "run"
+
+
+@needs_driver
+def test_browser_of_a_run_without_training_completions(tmp_path, browser):
+    folder = a_run(tmp_path / "run")
+    follow([str(folder)], "", 5, once=False)
+    browser.open(folder / "watch.html")
+    assert browser.ask("[sources.hidden, where.textContent, found.textContent]") == [True, "step 20 beside step 0", ""]
+    assert browser.ask(NO_ERROR) == "run"
+
+
 @needs_driver
 @pytest.mark.parametrize("width", [360, 1600])
 def test_browser_fits_the_window(tmp_path, browser, width):
     """The verdict's table too, and no words over other words, of runs as long as the page and shorter ones."""
     folders = [a_run(tmp_path / name) for name in ("linear", "a-run-with-a-long-name")]
+    train_on(folders[1])
     cut(folders[0], 10)
     follow([str(folder) for folder in folders], str(tmp_path / "watch.html"), 5, once=True)
     browser.send("/window/rect", {"width": width, "height": 800})
