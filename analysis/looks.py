@@ -33,7 +33,7 @@ STYLE = {
     "lines.linewidth": 1.5,
     "pdf.fonttype": 42,  # text stays text in a PDF; venues refuse matplotlib's default, Type 3
 }
-SIGNS = {"improved": "▲", "degraded": "▼", "unchanged": "="}  # of an objective's verdict, so that it is not told by colour
+SIGNS = {"improved": "▲", "mixed": "◆", "degraded": "▼", "unchanged": "="}  # of an objective's verdict, so that it is not told by colour
 
 Dash = str | tuple[int, tuple[float, ...]]
 SOLID: Dash = "-"

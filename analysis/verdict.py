@@ -12,6 +12,7 @@ from common.errors import UserError
 
 FLAT_STEPS = 5  # steps without any difference between completions at the end of training, to speak of a collapse
 NOISE = 2.0  # a change counts beyond this many standard errors
+STATUSES = ("improved", "mixed", "degraded", "unchanged")  # of an objective
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,7 @@ def change_of(run: Run, name: str, words: tuple[str, str] = ("improved", "degrad
 
 
 def _in_words(objectives: list[Change]) -> str:
-    kinds = ("improved", "mixed", "degraded", "unchanged")
-    improved, mixed, degraded, unchanged = ([c for c in objectives if c.status == kind] for kind in kinds)
+    improved, mixed, degraded, unchanged = ([c for c in objectives if c.status == status] for status in STATUSES)
     risen = [f"{_names(improved)} improved"] if improved else []
     risen += [f"{_names(mixed)} rose in samples alone"] if mixed else []
     if degraded:

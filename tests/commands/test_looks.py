@@ -12,6 +12,7 @@ from analysis.curves import draw
 from analysis.leaderboard import draw_ends, leaderboard
 from analysis.looks import Name, algorithm_look, name_lines, objective_look, setting_looks
 from analysis.runs import load_run
+from analysis.verdict import STATUSES, change_of
 from commands.scripts import algorithms
 from commands.watch import page_data
 from support.folders import GOOD, write_run
@@ -134,3 +135,32 @@ def test_a_line_that_ends_early_is_named_beside_the_panel_and_led_to():
 
 def test_looks_are_plain_enough_for_a_page():
     json.dumps([algorithm_look(name) for name in algorithms()])
+
+
+@pytest.mark.parametrize(
+    ("status", "sampled", "greedy"),
+    [
+        ("improved", (0.4, 0.8), (0.4, 0.8)),
+        ("mixed", (0.4, 0.8), (0.9, 0.5)),
+        ("degraded", (0.8, 0.4), (0.8, 0.4)),
+        ("unchanged", (0.5, 0.5), (0.5, 0.5)),
+    ],
+)
+def test_every_verdict_is_drawn_with_its_own_sign(status, sampled, greedy, tmp_path):
+    """In the picture of a run, on its page, in a comparison and in a leaderboard."""
+    folder = write_run(tmp_path / "run", {"accuracy": list(sampled), "clarity": [0.4, 0.9]}, steps=10, eval_prompts=8)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row, value in ((rows[0], greedy[0]), (rows[-1], greedy[1])):
+        row |= {"eval/greedy/accuracy": value, "eval/greedy/accuracy_se": 0.01}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run, figures = load_run(folder), []
+    assert change_of(run, "accuracy").status == status
+    with patch("analysis.curves.write_figure", lambda figure, out: figures.append(figure)):
+        draw([run], tmp_path / "x.png")
+        draw([run, run], tmp_path / "x.png")
+    draw_ends(leaderboard([run])["sections"][0], tmp_path / "x.png")
+    said = f"{looks.SIGNS[status]} {status}"
+    assert said in [text.get_text() for text in figures[0].axes[0].texts]
+    assert said in json.dumps(page_data([run], "once"), ensure_ascii=False)
+    assert set(looks.SIGNS) == set(STATUSES)
+    assert len(set(looks.SIGNS.values())) == len(STATUSES)
