@@ -541,15 +541,10 @@ def test_a_stopped_bench_ends_its_runs_and_one_killed_outright_leaves_the_folder
 # --- for real ---
 
 
-def test_a_small_bench_killed_in_the_middle_and_continued(tmp_path, monkeypatch, capsys):
+def test_a_small_bench_of_real_scripts_and_again_with_other_flags(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["bench", "--algos", "linear", "pama", "--seeds", "1", "--steps", "2", "--jobs", "2", "--out", "small", "--", "--prompts", "4"]
     words += ["--completions", "2", "--eval-prompts", "4", "--eval-every", "1", "--checkpoint-every", "1", "--max-new-tokens", "8"]
-    command = [sys.executable, str(ROOT / "run.py"), *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
     out = Path("small")
 
     def small(completions: str) -> list[Job]:
@@ -558,16 +553,9 @@ def test_a_small_bench_killed_in_the_middle_and_continued(tmp_path, monkeypatch,
         scripts = {name: (ROOT / "algos" / f"{name}.py", import_module(f"algos.{name}").Args) for name in ("linear", "pama")}
         return plan(scripts, 1, (), (), 2, passed, out)
 
-    until(lambda: list(out.glob("runs/*/checkpoints/step_000001/manifest.json")))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    until(lambda: not (out / ".lock").exists() or not any(alive(int(x.split()[0])) for x in (out / ".lock").read_text().splitlines()))
-    assert not (out / "table.md").exists()
-    done = run_script(*command[1:], cwd=tmp_path)
+    done = run_script(str(ROOT / "run.py"), *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    counts = re.search(r"2 runs: (\d) finished, (\d) to resume, (\d) to start; 2 at a time", done.stdout)
-    assert int(counts[1]) + int(counts[2]) >= 1
-    assert sum(map(int, counts.groups())) == 2
+    assert "2 runs: 0 finished, 0 to resume, 2 to start; 2 at a time" in done.stdout
     saved = json.loads((out / "table.json").read_text())
     rows = {row["algorithm"]: row for row in saved["sections"][0]["rows"]}
     assert {name: row["seeds"] for name, row in rows.items()} == {"linear": [1], "pama": [1]}

@@ -190,15 +190,15 @@ def test_a_short_rebuild_learns_repeats_and_sees_training_problems_only(tmp_path
     whole = arithmetic.split
     monkeypatch.setattr(arithmetic, "split", lambda name, *rest: asked.append(name) or whole(name, *rest))
     recipe = BASES["fragile"]
-    short = replace(recipe, stages=tuple(replace(stage, steps=20) for stage in recipe.stages))
+    short = replace(recipe, stages=tuple(replace(stage, steps=14) for stage in recipe.stages))
     monkeypatch.setitem(BASES, "fragile", short)
     build("fragile", tmp_path / "a")
     model, losses = pretrain(short)
     assert set(asked) == {"train"}
     model.save_pretrained(tmp_path / "b")
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
-    assert len(losses) == 40
-    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert len(losses) == 28
+    assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
     shipped = AutoModelForCausalLM.from_pretrained(base_path("fragile"))
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in shipped.state_dict().items()}
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())

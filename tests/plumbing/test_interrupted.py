@@ -135,27 +135,6 @@ def test_a_run_that_is_saved_is_not_interrupted_once_more(capsys):
     assert capsys.readouterr().err == "\nstopped\n"
 
 
-def test_ranks_stop_together(tmp_path):
-    """Ctrl-C in a terminal: torchrun and its ranks get it, and torchrun passes it on."""
-    flags = ["--steps", "50", "--prompts", "4", "--completions", "4", "--eval-prompts", "8", "--checkpoint-every", "100"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "algos/linear.py", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(
-            [*command, "--out", str(tmp_path / "run")], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        metrics = tmp_path / "run/metrics.jsonl"
-        deadline = time.time() + 240
-        while (not metrics.exists() or metrics.read_bytes().count(b"\n") < 3) and time.time() < deadline and process.poll() is None:
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait(120)
-    text = (tmp_path / "log").read_text()
-    last = read_metrics(tmp_path / "run")[-1]["step"]
-    assert f"stopped by SIGINT after step {last} of 50" in text, text[-2000:]
-    assert (tmp_path / f"run/checkpoints/step_{last:06d}/manifest.json").exists()
-
-
 # --- the next run ---
 
 

@@ -20,7 +20,7 @@ from common.grads import clip_gradients
 from common.model import load_model
 from common.setup import Data
 from prompts import Prompts
-from support.running import policy_of, read_metrics, train, weights_of
+from support.running import NAMES, ROOT, policy_of, read_metrics, train, weights_of
 from support.tensors import tensor
 from testbed.arithmetic import base_path, problems, tokenizer
 
@@ -259,17 +259,21 @@ def test_code_of_a_model_runs_where_the_flag_says_so_alone(trusted, tmp_path, mo
     assert mark.exists() == trusted
 
 
+REMEMBER = [name for name in NAMES if "    state = {}\n" not in (ROOT / "algos" / f"{name}.py").read_text()]
+
+
 @pytest.mark.parametrize(
     ("name", "flags"),
-    [
-        ("tchebycheff", {"variant": "smooth"}),
-        ("tchebycheff", {"variant": "classical"}),
-    ],
+    [(name, {}) for name in REMEMBER]
+    + [("tchebycheff", {"variant": "smooth"}), ("tchebycheff", {"variant": "classical"}), ("ratchet", {"warmup": 1})],
 )
-def test_a_variant_goes_on_where_it_was_stopped(name, flags, tmp_path):
+def test_what_is_remembered_between_steps_outlives_a_stop(name, flags, tmp_path):
+    small = {"lr": 1e-3, "max_new_tokens": 24, "eval_prompts": 2}
     script = import_module(f"algos.{name}")
-    whole = train(name, tmp_path / "whole", steps=4, lr=1e-3, **flags)
-    train(name, tmp_path / "cut", steps=2, lr=1e-3, **flags)
+    whole = train(name, tmp_path / "whole", steps=4, **small, **flags)
+    train(name, tmp_path / "cut", steps=2, **small, **flags)
     with patch("analysis.curves.draw"):
         script.main(parse(script.Args, name, ["--resume", str(tmp_path / "cut"), "--steps", "4"]))
     assert read_metrics(tmp_path / "cut") == whole
+    before, after = weights_of(tmp_path / "whole/model"), weights_of(tmp_path / "cut/model")
+    assert all(torch.equal(before[key], after[key]) for key in before)

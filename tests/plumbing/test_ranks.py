@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,37 +31,35 @@ def run_jobs(jobs: list[dict], folder: Path) -> None:
 
 
 FULL = {"ratchet": {"warmup": 1}}  # steps of full length, beside which rounding is small
-BOTH = ("linear", "mgda")  # one gradient of the model, and one for each objective; so are all others made, by the same parts
+FOUR = ("linear", "mgda")  # one gradient of the model, and one for each objective; so are all others made, by the same parts
+KILLED = ("ctwa", "mgda")  # one that remembers weights between steps; test_loop.py stops all that remember something, on one rank
 # an estimator knows of no rank: the scripts take turns
 CASES = [(name, ("reinforce", "grpo")[i % 2]) for i, name in enumerate(NAMES)]
 
 
 @pytest.mark.parametrize(("name", "estimator"), CASES)
 def test_any_number_of_ranks_is_one_run_and_a_killed_run_resumes(name, estimator, tmp_path):
-    """2 steps on 1 rank, for two scripts also on 4, and 2 or 4 on 2: those that remember something between steps, and the two, are also
-    killed with SIGKILL after step 2 and resumed."""
-    four = name in BOTH
-    resumed = name in BOTH or "    state = {}\n" not in (ROOT / "algos" / f"{name}.py").read_text()
+    """2 steps on 1 rank and on 2, for two scripts also on 4; two take 4 steps on 2 ranks, once killed with SIGKILL after step 2."""
     flags = {"estimator": estimator} | FULL.get(name, {})
-    jobs = [job(name, tmp_path / str(ranks), ranks, steps=2, **flags) for ranks in ((1, 4) if four else (1,))]
-    jobs.append(job(name, tmp_path / "2", 2, steps=4 if resumed else 2, **flags))
-    if resumed:
+    jobs = [job(name, tmp_path / str(ranks), ranks, steps=2, **flags) for ranks in ((1, 4) if name in FOUR else (1,))]
+    jobs.append(job(name, tmp_path / "2", 2, steps=4 if name in KILLED else 2, **flags))
+    if name in KILLED:
         jobs.append(job(name, tmp_path / "killed", 2, kill_after=2, steps=4, **flags))
     run_jobs(jobs, tmp_path)
     start = load_file(base_path("fragile") / "model.safetensors")
     rows, parameters, advantages = after_two_steps(tmp_path / "1", 0)
     assert min((parameters[k] - start[k]).abs().max() for k in start) > 3e-5  # steps are larger than the tolerance below
-    for ranks in (2, 4) if four else (2,):
+    for ranks in (2, 4) if name in FOUR else (2,):
         for rank in range(ranks):
             others, trained, seen = after_two_steps(tmp_path / str(ranks), rank)
             torch.testing.assert_close(seen, advantages, rtol=0, atol=1e-5)
         for row, other in zip(rows, others, strict=True):
-            both = row.keys() & other.keys()  # only the run on 2 ranks is not evaluated at step 2
+            both = row.keys() & other.keys()  # a longer run is not evaluated at step 2
             assert {k: other[k] for k in both} == pytest.approx({k: row[k] for k in both}, rel=1e-4, abs=1e-5)
             assert any(key.startswith("weight/") for key in both) == (row["step"] > 0)
         assert trained.keys() == parameters.keys()
         assert max((trained[k] - parameters[k]).abs().max() for k in trained) < 1e-5
-    if not resumed:
+    if name not in KILLED:
         return
     whole, killed = tmp_path / "2", tmp_path / "killed"
     assert [row["step"] for row in read_metrics(killed)] == list(range(5))
@@ -77,11 +78,9 @@ def test_bfloat16_and_activation_checkpointing_change_speed_and_memory_alone(tmp
     """On one rank and on two: the same run up to the precision of bfloat16, weights and optimizer in float32, exported as it computes."""
     jobs = []
     for ranks in (1, 2):
-        jobs.append(job("mgda", tmp_path / f"exact-{ranks}", ranks, steps=1))
-        jobs.append(job("mgda", tmp_path / f"kept-{ranks}", ranks, steps=1))
-        jobs[-1]["argv"] = [*jobs[-1]["argv"], "--activation-checkpointing"]
-        jobs.append(job("mgda", tmp_path / f"rough-{ranks}", ranks, steps=1, compute_dtype="bfloat16"))
-        jobs[-1]["argv"] = [*jobs[-1]["argv"], "--activation-checkpointing"]
+        for kind, flags in (("exact", {}), ("kept", {}), ("rough", {"compute_dtype": "bfloat16"})):
+            jobs.append(job("mgda", tmp_path / f"{kind}-{ranks}", ranks, steps=1, prompts=4, max_new_tokens=16, **flags))
+            jobs[-1]["argv"] += [] if kind == "exact" else ["--activation-checkpointing"]
     run_jobs(jobs, tmp_path)
     for ranks in (1, 2):
         exact, kept, rough = ((read_metrics(tmp_path / f"{kind}-{ranks}")) for kind in ("exact", "kept", "rough"))
@@ -129,12 +128,11 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def test_two_nodes_are_one_run(tmp_path):
-    """Two torchrun agents that meet on the loopback address, as two nodes would, each with one rank."""
-    one = tmp_path / "one"
+def test_two_nodes_are_one_run_and_stop_together(tmp_path):
+    """Two torchrun agents that meet on the loopback address, as two nodes would, each with one rank. Then Ctrl-C in both terminals:
+    torchrun and its rank get it, and torchrun passes it on."""
+    one, two = tmp_path / "one", tmp_path / "two"
     run_jobs([{"script": "mgda", "folder": str(one), "ranks": 1, "kill_after": 0, "argv": [*FLAGS, "--out", str(one)]}], tmp_path)
-    import socket
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -142,16 +140,23 @@ def test_two_nodes_are_one_run(tmp_path):
         subprocess.Popen(
             torchrun(
                 "--nnodes=2", "--nproc_per_node=1", f"--node_rank={node}", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}",
-                "--rdzv_id=test", "--local_addr=127.0.0.1", "algos/mgda.py", *FLAGS, "--out", str(tmp_path / "two"),
+                "--rdzv_id=test", "--local_addr=127.0.0.1", "algos/mgda.py", *FLAGS, "--steps=50", "--out", str(two),
             ),
-            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )
         for node in (0, 1)
     ]  # fmt: skip
-    printed = [agent.communicate(timeout=240)[0] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], printed
-    assert sum("objective" in text for text in printed) == 1  # one verdict, from rank 0
-    for row, other in zip(read_metrics(one), read_metrics(tmp_path / "two"), strict=True):
+    metrics, deadline = two / "metrics.jsonl", time.time() + 240
+    while (not metrics.exists() or metrics.read_bytes().count(b"\n") < 3) and time.time() < deadline and agents[0].poll() is None:
+        time.sleep(0.1)
+    for agent in agents:
+        os.killpg(agent.pid, signal.SIGINT)
+    printed = "".join(agent.communicate(timeout=240)[0] for agent in agents)
+    rows = read_metrics(two)
+    last = rows[-1]["step"]
+    assert printed.count(f"stopped by SIGINT after step {last} of 50") == 1, printed  # by rank 0
+    assert (two / f"checkpoints/step_{last:06d}/manifest.json").exists()
+    for row, other in zip(read_metrics(one), rows[:3], strict=True):
         assert other == pytest.approx(row, rel=1e-4, abs=1e-5)
 
 
