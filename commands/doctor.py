@@ -282,9 +282,11 @@ def disk(visit: Visit) -> str:
     target = Path(visit.args.out or "runs").absolute()
     there = next(path for path in (target, *target.parents) if path.is_dir())
     free, needed = shutil.disk_usage(there).free, memory.peak(_terms(visit), disk=1)
+    kept = "three" if visit.args.keep_safe else "two"
+    what = f"{kept} checkpoints, one more being written, and the model"
     if free < needed:
-        raise Failed(f"{target} needs {memory.readable(needed)} for three checkpoints and the model; {memory.readable(free)} are free")
-    return f"needs {memory.readable(needed)} of {memory.readable(free)} free: checkpoints, two and one being written, and the model"
+        raise Failed(f"{target} needs {memory.readable(needed)} for {what}; {memory.readable(free)} are free")
+    return f"needs {memory.readable(needed)} of {memory.readable(free)} free: {what}"
 
 
 def room(visit: Visit) -> str:

@@ -50,6 +50,7 @@ class Setup:
     max_new_tokens: int = 1024
     micro_batch_tokens: int = 4096
     activation_checkpointing: bool = False
+    keep_safe: bool = False
     engine: str = "transformers"
     vllm_tp: int = 1
     vllm_memory: float = 0.4
@@ -157,7 +158,7 @@ def terms(shape: Shape, setup: Setup) -> list[Term]:
         *found,
         Term("loading", "host", "start", loading, "(stored N + 4 max(root, layer)) per rank, which reads the whole model"),
         Term("export", "host", "end", export if s.sharded else 0, "c N: gathered by the first rank"),
-        Term("checkpoints", "disk", "always", 3 * 12 * N, "12 N: two are kept while a third is written"),
+        Term("checkpoints", "disk", "always", (3 + s.keep_safe) * 12 * N, "12 N: two, with --keep-safe three, while one more is written"),
         Term("exported model", "disk", "end", export, "c N"),
     ]
 

@@ -120,6 +120,7 @@ def test_files(testbed, tmp_path):
     checkpoint = sum(file.stat().st_size for file in (tmp_path / "checkpoints").rglob("*") if file.is_file())
     heads = 4 * len(list(model.parameters())) * 4096  # of each tensor in the file: weight, m, v and the step
     assert said["checkpoints"] <= 3 * checkpoint <= said["checkpoints"] + 3 * heads
+    assert named(shape, Setup(keep_safe=True))["checkpoints"] == said["checkpoints"] * 4 / 3
     assert (tmp_path / "model" / "model.safetensors").stat().st_size == pytest.approx(said["exported model"], rel=0.02)
 
 
