@@ -1,9 +1,7 @@
 """`python run.py diff`: two scripts side by side, a unified diff in which a region that is the same in both is folded into one line."""
 
-import ast
 import difflib
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -13,12 +11,12 @@ from typing import Annotated
 
 import tyro
 
+from commands.page import write_page
+from commands.regions import CONTEXT, Region, pair_regions, read_script
 from commands.scripts import ROOT, algorithms, nearest
 from common.errors import UserError
 
 USAGE = "A B [--html FILE]"
-MARKER = re.compile(r"\s*# --- ((?:SHARED|ALGO): .+?) ---\s*$")
-CONTEXT = 3  # unchanged lines around a change
 ESCAPES = {"bold": "\033[1m", "dim": "\033[2m", "-": "\033[31m", "+": "\033[32m", "@": "\033[36m"}
 
 
@@ -37,8 +35,6 @@ def main(argv: list[str]) -> None:
     args = tyro.cli(Args, prog="python run.py diff", description="Compare two algorithms.", args=argv)
     left, right = _script(args.left), _script(args.right)
     if args.html:
-        from commands.page import write_page  # here, since it reads scripts with this module
-
         write_page(left, right, ROOT / "docs" / "algos", Path(args.html))
         print(f"wrote {args.html}")
         return
@@ -52,15 +48,6 @@ def _script(name: str) -> Path:
     if not path.is_file():
         raise UserError(f"diff: no algorithm or file {name!r}{nearest(name, known)}")
     return path
-
-
-@dataclass(frozen=True)
-class Region:
-    """Lines from a marker up to the next. What comes before the first marker is a region without a name."""
-
-    name: str  # "SHARED: update"
-    first: int  # number of its first line in the file
-    lines: list[str]
 
 
 def side_by_side(left: Path, right: Path, colour: bool = False) -> str:
@@ -91,35 +78,6 @@ def side_by_side(left: Path, right: Path, colour: bool = False) -> str:
     words = f"{total} line{' differs' if total == 1 else 's differ'}: {counts['-']} -, {counts['+']} + (docstrings not counted)"
     shown += ["", paint("bold", words if total else "no line differs (docstrings not counted)")]
     return "\n".join(shown)
-
-
-def read_script(path: Path) -> tuple[str, list[Region]]:
-    """The module docstring, and the lines after it by region. Raises `UserError` when the file is not Python."""
-    try:
-        source = path.read_text(encoding="utf-8")
-        module = ast.parse(source)
-    except SyntaxError as error:
-        raise UserError(f"{path} line {error.lineno}: not Python ({error.msg}); diff compares scripts such as those in algos/") from None
-    except ValueError as error:  # no text, or one with null bytes
-        raise UserError(f"{path}: not Python ({error}); diff compares scripts such as those in algos/") from None
-    docstring = ast.get_docstring(module)
-    start = module.body[0].end_lineno if docstring is not None else 0
-    regions = [Region("", start + 1, [])]
-    for number, line in enumerate(source.splitlines()[start:], start + 1):
-        if marker := MARKER.match(line):
-            regions.append(Region(marker[1], number, []))
-        regions[-1].lines.append(line)
-    return docstring or "(no docstring)", regions
-
-
-def pair_regions(left: list[Region], right: list[Region]) -> Iterator[tuple[list[Region], list[Region]]]:
-    """Regions of the same name one to one, in order; regions in between that have no partner together."""
-    matcher = difflib.SequenceMatcher(None, [r.name for r in left], [r.name for r in right], autojunk=False)
-    for tag, a, a_end, b, b_end in matcher.get_opcodes():
-        if tag == "equal":
-            yield from (([x], [y]) for x, y in zip(left[a:a_end], right[b:b_end], strict=True))
-        else:
-            yield left[a:a_end], right[b:b_end]
 
 
 def differing_lines(left: Path, right: Path) -> Counter[str]:

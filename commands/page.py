@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
-from commands.diff import CONTEXT, Region, pair_regions, read_script
+from commands.regions import CONTEXT, Region, pair_regions, read_script
 from common.errors import UserError
 from common.files import write_whole
 

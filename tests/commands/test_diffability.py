@@ -13,8 +13,9 @@ import pytest
 
 from algos import linear
 from benchmarks.differing_lines import MARKS, PAGE, insert, table
-from commands.diff import differing_lines, read_script, side_by_side
+from commands.diff import differing_lines, side_by_side
 from commands.page import page, write_page
+from commands.regions import read_script
 from common.errors import UserError
 from support.running import ROOT, run_script
 from support.tree import own_files
