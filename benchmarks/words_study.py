@@ -126,22 +126,32 @@ def by_run(rows: dict[tuple[str, str, str], Row]) -> dict[tuple[str, str], dict[
 
 
 def table(runs: dict) -> str:
-    """Markdown: a row per run; from the first value to the last of what is evaluated or read, and means over the steps."""
-    heads = ["", "seed", *(f"{name} (greedy)" for name in OBJECTIVES), "boxed", "last number right", "nats a step", "share of accuracy"]
+    """Markdown: a row per run; every evaluation, from the first value to the last of what is read, and means over the steps."""
+    heads = [
+        "",
+        "seed",
+        "steps",
+        *(f"{name} (greedy)" for name in OBJECTIVES),
+        "boxed",
+        "last number right",
+        "nats a step",
+        "share of accuracy",
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for (script, seed), columns in runs.items():
 
-        def ends(name: str, columns: dict = columns) -> tuple[str, str]:
+        def ends(name: str, columns: dict = columns) -> str:
             values = columns[name][1]
-            return (f"{values[0]:.2f}", f"{values[-1]:.2f}") if values else ("–", "–")
+            return f"{values[0]:.2f} → {values[-1]:.2f}" if values else "– → –"
 
         cells = []
         for name in OBJECTIVES:
-            (start, end), (first, last) = ends(f"held-out {name}"), ends(f"greedy {name}")
-            cells.append(f"{start} ({first}) → {end} ({last})")
-        cells += [" → ".join(ends(name)) for name in READ]
-        cells += [f"{fmean(columns['nats'][1]):.2f}" if columns["nats"][1] else "–", " → ".join(ends("share of accuracy"))]
-        lines.append("| " + " | ".join([f"`{script}`", seed, *cells]) + " |")
+            greedy = dict(zip(*columns[f"greedy {name}"], strict=True))
+            evaluations = zip(*columns[f"held-out {name}"], strict=True)
+            cells.append(" → ".join(f"{mean:.2f} ({f'{greedy[step]:.2f}' if step in greedy else '–'})" for step, mean in evaluations))
+        cells += [ends(name) for name in READ]
+        cells += [f"{fmean(columns['nats'][1]):.2f}" if columns["nats"][1] else "–", ends("share of accuracy")]
+        lines.append("| " + " | ".join([f"`{script}`", seed, str(columns["accuracy"][0][-1]), *cells]) + " |")
     return "\n".join(lines)
 
 
