@@ -156,7 +156,8 @@ def table(runs: dict) -> str:
 
 
 def draw(runs: dict, out: Path) -> None:
-    """A panel per objective: the mean reward of each step's completions, a line per run. Raises UserError for another kind of file."""
+    """A panel per objective: the mean reward of each step's completions, every run thin and a script's mean at the steps that all its runs
+    have. Raises UserError for another kind of file."""
     require(out.suffix in (".png", ".pdf"), f"--figure {out}: a figure is a .png or a .pdf")
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -172,15 +173,20 @@ def draw(runs: dict, out: Path) -> None:
         last = max(columns["accuracy"][0][-1] for columns in runs.values())
         for panel, name in zip(panels, OBJECTIVES, strict=True):
             names: dict[str, Name] = {}
-            for (script, _), columns in runs.items():
-                look, (steps, values) = algorithm_look(script), columns[name]
-                panel.plot(steps, values, linewidth=1.0, alpha=0.85, **look.pen, **look.points)
-                names.setdefault(script, Name(script, look, steps[-1], values[-1]))
+            for script in dict.fromkeys(script for script, _ in runs):
+                look = algorithm_look(script)
+                own = [dict(zip(*columns[name], strict=True)) for (other, _), columns in runs.items() if other == script]
+                for each in own:
+                    panel.plot(list(each), list(each.values()), linewidth=0.6, alpha=0.35, **look.pen)
+                steps = sorted(set.intersection(*map(set, own)))
+                means = [fmean(each[step] for each in own) for step in steps]
+                panel.plot(steps, means, linewidth=1.5, markevery=(0, 2), **look.pen, **look.points)
+                names[script] = Name(script, look, steps[-1], means[-1])
             panel.set(title=name, xlabel="step", xlim=(1, last), ylim=(-0.03, 1.03))
             if panel is panels[-1]:
                 name_lines(panel, list(names.values()), sample=True)
         panels[0].set_ylabel("mean reward of a step's completions")
-        told = "SmolLM2-135M-Instruct, word problems: every run a line, a point is 24 completions of four prompts"
+        told = "SmolLM2-135M-Instruct, word problems: thin each run, 24 completions a step; thick the mean of a script's runs"
         figure.text(0.07, 0.95, told, color=GREY, fontsize=LABEL)
         write_figure(figure, out)
 

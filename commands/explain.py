@@ -373,7 +373,8 @@ def _why(run: Run, name: str, found: list[Interval]) -> str:
     """One sentence: the change, the phases beyond noise (the strongest three), and the last phase where its reason is another."""
     change, steps = change_of(run, name), phases(run, name, found)
     moved = sorted((p for p in steps if abs(p.measured) > NOISE * p.se), key=lambda phase: -abs(phase.measured))[:SHOWN]
-    parts = [f"{change.start:.2f} → {change.end:.2f} {change.sampled}"]
+    mixed = f" (improved in samples, greedy {change.greedy[0]:.2f} → {change.greedy[1]:.2f})" if change.status == "mixed" else ""
+    parts = [f"{change.start:.2f} → {change.end:.2f} {change.status}{mixed}"]
     for phase in sorted(moved, key=lambda phase: phase.start):
         words = f"{'rose' if phase.measured > 0 else 'fell'} by {abs(phase.measured):.2f} in steps {phase.start + 1}–{phase.end}"
         parts.append(f"{words}: {phase.reason} ({phase.number})")

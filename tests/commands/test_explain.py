@@ -351,6 +351,17 @@ def test_a_single_mini_batch_tells_no_move_and_is_said_so(tmp_path):
     assert (tmp_path / "picture.pdf").stat().st_size > 5000
 
 
+def test_what_rose_in_samples_alone_is_called_mixed_as_in_the_verdict(tmp_path):
+    folder = write_run(tmp_path / "run", [0.05] * 4, [0.5, 0.6, 0.7])
+    assert "0.50 → 0.70 improved;" in explain(load_run(folder))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row, greedy in zip(rows[::4], (0.9, 0.8), strict=True):
+        row |= {"eval/greedy/hard": greedy, "eval/greedy/hard_se": 0.01, "eval/greedy/easy": 0.5, "eval/greedy/length": 20.0}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = " ".join(explain(load_run(folder)).split())
+    assert "0.50 → 0.70 mixed (improved in samples, greedy 0.90 → 0.80);" in told
+
+
 def test_a_target_that_no_covariance_can_reach_is_named(tmp_path):
     """CTWA with a reward of small spread: its weight grew for a target out of reach, and that is why the other fell."""
     folder = write_run(tmp_path / "run", [-0.05] * 4, [0.5, 0.4, 0.3], cov=0.02)
