@@ -301,8 +301,13 @@ def draw_conflict(algorithms: Runs):
     names, last = runs[0].objectives, runs[0].rows[-1]["step"]
     pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
     across, height = max(len(pairs), len(names)), 1.5
-    words = "Cosine between the objectives' gradients, from two halves of a batch, so that noise can carry it beyond ±1. A gap, or a seed "
-    words += f"without a point: the square of a gradient came out negative by noise, and there is no cosine. {_seeds_drawn(runs)}"
+    words = (
+        "Cosine between the objectives' gradients, from two halves of a batch, so that noise can carry it beyond ±1, and far beyond where "
+    )
+    words += (
+        "a gradient is near 0 (a triangle at the edge). A gap, or a seed without a point: the square of a gradient came out negative by "
+    )
+    words += f"noise, and there is no cosine. {_seeds_drawn(runs)}"
     keys = [Key(script, algorithm_look(script)) for script in algorithms]
     page = _Page(0.2 + 2 * (height + 0.45), _facts(runs), words, [*keys, Key("a cosine's ±1", kind="start")])
     width = _width(across)
@@ -322,12 +327,16 @@ def draw_conflict(algorithms: Runs):
                 look, seeds = algorithm_look(script), each(script, column)
                 drawn = _draw_mean(panel, seeds, look, script, points=row == 0)  # a point between two gaps has no line
                 known = [(x, y) for x, y in zip(drawn.steps, drawn.middle, strict=True) if not math.isnan(y)]
+                for x, y in known:
+                    if not bounds[0] <= y <= bounds[1]:
+                        edge, marker = (bounds[1], "^") if y > 0 else (bounds[0], "v")
+                        panel.plot([x], [edge], marker, color=look.colour, markersize=5, clip_on=False, label="_beyond")
                 ends += [Name(_counted(script, algorithms[script], algorithms), look, *known[-1])] if known else []
             if column == len(titles) - 1:
                 name_lines(panel, ends)
 
     found = [value for own in measured.values() for run in own for _, values in run.values() for value in values if not math.isnan(value)]
-    bound = max(1.1, *map(abs, found)) if found else 1.1
+    bound = min(1.5, max(1.1, *map(abs, found))) if found else 1.1
     titles = [f"{names[i]}, {names[j]}" for i, j in pairs]
     panels(0, titles, "cosine", (-bound, bound), lambda script, n: [run[pairs[n]] for run in measured[script]])
     held_out = limits((run.series(f"eval/{name}")[1] for run in runs for name in names), (0, 1))

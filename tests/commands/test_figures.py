@@ -252,6 +252,18 @@ def test_cosines(tmp_path, drawn):
         cosines(run)
 
 
+def test_a_cosine_of_a_vanishing_gradient_leaves_the_others_to_be_seen(tmp_path, drawn):
+    vanishing = [[4.0, -3.0, -2.0], [-3.0, 1e-4, 0.0], [-2.0, 0.0, 1.0]]  # -150 between the first two
+    write_run(tmp_path / "a", "linear", grams={0: GRAM, 10: vanishing})
+    draw(tmp_path / "out", "5", runs=tmp_path)
+    pair = panels(drawn["figure-5.png"])["accuracy, conciseness"]
+    low, high = pair.get_ylim()
+    assert -1.7 < low < -1
+    assert 1 < high < 1.7
+    (beyond,) = (mark for mark in pair.lines if mark.get_label() == "_beyond")
+    assert (beyond.get_marker(), list(beyond.get_xdata())) == ("v", [10])
+
+
 # --- which runs ---
 
 
