@@ -1,6 +1,7 @@
 """docs/explore.html anew from the data in it, after the template of `run.py explore` has changed: `python -m benchmarks.explore_page`.
 
-The data are of `OMP_NUM_THREADS=1 python run.py linear --seed 1 --steps 60` and `python run.py explore runs/linear-s1`.
+The data are of `OMP_NUM_THREADS=1 python run.py linear --seed 1 --steps 60 --out runs/linear-s1` and then
+`python run.py explore runs/linear-s1`.
 """
 
 import json

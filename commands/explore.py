@@ -6,6 +6,7 @@ The page computes in the reader's browser; its mathematics is explore.js, which 
 
 import html
 import importlib
+import inspect
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ from common.files import write_whole
 
 USAGE = "RUN [--out FILE]"
 TEMPLATE, MATHS = Path(__file__).with_suffix(".html"), Path(__file__).with_suffix(".js")
-FACTS = ("script", "model", "dataset", "estimator")
+FACTS = {"script": "algorithm", "model": "model", "dataset": "data", "estimator": "advantages"}
 MARK = '<meta name="generator" content="CleanMOA explore">'  # of a page that may be replaced
+OWN = {path.stem for path in (Path(__file__).parents[1] / "rewards").glob("[a-z]*.py")}
 TEXTS, NUMBERS = 300_000, 500_000  # bytes of completions, and of the other numbers of steps; beyond them steps are left out
 
 
@@ -109,12 +111,13 @@ def page_data(run: Run) -> dict:
             **({} if summed else {"paid": _rounded(line["advantages"], 5)}),
         }
     kept = fewer({step: len(json.dumps(own)) for step, own in steps.items()}, NUMBERS, spared=texts)
-    facts = [str(run.args[key]) for key in FACTS if run.args.get(key)]
+    facts = [f"{word} {run.args[key]}" for key, word in FACTS.items() if run.args.get(key)]
     return {
         "name": run.name,
         "facts": " · ".join([*facts, f"seed {run.args.get('seed')}"]),
         "script": run.args.get("script", ""),
         "objectives": run.objectives,
+        "pays": _pays(run),
         "size": size,
         "estimator": run.args["estimator"],
         "updates": run.args.get("mini_batches", 1) * run.args.get("epochs", 1),
@@ -127,6 +130,18 @@ def page_data(run: Run) -> dict:
         "left_out": len(steps) - len(kept),
         "texts_left_out": without,
     }
+
+
+def _pays(run: Run) -> dict[str, str]:
+    """What an objective pays for, by its name: the first sentence of its function, of this collection's own rewards alone. A run's other
+    reward files are not loaded: a page is made of what a run logged, and executes nothing of it."""
+    found = {}
+    for spec, name in zip(run.args.get("rewards", ()), run.objectives, strict=False):
+        module, _, function = spec.partition(":")
+        if module.removeprefix("rewards.") in OWN:
+            told = inspect.getdoc(getattr(importlib.import_module(module), function, None)) or ""
+            found[name] = told.split(". ")[0].split("\n\n")[0].rstrip(".").removeprefix("Reward ").replace("\n", " ")
+    return found
 
 
 def _kinds(line: dict) -> dict[str, list]:

@@ -139,6 +139,18 @@ def test_page_of_a_run_gives_back_what_the_run_logged(engine, trained):
     assert all("paid" not in own for own in data["steps"])
 
 
+def test_what_pays_is_told_of_our_own_rewards_and_no_other_file_is_run(trained, tmp_path):
+    pays = page_data(load_run(trained))["pays"]
+    assert pays["accuracy"] == "completions whose last box holds the right answer"
+    assert list(pays) == ["accuracy", "conciseness", "clarity"]
+    folder = write_predicted_run(tmp_path / "run", [0.01] * 2, [0.5, 0.6])
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    args = json.loads((folder / "args.json").read_text())
+    (folder / "args.json").write_text(json.dumps(args | {"rewards": [f"{tmp_path / 'mine.py'}:hard", "os.path:join"]}))
+    assert page_data(load_run(folder))["pays"] == {}
+    assert not (tmp_path / "ran").exists()
+
+
 def test_texts_join_their_rewards(trained):
     data, kept = page_data(load_run(trained)), [json.loads(line) for line in (trained / TEXTS).read_text().splitlines()]
     assert [len(own["texts"]) for own in data["steps"]] == [8, 8, 8]
@@ -322,7 +334,9 @@ def test_browser_turns_the_weights(browser, engine):
     data = embedded((ROOT / "docs" / "explore.html").read_text(encoding="utf-8"))
     assert browser.ask("error.hidden")
     assert texts_of(browser, ".weight output") == ["0.33", "0.33", "0.33"]
-    assert "pushes accuracy down in step 1." in browser.ask("said.textContent")
+    said = browser.ask("said.textContent")
+    assert "pushes accuracy down in step 1." in said
+    assert "134 of its 154 right completions are long and unclear; 67 of its 102 wrong ones are short and clear." in said
     assert "accuracy is outvoted" in browser.ask("said.textContent")
     assert "wrong, short, clear" in browser.ask("largest.textContent")
     assert texts_of(browser, "#rows .row:first-child .chips .note") == ["wrong, short, clear · 16 tokens"]
@@ -344,6 +358,35 @@ def test_browser_turns_the_weights(browser, engine):
     first = browser.ask("state.prompt") * data["size"]
     assert shown == pytest.approx(advantages[first : first + data["size"]], abs=1e-6)
     assert texts_of(browser, "#rows .sign")[0] == "▲" + browser.ask(f"signed({max(shown)})")
+
+
+@needs_driver
+def test_browser_adds_up_the_run(browser, engine):
+    data = embedded((ROOT / "docs" / "explore.html").read_text(encoding="utf-8"))
+    by_move, by_score = np.zeros(3), np.zeros(3)
+    for own in data["steps"]:
+        rewards, lengths = [own["kinds"][i][:3] for i in own["of"]], [own["kinds"][i][3] for i in own["of"]]
+        scores = ask(engine, "scalarize", rewards, own["weights"])
+        advantages = ask(engine, "estimateAdvantages", scores, lengths, data["size"], data["estimator"])
+        move = ask(engine, "firstOrderChange", own["drift"], own["age"], advantages, rewards, data["size"], data["updates"])
+        by_move += move["law"]
+        covariance = ask(engine, "withinPromptCovariance", advantages, rewards, data["size"])
+        by_score += [ask(engine, "byScore", value, own["rate"], data["size"]) for value in covariance]
+    told = browser.ask("whole.textContent").replace("−", "-")
+    for k, name in enumerate(data["objectives"]):
+        measured, move, score = re.search(rf"{name} (\S+) measured, (\S+) by the move, (\S+) by the score", told).groups()
+        curve = data["curves"][name][1]
+        assert float(measured) == pytest.approx(curve[-1] - curve[0], rel=1e-2)
+        assert (float(move), float(score)) == pytest.approx((by_move[k], by_score[k]), rel=1e-2)
+
+
+@needs_driver
+def test_browser_goes_from_a_kind_to_a_prompt_that_has_it(browser):
+    browser.ask("(own.click(), step.value = 0, step.oninput())")
+    row = "[...document.querySelectorAll('#kinds tr')].find(r => r.textContent.startsWith('wrong, long, clear'))"
+    browser.ask(f"{row}.querySelector('button:not(.n)').click()")
+    assert "wrong, long, clear" in " ".join(texts_of(browser, "#rows .chips .note"))
+    assert "In prompt 2 " in browser.ask("largest.textContent")
 
 
 @needs_driver
@@ -375,7 +418,7 @@ def test_browser_by_keyboard_alone(browser):
         browser.send("/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
 
     browser.ask("(document.body.tabIndex = -1, document.body.focus())")
-    for _ in range(40):
+    for _ in range(60):
         press("tab")
         seen.append(browser.ask("document.activeElement.id || document.activeElement.className || document.activeElement.tagName"))
     for control in ("step", "w0", "w1", "w2", "equal", "own", "rule", "prompt", "sort", "SUMMARY"):
