@@ -27,7 +27,7 @@ USAGE = "RUN [--out FILE]"
 TEMPLATE, MATHS = Path(__file__).with_suffix(".html"), Path(__file__).with_suffix(".js")
 FACTS = {"script": "algorithm", "model": "model", "dataset": "data", "estimator": "advantages"}
 MARK = '<meta name="generator" content="CleanMOA explore">'  # of a page that may be replaced
-OWN = {path.stem for path in (Path(__file__).parents[1] / "rewards").glob("[a-z]*.py")}
+OWN = {f"rewards.{path.stem}" for path in (Path(__file__).parents[1] / "rewards").glob("[a-z]*.py")}
 TEXTS, NUMBERS = 300_000, 500_000  # bytes of completions, and of the other numbers of steps; beyond them steps are left out
 
 
@@ -138,7 +138,7 @@ def _pays(run: Run) -> dict[str, str]:
     found = {}
     for spec, name in zip(run.args.get("rewards", ()), run.objectives, strict=False):
         module, _, function = spec.partition(":")
-        if module.removeprefix("rewards.") in OWN:
+        if module in OWN:
             told = inspect.getdoc(getattr(importlib.import_module(module), function, None)) or ""
             found[name] = told.split(". ")[0].split("\n\n")[0].rstrip(".").removeprefix("Reward ").replace("\n", " ")
     return found

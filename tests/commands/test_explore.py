@@ -146,7 +146,9 @@ def test_what_pays_is_told_of_our_own_rewards_and_no_other_file_is_run(trained, 
     folder = write_predicted_run(tmp_path / "run", [0.01] * 2, [0.5, 0.6])
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     args = json.loads((folder / "args.json").read_text())
-    (folder / "args.json").write_text(json.dumps(args | {"rewards": [f"{tmp_path / 'mine.py'}:hard", "os.path:join"]}))
+    (folder / "args.json").write_text(
+        json.dumps(args | {"rewards": [f"{tmp_path / 'mine.py'}:hard", "accuracy:easy"]})
+    )  # nor a module like ours
     assert page_data(load_run(folder))["pays"] == {}
     assert not (tmp_path / "ran").exists()
 
