@@ -302,12 +302,10 @@ def draw_conflict(algorithms: Runs):
     pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
     across, height = max(len(pairs), len(names)), 1.5
     words = (
-        "Cosine between the objectives' gradients, from two halves of a batch, so that noise can carry it beyond ±1, and far beyond where "
+        "Cosine between the objectives' gradients, from two halves of a batch, so that noise can carry it beyond ±1, and far beyond "
+        "where a gradient is near 0 (a triangle at the edge). A gap, or a seed without a point: the square of a gradient came out "
+        f"negative by noise, and there is no cosine. {_seeds_drawn(runs)}"
     )
-    words += (
-        "a gradient is near 0 (a triangle at the edge). A gap, or a seed without a point: the square of a gradient came out negative by "
-    )
-    words += f"noise, and there is no cosine. {_seeds_drawn(runs)}"
     keys = [Key(script, algorithm_look(script)) for script in algorithms]
     page = _Page(0.2 + 2 * (height + 0.45), _facts(runs), words, [*keys, Key("a cosine's ±1", kind="start")])
     width = _width(across)

@@ -150,7 +150,8 @@ def test_two_nodes_are_one_run_and_stop_together(tmp_path):
     while (not metrics.exists() or metrics.read_bytes().count(b"\n") < 3) and time.time() < deadline and agents[0].poll() is None:
         time.sleep(0.1)
     for agent in agents:
-        os.killpg(agent.pid, signal.SIGINT)
+        if agent.poll() is None:  # else what it printed says why
+            os.killpg(agent.pid, signal.SIGINT)
     printed = "".join(agent.communicate(timeout=240)[0] for agent in agents)
     rows = read_metrics(two)
     last = rows[-1]["step"]
