@@ -268,12 +268,13 @@ REMEMBER = [name for name in NAMES if "    state = {}\n" not in (ROOT / "algos" 
     + [("tchebycheff", {"variant": "smooth"}), ("tchebycheff", {"variant": "classical"}), ("ratchet", {"warmup": 1})],
 )
 def test_what_is_remembered_between_steps_outlives_a_stop(name, flags, tmp_path):
-    small = {"lr": 1e-3, "max_new_tokens": 24, "eval_prompts": 2}
+    small = {"lr": 1e-3, "eval_prompts": 2}
     script = import_module(f"algos.{name}")
     whole = train(name, tmp_path / "whole", steps=4, **small, **flags)
     train(name, tmp_path / "cut", steps=2, **small, **flags)
     with patch("analysis.curves.draw"):
         script.main(parse(script.Args, name, ["--resume", str(tmp_path / "cut"), "--steps", "4"]))
     assert read_metrics(tmp_path / "cut") == whole
-    before, after = weights_of(tmp_path / "whole/model"), weights_of(tmp_path / "cut/model")
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    # what is remembered itself, too: where it need not tell within four steps
+    for file in ("model/model.safetensors", "checkpoints/step_000004/state.pt"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
