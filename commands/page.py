@@ -12,8 +12,9 @@ from common.errors import UserError
 from common.files import write_whole
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --old: #d333; --new: #2a53; --word-old: #d338; --word-new: #2a58; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem; }
+:root { color-scheme: light dark; --paper: light-dark(#fff, #15171a); --ink: light-dark(#222, #ddd); --grey: light-dark(#595959, #a3a3a3);
+  --line: #8884; --old: #d333; --new: #2a53; --word-old: #d338; --word-new: #2a56; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem; background: var(--paper); color: var(--ink); }
 h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem; align-items: start; }
 .two > div { min-width: 0; overflow-x: auto; }
@@ -25,10 +26,10 @@ table.update code, pre { overflow-wrap: anywhere; }
 table.code { border-collapse: collapse; table-layout: fixed; width: 100%; font: 12px/1.4 ui-monospace, monospace; }
 table.code td { vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere; padding: 0 .4rem; }
 table.code col.n { width: 3.2rem; }
-td.n { color: #888; text-align: right; user-select: none; }
+td.n { color: var(--grey); text-align: right; user-select: none; }
 td.old { background: var(--old); } td.new { background: var(--new); }
 td.old b { background: var(--word-old); font-weight: inherit; } td.new b { background: var(--word-new); font-weight: inherit; }
-summary { cursor: pointer; color: #888; font: 13px/1.9 ui-monospace, monospace; }
+summary { cursor: pointer; color: var(--grey); font: 13px/1.9 ui-monospace, monospace; }
 h3 { font: 600 13px/1.9 ui-monospace, monospace; margin: .6rem 0 0; border-top: 1px solid var(--line); }
 td.old::before, td.new::before { display: none; font-weight: 700; padding-right: .4em; }
 td.old::before { content: "−"; } td.new::before { content: "+"; }
@@ -63,7 +64,7 @@ def page(left: Path, right: Path, docs: Path) -> str:
     body += [_region(a, b) for a, b in pair_regions(*scripts)]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+        f"<title>{title}</title><style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n"
     )
 
 

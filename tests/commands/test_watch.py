@@ -401,7 +401,7 @@ def test_browser_shows_panels_and_runs_no_completion(tmp_path):
     for label in ("sampled 0.06", "greedy 0.03", "accuracy 0.5", "measured −0.24", "predicted 0.1", "held-out 28"):
         assert label in words
     assert re.search('0.55 → 0.06 </span><span class="lost">▼ degraded</span>', dom)
-    assert re.search(r'id="error" class="alarm" hidden=""', dom)
+    assert re.search(r'id="error" class="alarm"[^>]* hidden=""', dom)
     assert "<title>run</title>" in dom
     assert "<img" not in dom
     assert "&lt;img src=x onerror=" in dom
