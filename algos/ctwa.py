@@ -32,7 +32,6 @@ from commands.command_line import parse, report
 from common import flags, ranks
 from common.batch import micro_batches, mini_batches
 from common.errors import plain_errors, require
-from common.evaluate import score_batch
 from common.grads import clip_gradients
 from common.model import compute_dtype, token_logprobs, token_logprobs_no_grad
 from common.observe import Meter
@@ -46,36 +45,41 @@ SCRIPT = Path(__file__).stem
 
 # --- ALGO: mathematics ---
 def completion_weights(
-    advantages: Tensor, ratio: Tensor, mask: Tensor, clip_low: float, clip_high: float
+    advantages: Tensor,
+    ratio: Tensor,
+    token_weight: Tensor,
+    lengths: Tensor,
+    clip_low: float,
+    clip_high: float,
 ) -> Tensor:
     """Clipped advantage weight of a completion, W_i = mean_t A_i rho_it 1_it (eq. 6, 7).
 
-    advantages [B], ratio and mask [B,T] -> [B].
+    advantages, lengths in tokens [B], ratio [B,T]; token_weight [B,T] as in the loss: the mask, but
+    for --tis-cap. -> [B].
     """
     weight = advantages[:, None] * ratio * active_tokens(advantages, ratio, clip_low, clip_high)
-    return (weight * mask).sum(1) / mask.sum(1)
+    return (weight * token_weight).sum(1) / lengths
 
 
 def drop_outliers(completion_weight: Tensor, group_size: int, factor: float) -> Tensor:
     """Give completions with |W| > factor * median |W| the mean of the others of their prompt, which
-    takes them out of the covariance. [B] -> [B]."""
-    kept = completion_weight.abs() <= factor * completion_weight.abs().median()
+    takes them out of the covariance. [B] -> [B].
+
+    The median is that of the weights that are not 0, as all are of a prompt without differences.
+    """
+    size = completion_weight.abs()
+    kept = size <= factor * size[size > 0].median()
     groups, kept = completion_weight.view(-1, group_size), kept.view(-1, group_size)
     mean = (groups * kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp(min=1)
     return torch.where(kept, groups, mean).flatten()
 
 
 def update_log_weights(
-    log_weights: Tensor,
-    ema: Tensor | None,
-    covariance: Tensor,
-    targets: Tensor,
-    lr: float,
-    tau: float,
+    log_weights: Tensor, ema: Tensor | None, cov: Tensor, targets: Tensor, lr: float, tau: float
 ) -> tuple[Tensor, Tensor]:
     """Algorithm 1: (log_weights + lr * [targets - ema]_+, ema), all [K]. The first covariance
     starts the moving average."""
-    ema = covariance if ema is None else (1 - tau) * ema + tau * covariance
+    ema = cov if ema is None else (1 - tau) * ema + tau * cov
     return log_weights + lr * (targets - ema).clamp(min=0), ema
 
 
@@ -94,11 +98,8 @@ def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estima
         centred = exact - (lengths * exact).sum() / n
         return (centred * torch.rsqrt((lengths * centred**2).sum() / (n - 1) + 1e-8)).to(scores)
     groups = exact.view(-1, group_size)
-    return (
-        ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6))
-        .flatten()
-        .to(scores)
-    )
+    centred = groups - groups.mean(1, keepdim=True)
+    return (centred / (groups.std(1, keepdim=True) + 1e-6)).flatten().to(scores)
 
 
 def active_tokens(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
@@ -128,7 +129,8 @@ def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """k3 estimate of KL(policy || reference) per token, e^d - d - 1 with d = ref_logp - logp
     (Schulman, 2020). [B,T] -> [B,T].
 
-    The clamps are the official code's: they act only where the models differ by e^10 and more.
+    The clamps are the official code's. The outer one leaves no gradient where the estimate is above
+    10: for a token that the policy has made 14 times rarer.
     """
     d = (ref_logp - logp).clamp(-20, 20)
     return (d.exp() - d - 1).clamp(-10, 10)
@@ -142,9 +144,8 @@ def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_s
     """
     weight = completion_weight.view(-1, group_size, 1)
     reward = rewards.view(-1, group_size, rewards.size(1))
-    return ((weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))).mean(
-        (0, 1)
-    )
+    products = (weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))
+    return products.mean((0, 1))
 
 
 # --- SHARED: args ---
@@ -196,6 +197,7 @@ class Args(flags.RunFlags):
     """passes over the completions"""
 
     # --- ALGO: args ---
+    INFINITE = (*flags.RunFlags.INFINITE, "obj_caps")
     PRESET = (("weight_lr", 0.05),)  # set by --preset as well: the paper's, for its 810 steps
     weights: tuple[float, ...] = ()
     """weight of each objective at the start, in the order of --rewards;
@@ -257,15 +259,14 @@ def main(args: Args) -> None:
         prompts = data.train.batch(step, args.prompts, args.seed)
         batch = roll_out(engine, data.tokenizer, prompts, G, args.max_new_tokens, args.temperature)
         meter.lap("rollout")
-        mean_length = run.mean_length(batch)
-        rewards = score_batch(objectives, batch, mean_length, data.answer_check)  # [B, K]
+        rewards, mean_length = run.score(batch)  # [B, K], in tokens
         meter.lap("reward")
         passes = {"temperature": args.temperature, "max_tokens": args.micro_batch_tokens}
         old_logp = token_logprobs_no_grad(policy, batch, **passes)  # [B, T]
         ref_logp = token_logprobs_no_grad(reference, batch, **passes) if reference else old_logp
         meter.sampled(batch, mean_length, canary.check(step, batch, old_logp))
-        trust = (old_logp - batch.sampled.logp).exp().clamp(max=args.tis_cap) if args.tis_cap else 1
-        batch = batch.with_logprobs(old_logp, ref_logp, token_weight=batch.mask * trust)
+        tis = (old_logp - batch.sampled.logp).exp().clamp(max=args.tis_cap) if args.tis_cap else 1
+        batch = batch.with_logprobs(old_logp, ref_logp, token_weight=batch.mask * tis)
 
         # --- ALGO: advantages ---
         # e^89 is no float32; taken off all weights alike, it changes no ratio
@@ -284,11 +285,11 @@ def main(args: Args) -> None:
                 for micro in micro_batches(batch, rows, args.micro_batch_tokens):
                     logp = token_logprobs(policy, micro, args.temperature)  # [b, T]
                     ratio = (logp - micro.old_logp).clamp(-20, 20).exp()
-                    own = advantages[micro.rows]
-                    loss = policy_loss(ratio, own, clip_low, clip_high, dual_clip)
+                    micro_advantages = advantages[micro.rows]
+                    loss = policy_loss(ratio, micro_advantages, clip_low, clip_high, dual_clip)
                     loss = (loss * micro.token_weight).sum() / tokens
                     kl = (kl_penalty(logp, micro.ref_logp) * micro.mask).sum() / tokens
-                    active = active_tokens(own, ratio, clip_low, clip_high)
+                    active = active_tokens(micro_advantages, ratio, clip_low, clip_high)
                     meter.see(micro, logp, active, tokens, loss_policy=loss, loss_kl=kl)
                     (loss + args.kl_coef * kl).backward()
                 # --- SHARED: optimizer step ---
@@ -302,20 +303,19 @@ def main(args: Args) -> None:
 
         # --- ALGO: after the update ---
         ratio = (token_logprobs_no_grad(policy, batch, **passes) - old_logp).clamp(-20, 20).exp()
-        weight = completion_weights(advantages, ratio, batch.mask, clip_low, clip_high)  # [B]
+        token_weight, lengths = batch.token_weight, batch.lengths
+        W = completion_weights(advantages, ratio, token_weight, lengths, clip_low, clip_high)  # [B]
         if args.outlier_factor > 0:
-            weight = drop_outliers(weight, G, args.outlier_factor)
-        covariance = within_prompt_covariance(weight, rewards, G)
-        spread = rewards.view(-1, G, K).var(1, correction=0).mean(0)
-        bound = (spread * weight.view(-1, G).var(1, correction=0).mean()).sqrt()  # Cauchy-Schwarz
+            W = drop_outliers(W, G, args.outlier_factor)
+        covariance = within_prompt_covariance(W, rewards, G)
+        variance = rewards.view(-1, G, K).var(1, correction=0).mean(0)
+        bound = (variance * W.view(-1, G).var(1, correction=0).mean()).sqrt()  # Cauchy-Schwarz
         if step == 1 and (targets > bound).any():
             told = ", ".join(f"{value:.2g}" for value in bound.tolist())
             run.say(f"step 1: no covariance can exceed {told} here; lower --cov-targets")
-        before, ema = state["log_weights"], state["ema"]
-        raised, ema = update_log_weights(
-            before, ema, covariance, targets, args.weight_lr, args.ema_tau
-        )
-        state["log_weights"] = torch.where(rewards.mean(0) >= caps, before, raised)
+        old, ema = state["log_weights"], state["ema"]
+        new, ema = update_log_weights(old, ema, covariance, targets, args.weight_lr, args.ema_tau)
+        state["log_weights"] = torch.where(rewards.mean(0) >= caps, old, new)
         state["ema"], deficit = ema, (targets - ema).clamp(min=0)
         extra = {"ctwa/cov": covariance, "ctwa/ema": ema, "ctwa/deficit": deficit}
         extra |= {"ctwa/target": targets, "ctwa/reachable": bound}

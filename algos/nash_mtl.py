@@ -31,7 +31,6 @@ from commands.command_line import parse, report
 from common import flags, ranks
 from common.batch import micro_batches, mini_batches
 from common.errors import plain_errors, require
-from common.evaluate import score_batch
 from common.grads import clip_gradients
 from common.model import compute_dtype, token_logprobs, token_logprobs_no_grad
 from common.observe import Meter
@@ -88,11 +87,8 @@ def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estima
         centred = exact - (lengths * exact).sum() / n
         return (centred * torch.rsqrt((lengths * centred**2).sum() / (n - 1) + 1e-8)).to(scores)
     groups = exact.view(-1, group_size)
-    return (
-        ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6))
-        .flatten()
-        .to(scores)
-    )
+    centred = groups - groups.mean(1, keepdim=True)
+    return (centred / (groups.std(1, keepdim=True) + 1e-6)).flatten().to(scores)
 
 
 def active_tokens(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
@@ -122,7 +118,8 @@ def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """k3 estimate of KL(policy || reference) per token, e^d - d - 1 with d = ref_logp - logp
     (Schulman, 2020). [B,T] -> [B,T].
 
-    The clamps are the official code's: they act only where the models differ by e^10 and more.
+    The clamps are the official code's. The outer one leaves no gradient where the estimate is above
+    10: for a token that the policy has made 14 times rarer.
     """
     d = (ref_logp - logp).clamp(-20, 20)
     return (d.exp() - d - 1).clamp(-10, 10)
@@ -136,9 +133,8 @@ def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_s
     """
     weight = completion_weight.view(-1, group_size, 1)
     reward = rewards.view(-1, group_size, rewards.size(1))
-    return ((weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))).mean(
-        (0, 1)
-    )
+    products = (weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))
+    return products.mean((0, 1))
 
 
 # --- SHARED: args ---
@@ -231,15 +227,14 @@ def main(args: Args) -> None:
         prompts = data.train.batch(step, args.prompts, args.seed)
         batch = roll_out(engine, data.tokenizer, prompts, G, args.max_new_tokens, args.temperature)
         meter.lap("rollout")
-        mean_length = run.mean_length(batch)
-        rewards = score_batch(objectives, batch, mean_length, data.answer_check)  # [B, K]
+        rewards, mean_length = run.score(batch)  # [B, K], in tokens
         meter.lap("reward")
         passes = {"temperature": args.temperature, "max_tokens": args.micro_batch_tokens}
         old_logp = token_logprobs_no_grad(policy, batch, **passes)  # [B, T]
         ref_logp = token_logprobs_no_grad(reference, batch, **passes) if reference else old_logp
         meter.sampled(batch, mean_length, canary.check(step, batch, old_logp))
-        trust = (old_logp - batch.sampled.logp).exp().clamp(max=args.tis_cap) if args.tis_cap else 1
-        batch = batch.with_logprobs(old_logp, ref_logp, token_weight=batch.mask * trust)
+        tis = (old_logp - batch.sampled.logp).exp().clamp(max=args.tis_cap) if args.tis_cap else 1
+        batch = batch.with_logprobs(old_logp, ref_logp, token_weight=batch.mask * tis)
 
         # --- SHARED: advantages per objective ---
         each = [estimate_advantages(r, batch.lengths, G, args.estimator) for r in rewards.T]

@@ -5,9 +5,10 @@ Covariance law (arXiv 2602.06869, eq. 3) by the move, exactly: dJ_k = Cov(pi_new
 completions that the step was not trained on. It costs nothing to see. Maximise the weighted sum
 subject to dJ_k >= 0; the multiplier of that constraint, by projected ascent on the dual, is
     D_k <- [D_k - dJ_k / sd(r_k)]_+,    lambda_k = [ki D_k - kp Corr(move, r_k)]_+,
-where D_k, Page's CUSUM (1954), is what the objective has lost since it was highest. kp answers
-within a step and damps (Stooke et al., 2020). A gain pays back --release of itself, so that what
-was lost is won back. --warmup keeps steps short while the multipliers are found.
+where D_k, Page's CUSUM (1954), is what the objective has lost since it was highest, at most
+--max-multiplier / ki of it. kp answers within a step and damps (Stooke et al., 2020). A gain pays
+back --release of itself, so that what was lost is won back. --warmup keeps steps short while the
+multipliers are found.
 
 Not of the paper: its CTWA asks the score, Cov(r_k, W), which can have the wrong sign for the
 objective that is lost (docs/interference.md). Derivation and failures: docs/algos/ratchet.md.
@@ -31,7 +32,6 @@ from commands.command_line import parse, report
 from common import flags, ranks
 from common.batch import micro_batches, mini_batches
 from common.errors import plain_errors, require
-from common.evaluate import score_batch
 from common.grads import clip_gradients
 from common.model import compute_dtype, token_logprobs, token_logprobs_no_grad
 from common.observe import Meter
@@ -93,11 +93,8 @@ def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estima
         centred = exact - (lengths * exact).sum() / n
         return (centred * torch.rsqrt((lengths * centred**2).sum() / (n - 1) + 1e-8)).to(scores)
     groups = exact.view(-1, group_size)
-    return (
-        ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6))
-        .flatten()
-        .to(scores)
-    )
+    centred = groups - groups.mean(1, keepdim=True)
+    return (centred / (groups.std(1, keepdim=True) + 1e-6)).flatten().to(scores)
 
 
 def active_tokens(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
@@ -127,7 +124,8 @@ def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """k3 estimate of KL(policy || reference) per token, e^d - d - 1 with d = ref_logp - logp
     (Schulman, 2020). [B,T] -> [B,T].
 
-    The clamps are the official code's: they act only where the models differ by e^10 and more.
+    The clamps are the official code's. The outer one leaves no gradient where the estimate is above
+    10: for a token that the policy has made 14 times rarer.
     """
     d = (ref_logp - logp).clamp(-20, 20)
     return (d.exp() - d - 1).clamp(-10, 10)
@@ -141,9 +139,8 @@ def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_s
     """
     weight = completion_weight.view(-1, group_size, 1)
     reward = rewards.view(-1, group_size, rewards.size(1))
-    return ((weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))).mean(
-        (0, 1)
-    )
+    products = (weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))
+    return products.mean((0, 1))
 
 
 # --- SHARED: args ---
@@ -195,6 +192,7 @@ class Args(flags.RunFlags):
     """passes over the completions"""
 
     # --- ALGO: args ---
+    INFINITE = (*flags.RunFlags.INFINITE, "max_multiplier")
     weights: tuple[float, ...] = ()
     """weight of each objective in the sum, in the order of --rewards; default: equal.
     0 asks for no more than that it is not lost"""
@@ -221,15 +219,15 @@ def main(args: Args) -> None:
 
     # --- ALGO: state ---
     preference = flags.one_each("--weights", args.weights, 1.0, objectives, device)
-    usable = min(preference) >= 0 < sum(preference) < torch.inf
-    require(usable, f"--weights {args.weights} must be finite and not negative, nor all zero")
+    flags.require_weights("--weights", preference)
     preference = preference / preference.mean()
     flags.require_not_negative(args, "ki", "kp", "max_multiplier")
     flags.require_share(args, "release")
     require(args.warmup >= 1, f"--warmup {args.warmup} must be at least 1, which is off")
     told = "the move is seen on completions not trained on yet"
     require(args.mini_batches >= 2, f"--mini-batches {args.mini_batches} must be 2 or more: {told}")
-    most = args.max_multiplier / args.ki if args.ki else torch.inf  # what is beyond has no effect
+    # anti-windup: a loss beyond what the highest multiplier answers would only delay its fall
+    most = args.max_multiplier / args.ki if args.ki else torch.inf
     state = {"drawdown": torch.zeros_like(preference), "multipliers": torch.zeros_like(preference)}
 
     # --- SHARED: models, data and start ---
@@ -254,15 +252,14 @@ def main(args: Args) -> None:
         prompts = data.train.batch(step, args.prompts, args.seed)
         batch = roll_out(engine, data.tokenizer, prompts, G, args.max_new_tokens, args.temperature)
         meter.lap("rollout")
-        mean_length = run.mean_length(batch)
-        rewards = score_batch(objectives, batch, mean_length, data.answer_check)  # [B, K]
+        rewards, mean_length = run.score(batch)  # [B, K], in tokens
         meter.lap("reward")
         passes = {"temperature": args.temperature, "max_tokens": args.micro_batch_tokens}
         old_logp = token_logprobs_no_grad(policy, batch, **passes)  # [B, T]
         ref_logp = token_logprobs_no_grad(reference, batch, **passes) if reference else old_logp
         meter.sampled(batch, mean_length, canary.check(step, batch, old_logp))
-        trust = (old_logp - batch.sampled.logp).exp().clamp(max=args.tis_cap) if args.tis_cap else 1
-        batch = batch.with_logprobs(old_logp, ref_logp, token_weight=batch.mask * trust)
+        tis = (old_logp - batch.sampled.logp).exp().clamp(max=args.tis_cap) if args.tis_cap else 1
+        batch = batch.with_logprobs(old_logp, ref_logp, token_weight=batch.mask * tis)
 
         # --- ALGO: advantages ---
         for group in optimizer.param_groups:
@@ -283,11 +280,11 @@ def main(args: Args) -> None:
                 for micro in micro_batches(batch, rows, args.micro_batch_tokens):
                     logp = token_logprobs(policy, micro, args.temperature)  # [b, T]
                     ratio = (logp - micro.old_logp).clamp(-20, 20).exp()
-                    own = advantages[micro.rows]
-                    loss = policy_loss(ratio, own, clip_low, clip_high, dual_clip)
+                    micro_advantages = advantages[micro.rows]
+                    loss = policy_loss(ratio, micro_advantages, clip_low, clip_high, dual_clip)
                     loss = (loss * micro.token_weight).sum() / tokens
                     kl = (kl_penalty(logp, micro.ref_logp) * micro.mask).sum() / tokens
-                    active = active_tokens(own, ratio, clip_low, clip_high)
+                    active = active_tokens(micro_advantages, ratio, clip_low, clip_high)
                     meter.see(micro, logp, active, tokens, loss_policy=loss, loss_kl=kl)
                     (loss + args.kl_coef * kl).backward()
                 # --- SHARED: optimizer step ---

@@ -197,10 +197,12 @@ def draw(found: Sequence[Setting], out: Path) -> None:
         last.axhline(1, **START)
         last.set(
             xlabel="size of a step: nats, mean of an algorithm's runs",
-            ylabel="unexplained part of the change",
+            ylabel="unexplained part of the change, log scale",
             xlim=(0, None),
-            ylim=(0, None),
+            yscale="log",
         )
+        last.set_yticks(ticks := [0.1, 0.2, 0.5, 1, 2, 5, 10], [f"{tick:g}" for tick in ticks])
+        last.minorticks_off()
         for kind in ("png", "pdf"):
             write_figure(figure, out.with_suffix(f".{kind}"))
 

@@ -53,6 +53,8 @@ def parse(args_class: type, script: str, argv: list[str] | None = None):
     if differing:
         told = ", ".join(f"--{k.replace('_', '-')} (was {was[k]})" for k in differing)
         raise UserError(f"--resume {args.resume}: these flags differ from the run's: {told}; drop them, or start a new run with --out")
+    if getattr(resumed, "lr_schedule", "") == "linear" and resumed.steps != before.steps and speaks:
+        print(f"warning: --lr-schedule linear falls over all --steps: with {resumed.steps} for {before.steps} the learning rate jumps here")
     return resumed
 
 

@@ -117,7 +117,7 @@ def plan(script: Path, args_class: type, given: dict[str, list[str]], seeds: int
     for choice in product(*options):
         words = [word for part in choice for word in part]
         args = _parsed(args_class, script.stem, [*fixed, *words])
-        check_flags(args, ranks=1)
+        check_flags(args, count=1)
         same = next((other for other, others in settings if others == args), None)
         require(same is None, f"{shlex.join(words)} is the same setting as {shlex.join(same or [])}: two runs would be one; drop a value")
         settings.append((words, args))

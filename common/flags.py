@@ -4,13 +4,14 @@ They change place, speed and what is looked at. What decides what is learned sta
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from common import ranks
 from common.errors import require
 
 
@@ -18,6 +19,8 @@ from common.errors import require
 class RunFlags:
     # what the doctor must know of a script, which says so itself: it holds a gradient of the model for every objective at once
     GRADIENT_PER_OBJECTIVE = False
+    # flags of numbers of which infinity is one that can be meant: no bound
+    INFINITE = ("clip_low", "clip_high", "dual_clip", "tis_cap", "max_grad_norm", "max_logp_gap")
 
     name = ""  # no flag: of the folder below runs/ without --out, from the command line (commands/names.py); else <script>-s<seed>
 
@@ -85,11 +88,16 @@ class RunFlags:
 RETIRED = {"losses": "gap", "scalar": "completion", "variant": "gradient"}
 
 
-def check_flags(args: RunFlags, ranks: int) -> None:
-    """Raise UserError naming the first flag of a script's `Args` whose value cannot be meant. ranks: how many this run has."""
+def check_flags(args: RunFlags, count: int) -> None:
+    """Raise UserError naming the first flag of a script's `Args` whose value cannot be meant. count: how many ranks this run has."""
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            known = not isinstance(number, float) or abs(number) <= torch.finfo(torch.float32).max
+            bound = name in args.INFINITE and number == inf
+            require(known or bound, f"--{name.replace('_', '-')} {number} must be finite")
     for flag in ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs", "micro_batch_tokens"):
         require(getattr(args, flag) >= 1, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1")
-    parts, among = args.mini_batches * ranks, f" times the {ranks} ranks" if ranks > 1 else ""
+    parts, among = args.mini_batches * count, f" times the {count} ranks" if count > 1 else ""
     require(args.prompts % parts == 0, f"--prompts {args.prompts} must be divisible by --mini-batches {args.mini_batches}{among}")
     require(args.eval_prompts >= 2, f"--eval-prompts {args.eval_prompts} must be at least 2: the verdict needs a standard error")
     require(args.completions >= 2, "--completions must be at least 2: advantages and covariances compare a prompt's completions")
@@ -98,10 +106,11 @@ def check_flags(args: RunFlags, ranks: int) -> None:
     require(not 0 < args.dual_clip <= 1, f"--dual-clip {args.dual_clip} must be more than 1, the ratio before any update; 0 is off")
     require_not_negative(args, "seed", "lr", "weight_decay", "kl_coef", "tis_cap", "dual_clip", "clip_low", "clip_high", "max_logp_gap")
     require_not_negative(args, "log_completions")
+    tell_unused(args, ("clip_low", "clip_high", "dual_clip"), args.estimator == "grpo", "only --estimator grpo clips")
 
 
 def require_not_negative(args: RunFlags, *flags: str) -> None:
-    """Raise UserError naming the first of these flags that is below 0 or NaN."""
+    """Raise UserError naming the first of these flags that is below 0."""
     for flag in flags:
         require(getattr(args, flag) >= 0, f"--{flag.replace('_', '-')} {getattr(args, flag)} must not be negative")
 
@@ -109,6 +118,21 @@ def require_not_negative(args: RunFlags, *flags: str) -> None:
 def require_share(args: RunFlags, flag: str) -> None:
     """Raise UserError naming the flag unless it is in (0, 1]."""
     require(0 < getattr(args, flag) <= 1, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be in (0, 1]")
+
+
+def require_weights(flag: str, values: Tensor) -> None:
+    """Raise UserError naming the flag if one of its values [K] is negative, or none is positive, or their sum is infinite."""
+    told = ", ".join(f"{value:g}" for value in values.tolist())
+    usable = bool((values >= 0).all()) and 0 < values.sum() < inf
+    require(usable, f"{flag} {told} must be finite and not negative, nor all zero")
+
+
+def tell_unused(args: RunFlags, flags: Sequence[str], used: bool, why: str) -> None:
+    """Print, on the first rank, which of these flags were changed from their default though they have no use here, and why."""
+    defaults = {field.name: field.default for field in fields(args)}
+    changed = [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name) != defaults[name]]
+    if changed and not used and ranks.rank() == 0:
+        print(f"warning: {' and '.join(changed)} will do nothing: {why}")
 
 
 def require_positive(flag: str, values: Tensor, why: str) -> None:

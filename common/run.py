@@ -15,7 +15,7 @@ from common import ranks
 from common.batch import Batch
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import Interrupted, UserError, require
-from common.evaluate import evaluate, fell
+from common.evaluate import evaluate, fell, score_batch
 from common.flags import RunFlags
 from common.interrupt import Signals
 from common.model import compute_dtype
@@ -84,16 +84,22 @@ class Run:
         self.signals.release()
         self.hold = None
 
-    def mean_length(self, batch: Batch) -> float:
-        """Tokens: mean length of all training completions before this batch, which is then counted; the first has its own mean.
+    def score(self, batch: Batch) -> tuple[torch.Tensor, float]:
+        """(rewards [B, K], mean length in tokens of all training completions before this batch; the first batch has its own mean).
 
-        Raises Interrupted, after a checkpoint of the step before: sampling has changed nothing yet.
+        Raises UserError where a reward does, and Interrupted, both after a checkpoint of the step before: sampling has changed nothing yet.
         """
         self._stop_if_asked()
         self.sampled = batch.sampled
         before = self.seen[0] / self.seen[1] if self.seen[1] else batch.lengths.mean().item()
+        try:
+            rewards = score_batch(self.objectives, batch, before, self.data.answer_check)
+        except UserError as error:
+            if self.saved < self.last_step:
+                self._save()
+            raise self._ended(error) from error
         self.seen = [self.seen[0] + batch.lengths.sum().item(), self.seen[1] + len(batch.mask)]
-        return before
+        return rewards, before
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Metrics on the held-out prompts, every --eval-every steps and after the last; nothing at other steps. Collective."""
@@ -101,7 +107,10 @@ class Run:
             return {}
         how = {"mean_length": self.yardstick, "max_new_tokens": self.args.max_new_tokens, "temperature": self.args.temperature}
         size = self.args.prompts * self.args.completions
-        metrics, self.samples = evaluate(self.engine, self.data, self.objectives, batch_size=size, **how)
+        try:
+            metrics, self.samples = evaluate(self.engine, self.data, self.objectives, batch_size=size, **how)
+        except UserError as error:
+            raise self._ended(error) from error
         self.yardstick = self.yardstick or metrics["eval/length"]
         return metrics
 
@@ -182,6 +191,12 @@ class Run:
             told = f"stopped by {signal.Signals(number).name} after step {self.last_step} of {self.args.steps}"
             then = f"--resume {self.folder} goes on" if self.last_step else "the same command starts anew"
             raise Interrupted(number, f"{told}; {then}")
+
+    def _ended(self, error: UserError) -> UserError:
+        """The error that ends the run, with where it can go on once that is mended."""
+        self.tracker.close()
+        self._let_go()
+        return UserError(f"{error}; mend that, and --resume {self.folder} goes on after step {self.saved}" if self.saved else str(error))
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.args.steps

@@ -38,6 +38,8 @@ def load_data(args: RunFlags, objectives: Mapping[str, Callable]) -> Data:
     splits = load_splits(args, tokenizer, objectives)
     train, held_out = splits["train"], splits[args.eval_split]
     require(args.prompts <= len(train), f"--prompts {args.prompts} is more than the {len(train)} training prompts")
+    few = f"--eval-split {args.eval_split} has {len(held_out)} prompt: a standard error needs two; give a larger --dataset"
+    require(len(held_out) >= 2, few)
     held_out = held_out.select(range(min(args.eval_prompts, len(held_out))))
     check_tokens(args.model, load_config(args.model, args.trust_remote_code), tokenizer, train.ids + held_out.ids)
     if ranks.rank() == 0 and (doubt := doubts(train, tokenizer, args.model)):

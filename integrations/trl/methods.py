@@ -135,7 +135,7 @@ class CTWA(Method):
             self.updated(generation, torch.where(generation.lengths > 0, advantages, 0.0), torch.ones_like(advantages), 1)
 
     def measure(self, log_ratio: Tensor, mask: Tensor, advantages: Tensor, clip: tuple[float, float]) -> Tensor:
-        weight = self.script.completion_weights(advantages, log_ratio.clamp(-20, 20).exp(), mask, *clip)
+        weight = self.script.completion_weights(advantages, log_ratio.clamp(-20, 20).exp(), mask, mask.sum(1), *clip)
         return weight.nan_to_num(0.0)  # 0 / 0: a completion without tokens in the loss moves nothing
 
     def updated(self, generation: Generation, measured: Tensor, age: Tensor, updates: int) -> None:

@@ -5,6 +5,7 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis import curves, looks
@@ -12,6 +13,7 @@ from analysis.curves import draw
 from analysis.runs import load_run
 from analysis.verdict import verdict
 from common.errors import UserError
+from common.evaluate import fell
 from support.folders import GOOD, NAMES, write_run
 from support.pictures import cut_off, leaving, lines_of, overlapping
 
@@ -447,3 +449,16 @@ def test_ten_settings_can_be_told_apart(tmp_path, monkeypatch):
     assert len(looks) == 10
     assert not overlapping(figures[0])
     assert not cut_off(figures[0])
+
+
+@pytest.mark.parametrize(("hard", "least", "most"), [((1.1, 0.9), 0.03, 0.07), ((1e6, 0.82e6), 0.09, 0.16)])
+def test_how_often_nothing_seems_to_fall_is_as_the_glossary_says(hard, least, most):
+    """Ten evaluations of 256 prompts after the first, nothing trained. hard: of the beta distribution of the prompts' chances."""
+    draw = np.random.default_rng(0)
+
+    def seems_to_fall() -> bool:
+        right = draw.random((11, 256)) < draw.beta(*hard, 256)
+        rows = [{"eval/a": row.mean(), "eval/a_se": row.std(ddof=1) / 16} for row in right]
+        return any(fell(rows[0], row, "a") for row in rows[1:])
+
+    assert least < np.mean([seems_to_fall() for _ in range(1500)]) < most

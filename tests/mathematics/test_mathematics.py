@@ -154,7 +154,8 @@ def test_ctwa_statistics_match_the_vectors(vectors, name):
     entry = vectors[name]
     given_ = {key: tensor(value) if isinstance(value, list) else value for key, value in entry["inputs"].items()}
     ratio = (given_["new_logp"] - given_["old_logp"]).exp()
-    weight = ctwa.completion_weights(given_["A_seq"], ratio, given_["mask"], given_["eps_low"], given_["eps_high"])
+    mask = given_["mask"]
+    weight = ctwa.completion_weights(given_["A_seq"], ratio, mask, mask.sum(1), given_["eps_low"], given_["eps_high"])
     close(weight, entry["expected"]["w_completion"], entry["tol"])
     covariance = ctwa.within_prompt_covariance(weight, given_["U"], 4)
     close(covariance, entry["expected"]["cov_biased_official"], entry["tol"])
@@ -229,3 +230,23 @@ def test_outliers_leave_the_covariance_as_if_they_had_the_mean_weight():
     assert torch.equal(kept[[0, 1, 2, 4, 5, 6, 7]], weight[[0, 1, 2, 4, 5, 6, 7]])
     assert kept[3] == pytest.approx((0.1 - 0.2 + 0.3) / 3)
     assert torch.equal(ctwa.drop_outliers(weight, 4, 1e9), weight)
+
+
+def test_prompts_without_differences_make_no_outliers():
+    """All weights of such a prompt are 0. Were they counted, the median would be 0 and everything else an outlier."""
+    weight = torch.cat([torch.zeros(12), tensor([0.1, -0.2, 0.3, 1e6])])
+    kept = ctwa.drop_outliers(weight, 4, 100.0)
+    assert torch.equal(kept[:15], weight[:15])
+    assert kept[15] == pytest.approx((0.1 - 0.2 + 0.3) / 3)
+    assert torch.equal(ctwa.drop_outliers(torch.zeros(8), 4, 100.0), torch.zeros(8))
+
+
+def test_ctwa_weighs_tokens_as_the_loss_does():
+    """W is minus the derivative of a completion's loss by a common shift of its tokens' log-probabilities, over its tokens."""
+    shift = torch.zeros(3, requires_grad=True)
+    mask, ratio, advantages = tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]]), torch.rand(3, 3) + 0.5, tensor([1.0, -2.0, 0.5])
+    token_weight, lengths = mask * torch.rand(3, 3), mask.sum(1)  # as --tis-cap makes it
+    loss = linear.policy_loss(ratio * shift[:, None].exp(), advantages, 0.2, 0.2, 0.0)
+    (loss * token_weight).sum().backward()
+    found = ctwa.completion_weights(advantages, ratio, token_weight, lengths, 0.2, 0.2)
+    torch.testing.assert_close(found, -shift.grad / lengths)

@@ -54,6 +54,42 @@ def signal_at(monkeypatch, call: int, number: int) -> None:
     monkeypatch.setattr(TransformersEngine, "generate", generating)
 
 
+@pytest.mark.parametrize(
+    ("flags", "after"),
+    [
+        ({}, 3),  # fails in step 4: a checkpoint of the step before is written
+        ({"eval_every": 3, "checkpoint_every": 2}, 2),  # in the evaluation after step 3, when the policy has moved on
+    ],
+)
+def test_a_reward_that_fails_says_where_to_go_on_and_the_run_ends_as_if_it_never_had(flags, after, tmp_path):
+    mine, left = tmp_path / "mine.py", tmp_path / "left"
+    mine.write_text(
+        f"from pathlib import Path\nfrom rewards.accuracy import accuracy\nleft = Path({str(left)!r})\n\n"
+        "def mine(**columns):\n    if left.exists():\n        left.write_text(str(number := int(left.read_text()) - 1))\n"
+        "        assert number >= 0, 'out of quota'\n    return accuracy(**columns)\n"
+    )
+    settings = LONG | {"rewards": (f"{mine}:mine", "rewards.conciseness:conciseness")} | {"eval_every": 100} | flags
+    whole = train("linear", tmp_path / "whole", **settings)
+    left.write_text("5")  # the two halves of the first evaluation and three steps
+    with pytest.raises(UserError, match="'mine' raised .*out of quota") as failed:
+        train("linear", tmp_path / "run", **settings)
+    assert str(failed.value).endswith(f"; mend that, and --resume {tmp_path / 'run'} goes on after step {after}")
+    left.unlink()
+    assert getattr(signal.getsignal(signal.SIGINT), "__func__", None) is not Signals._note  # given back
+    done = run_script("algos/linear.py", "--resume", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(tmp_path / "run") == whole
+    before, ended = weights_of(tmp_path / "whole/model"), weights_of(tmp_path / "run/model")
+    assert all(torch.equal(before[key], ended[key]) for key in before)
+
+
+def test_a_reward_that_fails_at_once_has_nothing_to_go_on_from(tmp_path):
+    (tmp_path / "mine.py").write_text("def mine(**columns):\n    raise ValueError('no key')\n")
+    with pytest.raises(UserError, match="no key") as failed:
+        train("linear", tmp_path / "run", **LONG, rewards=(f"{tmp_path / 'mine.py'}:mine",))
+    assert "--resume" not in str(failed.value)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_a_rollout_saves_the_step_before_and_nothing_is_lost(number, tmp_path, monkeypatch):
     whole = train("linear", tmp_path / "whole", **LONG)

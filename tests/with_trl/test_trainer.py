@@ -191,7 +191,8 @@ def test_ctwa_after_the_update_weighs_with_the_ratio(settings, tmp_path):
         last = [logps for generation, logps in after if generation == number][-1]
         ratio = (last - old).exp()
         assert (ratio - 1).abs().max() > 0.01
-        weight = script.completion_weights(out["advantages"], ratio, out["completion_mask"], 0.1, 0.3)
+        mask = out["completion_mask"]
+        weight = script.completion_weights(out["advantages"], ratio, mask, mask.sum(1), 0.1, 0.3)
         wanted = script.within_prompt_covariance(weight.double(), rewards, G)
         torch.testing.assert_close(torch.tensor(found[number - 1]).double(), wanted, rtol=1e-3, atol=1e-4)
 
