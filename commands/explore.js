@@ -18,6 +18,12 @@ const maths = (() => {
     return weights.map(w => (total > 0 ? w / total : 1 / weights.length));
   }
 
+  // Weights of sum 1 with the k-th at `value`, the others in their proportions, or equal where all of them are 0.
+  function turned(weights, k, value) {
+    const rest = sum(weights) - weights[k];
+    return weights.map((w, j) => (j === k ? value : (1 - value) * (rest > 1e-12 ? w / rest : 1 / (weights.length - 1))));
+  }
+
   // s_i = sum_k w_k r_ik. rewards [B][K], weights [K] -> [B].
   const scalarize = (rewards, weights) => rewards.map(row => sum(row.map((r, k) => weights[k] * r)));
 
@@ -78,5 +84,5 @@ const maths = (() => {
     };
   }
 
-  return {sum, mean, column, groups, shares, scalarize, normalisers, estimateAdvantages, eachAdvantage, paretoScalar, withinPromptCovariance, votes, byScore, firstOrderChange};
+  return {sum, mean, column, groups, shares, turned, scalarize, normalisers, estimateAdvantages, eachAdvantage, paretoScalar, withinPromptCovariance, votes, byScore, firstOrderChange};
 })();

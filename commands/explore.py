@@ -66,6 +66,10 @@ def page(data: dict) -> str:
     Completions are whatever a model wrote: `<` is escaped here so that they cannot end the script element, and the page's script puts
     them into text nodes only. Raises ValueError for a number that is not finite.
     """
+    about = {
+        name: inspect.getdoc(importlib.import_module(f"algos.{name}")).split(".\n")[0].replace("\n", " ") + "." for name in algorithms()
+    }
+    data = data | {"about": {name: about[name] for name in data["steps"][0]["chosen"] if name in about}}
     embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")  # ASCII: U+2028 too
     head, tail = TEMPLATE.read_text(encoding="utf-8").split("__DATA__")
     tail = tail.replace("__MATHS__", MATHS.read_text(encoding="utf-8")).replace("__PARTS__", PARTS.read_text(encoding="utf-8"))

@@ -103,6 +103,13 @@ def test_move_is_that_of_the_training(engine, kind):
         assert ask(engine, "firstOrderChange", lacking, unknown, advantages.tolist(), rewards.tolist(), 4, 4) is None
 
 
+def test_a_turned_weight_takes_from_the_others_in_proportion(engine):
+    assert ask(engine, "turned", [0.5, 0.3, 0.2], 0, 0.75) == pytest.approx([0.75, 0.15, 0.1])
+    assert ask(engine, "turned", [0.5, 0.3, 0.2], 1, 1) == pytest.approx([0, 1, 0])
+    assert ask(engine, "turned", [0, 1, 0], 1, 0.4) == pytest.approx([0.3, 0.4, 0.3])  # nobody else has a proportion
+    assert sum(ask(engine, "turned", [0.1, 0.2, 0.3, 0.4], 3, 0.123)) == pytest.approx(1)
+
+
 def test_weights_are_shares(engine):
     assert ask(engine, "shares", [3, 1, 1]) == pytest.approx([0.6, 0.2, 0.2])
     assert ask(engine, "shares", [0, 0]) == [0.5, 0.5]
@@ -199,7 +206,7 @@ def test_nothing_that_a_model_wrote_leaves_its_place(tmp_path):
     assert "<img" not in text
     assert "<!--" not in text
     assert "<b>" not in text
-    assert "<title>&lt;b&gt;&amp;amp;</title>" in text
+    assert "<title>Turn the weights: &lt;b&gt;&amp;amp;</title>" in text
     assert not re.search("[\u2028\u2029]", text)
     data = embedded(text)
     assert data["steps"][0]["texts"] == [*HOSTILE, HOSTILE[0]]
@@ -313,7 +320,7 @@ def test_browser_runs_no_completion(tmp_path):
     main([str(hostile_run(tmp_path / "run"))])
     dom = rendered(tmp_path / "run" / "explore.html", tmp_path / "profile")
     assert re.search(r'id="error" class="alarm" role="alert" hidden=""', dom)
-    assert "<title>run</title>" in dom
+    assert "<title>Turn the weights: run</title>" in dom
     assert "<img" not in dom
     assert "&lt;img src=x onerror=" in dom
 
@@ -335,7 +342,7 @@ def test_browser_turns_the_weights(browser, engine):
     """The story of the committed page: with equal weights a short wrong answer is paid most, at .6 .2 .2 none is."""
     data = embedded((ROOT / "docs" / "explore.html").read_text(encoding="utf-8"))
     assert browser.ask("error.hidden")
-    assert texts_of(browser, ".weight output") == ["0.33", "0.33", "0.33"]
+    assert texts_of(browser, ".weight .share") == ["0.33", "0.33", "0.33"]
     said = browser.ask("said.textContent")
     assert "pushes accuracy down in step 1." in said
     assert "134 of its 154 right completions are long and unclear; 67 of its 102 wrong ones are short and clear." in said
@@ -343,18 +350,18 @@ def test_browser_turns_the_weights(browser, engine):
     assert "wrong, short, clear" in browser.ask("largest.textContent")
     assert texts_of(browser, "#rows .row:first-child .chips .note") == ["wrong, short, clear · 16 tokens"]
     assert browser.ask("document.querySelector('#rows .sign').textContent").startswith("▲+")
-    equal = dict(zip(texts_of(browser, "#kinds th"), texts_of(browser, "#kinds .n"), strict=True))
+    equal = dict(zip(texts_of(browser, "#kinds tbody th"), texts_of(browser, "#kinds .n"), strict=True))
     assert equal["right, long, unclear"].startswith("▼")
     assert equal["wrong, short, clear"].startswith("▲")
-    browser.ask("(w0.value = 100, w0.oninput())")
-    turned = dict(zip(texts_of(browser, "#kinds th"), texts_of(browser, "#kinds .n"), strict=True))
+    browser.ask("(w0.value = 60, w0.oninput())")
+    turned = dict(zip(texts_of(browser, "#kinds tbody th"), texts_of(browser, "#kinds .n"), strict=True))
     assert turned["right, long, unclear"].startswith("▲")
     assert turned["wrong, short, clear"].startswith("▼")
-    assert texts_of(browser, ".weight output") == ["0.60", "0.20", "0.20"]
+    assert texts_of(browser, ".weight .share") == ["0.60", "0.20", "0.20"]
     assert "none becomes likelier" in browser.ask("largest.textContent")
     own = data["steps"][0]
     rewards, lengths = [own["kinds"][i][:3] for i in own["of"]], [own["kinds"][i][3] for i in own["of"]]
-    scores = ask(engine, "scalarize", rewards, ask(engine, "shares", [1, own["weights"][1], own["weights"][2]]))
+    scores = ask(engine, "scalarize", rewards, [0.6, 0.2, 0.2])
     advantages = ask(engine, "estimateAdvantages", scores, lengths, data["size"], data["estimator"])
     shown = browser.ask("maths.groups(now.advantages, size)[state.prompt]")
     first = browser.ask("state.prompt") * data["size"]
@@ -365,7 +372,7 @@ def test_browser_turns_the_weights(browser, engine):
 @needs_driver
 def test_browser_adds_up_the_run(browser, engine):
     data = embedded((ROOT / "docs" / "explore.html").read_text(encoding="utf-8"))
-    by_move, by_score = np.zeros(3), np.zeros(3)
+    by_move, by_score, parts = np.zeros(3), np.zeros(3), {True: np.zeros(3), False: np.zeros(3)}
     for own in data["steps"]:
         rewards, lengths = [own["kinds"][i][:3] for i in own["of"]], [own["kinds"][i][3] for i in own["of"]]
         scores = ask(engine, "scalarize", rewards, own["weights"])
@@ -374,6 +381,15 @@ def test_browser_adds_up_the_run(browser, engine):
         by_move += move["law"]
         covariance = ask(engine, "withinPromptCovariance", advantages, rewards, data["size"])
         by_score += [ask(engine, "byScore", value, own["rate"], data["size"]) for value in covariance]
+        against = covariance[0] < 0
+        parts[against] += np.array([1, move["law"][0], ask(engine, "byScore", covariance[0], own["rate"], data["size"])])
+    story = browser.ask("story.textContent").replace("−", "-")
+    steps, moved, asked = re.search(
+        r"in (\d+) of 60 steps.*it was outvoted.*moved it by (\S+), where the pay as such asks for (\S+):", story
+    ).groups()
+    assert (int(steps), float(moved), float(asked)) == pytest.approx(parts[True], rel=1e-2)
+    left, moved = re.search(r"The other (\d+) steps, in which the pay was for it, moved it by (\S+) all the same", story).groups()
+    assert (int(left), float(moved)) == pytest.approx(parts[False][:2], rel=1e-2)
     told = browser.ask("whole.textContent").replace("−", "-")
     for k, name in enumerate(data["objectives"]):
         measured, move, score = re.search(rf"{name} (\S+) measured, (\S+) by the move, (\S+) by the score", told).groups()
