@@ -10,8 +10,8 @@ import torch
 def derive(*path: int) -> int:
     """A 63-bit seed from non-negative integers such as (run seed, step, prompt): near paths give unrelated seeds (NumPy's SeedSequence).
 
-    A path that ends in 0 has the seed of the path without it. So with --seed 0 the first completion of step t is drawn with the numbers of
-    the held-out prompt t; no other two uses share a seed.
+    A path that ends in 0 has the seed of the path without it: with --seed 0 the first completion of step t is drawn with the numbers of the
+    held-out prompt t.
     """
     return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0] >> 1)
 
