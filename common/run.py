@@ -41,6 +41,7 @@ class Run:
         self.args, self.data, self.objectives, self.engine = args, data, objectives, engine
         self.policy, self.optimizer, self.state = policy, optimizer, state
         self.last_step, self.samples, self.first = 0, [], {}  # first: metrics of the first evaluation
+        self.failed = None  # what a reward raised in the last evaluation
         self.safe = 0  # the last step evaluated with no objective below its start beyond noise
         self.seen = [0.0, 0]  # tokens and number of all training completions so far
         self.yardstick = None  # tokens: mean length of the untrained model's completions, which evaluation compares with
@@ -72,6 +73,10 @@ class Run:
         try:
             if not self.args.resume:
                 self.log(0, self.evaluate(0), {})
+            elif self._due(self.last_step, self.args.eval_every) and (row := self.tracker.take_back(self.last_step)):
+                self.log(self.last_step, row | self.evaluate(self.last_step), {})
+            if self.failed:
+                raise self._ended(self.failed)
             first, last = self.last_step, self.args.steps
             steps, name = range(first + 1, last + 1), self.folder.name
             self.bar = tqdm(steps, initial=first, total=last, desc=name, unit="step", disable=not self.screen)
@@ -102,7 +107,8 @@ class Run:
         return rewards, before
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Metrics on the held-out prompts, every --eval-every steps and after the last; nothing at other steps. Collective."""
+        """Metrics on the held-out prompts, every --eval-every steps and after the last; nothing at other steps, nor where a reward raises:
+        then `save` ends the run, and the resumed one evaluates that step. Collective."""
         if not self._due(step, self.args.eval_every):
             return {}
         how = {"mean_length": self.yardstick, "max_new_tokens": self.args.max_new_tokens, "temperature": self.args.temperature}
@@ -110,7 +116,8 @@ class Run:
         try:
             metrics, self.samples = evaluate(self.engine, self.data, self.objectives, batch_size=size, **how)
         except UserError as error:
-            raise self._ended(error) from error
+            self.failed = error
+            return {}
         self.yardstick = self.yardstick or metrics["eval/length"]
         return metrics
 
@@ -131,7 +138,7 @@ class Run:
                 told = f"held-out {name} fell from {self.first[f'eval/{name}']:.3f} to {row[f'eval/{name}']:.3f}, beyond noise"
                 self.say(f"step {step}: {told}; python run.py explain {self.folder} says why")
             self.lost |= fallen
-        if step > 0:
+        if kept:
             self._alarm(step, row)
             shown = {name: f"{row[f'reward/{name}']:.2f}" for name in self.objectives}
             self.bar.set_postfix(shown | {"length": f"{row['length/mean']:.0f}"})
@@ -161,11 +168,13 @@ class Run:
         """A checkpoint, every --checkpoint-every steps, after the last and, with --keep-safe, at every step that is safe. failures: updates
         in a row that were skipped.
 
-        Raises UserError, after a checkpoint, where these are too many to go on.
+        Raises UserError, after a checkpoint, where these are too many to go on, or the step's evaluation failed.
         """
         stop, self.last_step = failures >= MAX_FAILURES, step
-        if stop or self._due(step, self.args.checkpoint_every) or (self.args.keep_safe and self.safe == step):
+        if stop or self.failed or self._due(step, self.args.checkpoint_every) or (self.args.keep_safe and self.safe == step):
             self._save()
+        if self.failed:
+            raise self._ended(self.failed)
         if step < self.args.steps:
             self._stop_if_asked()
         if stop:

@@ -135,6 +135,18 @@ class Tracker:
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
         write_whole(path, "".join(kept))
 
+    def take_back(self, step: int) -> dict[str, float]:
+        """The metrics of a step that was logged last and without its evaluation, taken out of the log to be logged anew; else nothing."""
+
+        def work() -> dict[str, float]:
+            rows = [json.loads(line) for line in (self.folder / LOGS[0]).read_text(encoding="utf-8").splitlines()]
+            if not rows or rows[-1].pop("step") != step or "eval/length" in rows[-1]:
+                return {}
+            self._cut(self.folder / LOGS[0], step - 1)
+            return {key: math.nan if value is None else value for key, value in rows[-1].items()}
+
+        return ranks.on_first(work)
+
     def log(self, step: int, row: dict[str, float], samples: Sequence[dict] = (), trained: Sequence[dict] = ()) -> None:
         """Append the metrics of a step, and completions with their rewards: `samples` of an evaluation to completions.jsonl, those
         `trained` on to training_completions.jsonl. A non-finite metric becomes null, which JSON can hold."""

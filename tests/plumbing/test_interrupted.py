@@ -55,13 +55,14 @@ def signal_at(monkeypatch, call: int, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "after"),
+    ("calls", "flags", "after"),
     [
-        ({}, 3),  # fails in step 4: a checkpoint of the step before is written
-        ({"eval_every": 3, "checkpoint_every": 2}, 2),  # in the evaluation after step 3, when the policy has moved on
+        (5, {}, 3),  # fails in step 4: a checkpoint of the step before is written
+        (5, {"eval_every": 3}, 3),  # in the evaluation after step 3, which the resumed run makes up for
+        (8, {}, 6),  # in that after the last step
     ],
 )
-def test_a_reward_that_fails_says_where_to_go_on_and_the_run_ends_as_if_it_never_had(flags, after, tmp_path):
+def test_a_reward_that_fails_says_where_to_go_on_and_the_run_ends_as_if_it_never_had(calls, flags, after, tmp_path):
     mine, left = tmp_path / "mine.py", tmp_path / "left"
     mine.write_text(
         f"from pathlib import Path\nfrom rewards.accuracy import accuracy\nleft = Path({str(left)!r})\n\n"
@@ -70,15 +71,21 @@ def test_a_reward_that_fails_says_where_to_go_on_and_the_run_ends_as_if_it_never
     )
     settings = LONG | {"rewards": (f"{mine}:mine", "rewards.conciseness:conciseness")} | {"eval_every": 100} | flags
     whole = train("linear", tmp_path / "whole", **settings)
-    left.write_text("5")  # the two halves of the first evaluation and three steps
+    left.write_text(str(calls))  # the two halves of the first evaluation, and steps
     with pytest.raises(UserError, match="'mine' raised .*out of quota") as failed:
         train("linear", tmp_path / "run", **settings)
-    assert str(failed.value).endswith(f"; mend that, and --resume {tmp_path / 'run'} goes on after step {after}")
+    told = f"; mend that, and --resume {tmp_path / 'run'} goes on after step {after}"
+    assert str(failed.value).endswith(told)
+    again = run_script("algos/linear.py", "--resume", str(tmp_path / "run"))
+    assert again.returncode == 2
+    assert again.stderr.strip().endswith(told)
     left.unlink()
     assert getattr(signal.getsignal(signal.SIGINT), "__func__", None) is not Signals._note  # given back
     done = run_script("algos/linear.py", "--resume", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert read_metrics(tmp_path / "run") == whole
+    for name in ("completions.jsonl", "training_completions.jsonl", "statistics.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     before, ended = weights_of(tmp_path / "whole/model"), weights_of(tmp_path / "run/model")
     assert all(torch.equal(before[key], ended[key]) for key in before)
 
