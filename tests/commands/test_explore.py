@@ -385,10 +385,10 @@ def test_browser_adds_up_the_run(browser, engine):
         parts[against] += np.array([1, move["law"][0], ask(engine, "byScore", covariance[0], own["rate"], data["size"])])
     story = browser.ask("story.textContent").replace("−", "-")
     steps, moved, asked = re.search(
-        r"in (\d+) of 60 steps.*it was outvoted.*moved it by (\S+), where the pay as such asks for (\S+):", story
+        r"in (\d+) of 60 steps.*it was outvoted.*moved it by (\S+) \(by the move\), where the rewards as such ask for (\S+) \(", story
     ).groups()
     assert (int(steps), float(moved), float(asked)) == pytest.approx(parts[True], rel=1e-2)
-    left, moved = re.search(r"The other (\d+) steps, in which the pay was for it, moved it by (\S+) all the same", story).groups()
+    left, moved = re.search(r"The other (\d+) steps, in which they were for it, moved it by (\S+) all the same", story).groups()
     assert (int(left), float(moved)) == pytest.approx(parts[False][:2], rel=1e-2)
     told = browser.ask("whole.textContent").replace("−", "-")
     for k, name in enumerate(data["objectives"]):
