@@ -61,15 +61,15 @@ def _require_free(out: Path) -> None:
 
 
 def page(data: dict) -> str:
-    """The page's HTML of what `page_data` gives, which stands in it as JSON, so that a page can be made anew from itself.
+    """The page's HTML of what `page_data` gives, which stands in it as JSON, so that a page can be made anew from itself; `about` joins it,
+    the first sentences of each controller's script as it is today.
 
     Completions are whatever a model wrote: `<` is escaped here so that they cannot end the script element, and the page's script puts
     them into text nodes only. Raises ValueError for a number that is not finite.
     """
-    about = {
-        name: inspect.getdoc(importlib.import_module(f"algos.{name}")).split(".\n")[0].replace("\n", " ") + "." for name in algorithms()
-    }
-    data = data | {"about": {name: about[name] for name in data["steps"][0]["chosen"] if name in about}}
+    docs = {name: inspect.getdoc(importlib.import_module(f"algos.{name}")) for name in algorithms()}
+    about = {name: docs[name].split("\n\n")[0].replace("\n", " ") for name in data["steps"][0]["chosen"] if name in docs}
+    data = data | {"about": about}
     embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")  # ASCII: U+2028 too
     head, tail = TEMPLATE.read_text(encoding="utf-8").split("__DATA__")
     tail = tail.replace("__MATHS__", MATHS.read_text(encoding="utf-8")).replace("__PARTS__", PARTS.read_text(encoding="utf-8"))

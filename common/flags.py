@@ -92,9 +92,9 @@ def check_flags(args: RunFlags, count: int) -> None:
     """Raise UserError naming the first flag of a script's `Args` whose value cannot be meant. count: how many ranks this run has."""
     for name, value in vars(args).items():
         for number in value if isinstance(value, tuple) else (value,):
-            known = not isinstance(number, float) or abs(number) <= torch.finfo(torch.float32).max
-            bound = name in args.INFINITE and number == inf
-            require(known or bound, f"--{name.replace('_', '-')} {number} must be finite")
+            finite = not isinstance(number, float) or abs(number) <= torch.finfo(torch.float32).max
+            meant = name in args.INFINITE and number == inf
+            require(finite or meant, f"--{name.replace('_', '-')} {number} must be finite")
     for flag in ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches", "epochs", "micro_batch_tokens"):
         require(getattr(args, flag) >= 1, f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1")
     parts, among = args.mini_batches * count, f" times the {count} ranks" if count > 1 else ""
