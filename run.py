@@ -1,7 +1,7 @@
 """One entrance: `python run.py ctwa --seed 2` trains, `python run.py plot RUN` draws, `python run.py diff linear ctwa` compares,
 `python run.py doctor` checks the machine before a long run, `python run.py bench` makes the leaderboard.
 
-Training is `python algos/<algorithm>.py` with the same flags, to the letter. A command is a module of commands/ with a `main`.
+Training is `python algos/<algorithm>.py` with the same flags, to the letter. A command is a module of tools/ with a `main`.
 """
 
 import ast
@@ -11,7 +11,7 @@ import shutil
 import sys
 import textwrap
 
-from commands.scripts import ROOT, algorithms, nearest
+from tools.scripts import ROOT, algorithms, nearest
 from common.errors import UserError, plain_errors
 
 # as a user comes to need them; a command that is not among them comes last
@@ -19,12 +19,12 @@ ORDER = ("doctor", "presets", "score", "diff", "bench", "sweep", "watch", "expla
 
 
 def commands() -> dict[str, tuple[str, str]]:
-    """Usage and first line of every command in commands/, by its name: `USAGE`, and the docstring of `main`.
+    """Usage and first line of every command in tools/, by its name: `USAGE`, and the docstring of `main`.
 
     Modules are read, not imported: importing some would load torch first.
     """
     found = {}
-    for path in sorted((ROOT / "commands").glob("*.py")):
+    for path in sorted((ROOT / "tools").glob("*.py")):
         usage = docstring = None
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name == "main":
@@ -67,7 +67,7 @@ def main() -> None:
         if command in ("-h", "--help"):
             print(help_text())
         elif command in (known := commands()):
-            importlib.import_module(f"commands.{command}").main(argv)
+            importlib.import_module(f"tools.{command}").main(argv)
         else:
             raise UserError(f"unknown command {command!r}{nearest(command, [*scripts, *known])}")
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewards as reward_functions
-from commands.command_line import parse, report
+from tools.command_line import parse, report
 from common import flags, ranks
 from common.batch import micro_batches, mini_batches
 from common.errors import plain_errors, require

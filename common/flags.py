@@ -22,7 +22,7 @@ class RunFlags:
     # flags of numbers of which infinity is one that can be meant: no bound
     INFINITE = ("clip_low", "clip_high", "dual_clip", "tis_cap", "max_grad_norm", "max_logp_gap")
 
-    name = ""  # no flag: of the folder below runs/ without --out, from the command line (commands/names.py); else <script>-s<seed>
+    name = ""  # no flag: of the folder below runs/ without --out, from the command line (tools/names.py); else <script>-s<seed>
 
     preset: str = ""
     """named values of flags, such as qwen2.5-1.5b-math500 (`python run.py presets` lists them); a flag given beside it wins"""

@@ -111,7 +111,7 @@ class TransformersEngine:
     A policy that is whole on this rank samples itself. A sharded one would gather every layer for every token; so each rank has a whole
     copy in the compute dtype beside it, and syncs it.
     Against `model.generate`: a prompt is read once for its G completions, and finished completions leave the batch, which on the testbed
-    doubles the tokens per second (benchmarks/sampling.py). A token is chosen by one uniform number, drawn from its prompt's own seed and
+    doubles the tokens per second (study/sampling.py). A token is chosen by one uniform number, drawn from its prompt's own seed and
     inverted through the distribution, so a completion depends on its prompt and seed alone: not on the batch it stands in.
     """
 

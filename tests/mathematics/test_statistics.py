@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import mannwhitneyu, trim_mean
 
-from analysis.statistics import hypervolume, iqm, probability_of_improvement, stratified_bootstrap
+from tools.statistics import hypervolume, iqm, probability_of_improvement, stratified_bootstrap
 
 NUMBERS = st.floats(-1e3, 1e3, allow_subnormal=False).map(lambda x: round(x, 3))
 # a coarse grid: ties, and points on the reference's own coordinates, come up often

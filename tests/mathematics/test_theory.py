@@ -13,7 +13,7 @@ import torch
 
 from algos import linear
 from algos.mgda import min_norm_weights
-from analysis import theory
+from study import mathematics as theory
 
 ONE = torch.ones(1, 1, dtype=torch.float64)  # the features of a categorical policy
 COMPACT_LONG_RUSH = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 1, 1]], dtype=torch.float64)  # accuracy, conciseness, clarity (docs/testbed.md)

@@ -82,7 +82,7 @@ def test_a_script_is_loaded_without_a_trace():
         "assert sys.path == before, sys.path; print(*sorted(name.split('.')[0] for name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not {"common", "rewards", "commands", "prompts", "algos", "tyro", "vllm", "trl"} & set(done.stdout.split())
+    assert not {"common", "rewards", "tools", "prompts", "algos", "tyro", "vllm", "trl"} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize("name", OF)

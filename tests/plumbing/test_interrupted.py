@@ -18,8 +18,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from analysis.runs import Run as AnalysedRun
-from analysis.verdict import collapse
+from tools.runs import Run as AnalysedRun
+from tools.verdict import collapse
 from common.errors import Interrupted, UserError, plain_errors
 from common.interrupt import Signals
 from common.rollout import TransformersEngine

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.runs import load_run
-from analysis.verdict import last_safe, verdict
-from commands.export import main
+from tools.runs import load_run
+from tools.verdict import last_safe, verdict
+from tools.export import main
 from common.errors import UserError
 from support.folders import write_run
 from support.running import policy_of, train, weights_of

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import rewards
-from commands.score import look_at
+from tools.score import look_at
 from common.errors import UserError
 from prompts import answer_check, gym, load_prompts
 from rewards import gym as judge

@@ -5,8 +5,8 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import rounding
-from benchmarks.rounding import gains
+from study import rounding
+from study.rounding import gains
 from common.batch import pad
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.model import full_parameters, load_model, load_whole, token_logprobs

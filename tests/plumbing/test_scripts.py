@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from commands.command_line import parse
+from tools.command_line import parse
 from common.batch import pad
 from common.errors import UserError
 from common.model import load_model, load_tokenizer, token_logprobs

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from commands import doctor
+from tools import doctor
 from common.errors import UserError
 from testbed.arithmetic import VOCABULARY, base_path, tokenizer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = ("common", "rewards", "commands", "prompts", "analysis", "algos", "integrations", "testbed", "trl_methods")
+OWN = ("common", "rewards", "tools", "prompts", "tools", "algos", "integrations", "testbed", "trl_methods")
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ TWO_UPDATES = {"steps_per_generation": 2, "max_steps": 6}
 def test_to_import_the_integration_takes_none_of_the_scripts_needs():
     told = "import sys, integrations.trl; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not {"tyro", "vllm", "common", "rewards", "commands", "algos"} & set(done.stdout.split())
+    assert not {"tyro", "vllm", "common", "rewards", "tools", "algos"} & set(done.stdout.split())
 
 
 def scaled(rewards, weights):

@@ -64,7 +64,7 @@ sys.path.insert(0, {root!r})
 from algos import linear
 from common.errors import plain_errors
 from integrations.vllm_engine import VLLMEngine
-from commands.command_line import parse
+from tools.command_line import parse
 
 sync = VLLMEngine.sync
 def stale(self, model, version):
