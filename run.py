@@ -15,7 +15,7 @@ from tools.scripts import ROOT, algorithms, nearest
 from common.errors import UserError, plain_errors
 
 # as a user comes to need them; a command that is not among them comes last
-ORDER = ("doctor", "presets", "score", "diff", "bench", "sweep", "watch", "explain", "explore", "plot", "export")
+ORDER = ("doctor", "presets", "score", "diff", "bench", "sweep", "explain", "explore", "plot", "export")
 
 
 def commands() -> dict[str, tuple[str, str]]:

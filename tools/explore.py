@@ -8,7 +8,7 @@ import html
 import importlib
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,12 +19,12 @@ from tools.curves import COLOURS
 from tools.runs import Run, load_run, load_statistics
 from tools.explain import scalarised
 from tools.scripts import algorithms
-from tools.watch import PARTS, fewer, read_samples
 from common.errors import UserError, require
 from common.files import write_whole
 
 USAGE = "RUN [--out FILE]"
 TEMPLATE, MATHS = Path(__file__).with_suffix(".html"), Path(__file__).with_suffix(".js")
+PARTS = Path(__file__).with_name("parts.js")
 FACTS = {"script": "algorithm", "model": "model", "dataset": "data", "estimator": "advantages"}
 MARK = '<meta name="generator" content="CleanMOA explore">'  # of a page that may be replaced
 OWN = {f"rewards.{path.stem}" for path in (Path(__file__).parents[1] / "rewards").glob("[a-z]*.py")}
@@ -86,7 +86,7 @@ def page_data(run: Run) -> dict:
 
     Raises UserError for a run of one objective, one without statistics or with a reward that is not finite, and a line that is broken.
     """
-    told = f"there are no weights to turn; python run.py watch {run.path} shows it"
+    told = f"there are no weights to turn; python run.py plot {run.path} draws it"
     require(len(run.objectives) > 1, f"{run.path} has one objective, {run.objectives[0]}: {told}")
     rows, size = {row["step"]: row for row in run.rows}, run.args["completions"]
     lines = [line for line in load_statistics(run) if line["step"] in rows]  # a run in progress writes its metrics last
@@ -187,3 +187,26 @@ def _texts(run: Run) -> tuple[dict[int, dict[str, list]], int]:
             own["prompts"].pop()
             own["texts"] = own["texts"][: len(own["prompts"]) * run.args["completions"]]
     return {step: found[step] for step in kept}, len(found) - len(kept)
+
+
+def read_samples(run: Run, name: str) -> list[dict]:
+    """The lines of a run's file of completions, none where there is no such file; a half written last line is passed over. Raises
+    `UserError` for any other line that is broken."""
+    file = run.path / name
+    samples = []
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1] if file.is_file() else [], start=1):
+        try:
+            samples.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{file} line {number}: not JSON ({error}); delete the line to read the rest") from None
+    return samples
+
+
+def fewer(sizes: dict[int, int], room: int, spared: Collection[int] = ()) -> list[int]:
+    """Steps, every second of which is left out, never the first or the last, until their sizes add up to `room` at most or two are left.
+    Those that are `spared` stay as long as there are others."""
+    kept = list(sizes)
+    while len(kept) > 2 and sum(sizes[step] for step in kept) > room:
+        inner = [step for step in kept[1:-1] if step not in spared] or kept[1:-1]
+        kept = [step for step in kept if step not in inner[::2]]
+    return kept

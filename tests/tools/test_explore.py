@@ -15,8 +15,7 @@ from algos.pama import pareto_scalar
 from tools.runs import load_run
 from study.explore_page import embedded
 from tools.explain import intervals, outvoted
-from tools.explore import MARK, MATHS, TEMPLATE, main, page, page_data
-from tools.watch import fewer
+from tools.explore import MARK, MATHS, TEMPLATE, fewer, main, page, page_data
 from common.errors import UserError
 from common.observe import first_order_change
 from support.browser import Browser, needs_browser, needs_driver, rendered
@@ -308,7 +307,7 @@ def test_mistakes_are_told(tmp_path, capsys):
     with pytest.raises(UserError, match=f"{TEXTS} line 1: not JSON"):
         main([str(folder)])
     (folder / "args.json").write_text(args.replace('["hard", "easy"]', '["hard"]'))
-    with pytest.raises(UserError, match="has one objective, hard: there are no weights to turn; python run.py watch"):
+    with pytest.raises(UserError, match="has one objective, hard: there are no weights to turn; python run.py plot"):
         main([str(folder)])
 
 

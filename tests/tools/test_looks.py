@@ -14,7 +14,6 @@ from tools.looks import Name, algorithm_look, name_lines, objective_look, settin
 from tools.runs import load_run
 from tools.verdict import STATUSES, change_of
 from tools.scripts import algorithms
-from tools.watch import page_data
 from support.folders import GOOD, write_run
 from support.pictures import cut_off, lines_of, overlapping
 
@@ -83,7 +82,7 @@ def test_settings_of_one_algorithm_share_its_colour():
 
 
 def test_one_algorithm_has_one_colour_everywhere(tmp_path):
-    """In the comparison, in the leaderboard's picture and on the page, whatever else is beside it."""
+    """In the comparison and in the leaderboard's picture, whatever else is beside it."""
     scripts = ("linear", "ctwa", "ratchet")
     flags = {"steps": 20, "seed": 1, "eval_prompts": 8}
     runs = [load_run(write_run(tmp_path / name, GOOD, script=name, **flags)) for name in reversed(scripts)]
@@ -93,14 +92,12 @@ def test_one_algorithm_has_one_colour_everywhere(tmp_path):
     with patch("tools.leaderboard.write_figure", lambda figure, out: figures.append(figure)):
         (section,) = leaderboard(runs)["sections"]
         draw_ends(section, tmp_path / "x.png")
-    page = {run["name"]: run["look"]["colour"] for run in page_data(runs, "once")["runs"]}
     for row, setting in enumerate(section["rows"]):
         colour = algorithm_look(setting["script"]).colour
         assert lines_of(figures[0].axes[0])[setting["algorithm"]].get_color() == colour
         assert {line.get_color() for line in figures[1].axes[0].lines if list(line.get_ydata()) == [row] * len(line.get_ydata())} == {
             colour
         }
-        assert page[setting["script"]] == colour
 
 
 def panel(height: float = 1.5):
@@ -147,7 +144,7 @@ def test_looks_are_plain_enough_for_a_page():
     ],
 )
 def test_every_verdict_is_drawn_with_its_own_sign(status, sampled, greedy, tmp_path):
-    """In the picture of a run, on its page, in a comparison and in a leaderboard."""
+    """In the picture of a run, in a comparison and in a leaderboard."""
     folder = write_run(tmp_path / "run", {"accuracy": list(sampled), "clarity": [0.4, 0.9]}, steps=10, eval_prompts=8)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row, value in ((rows[0], greedy[0]), (rows[-1], greedy[1])):
@@ -161,6 +158,5 @@ def test_every_verdict_is_drawn_with_its_own_sign(status, sampled, greedy, tmp_p
     draw_ends(leaderboard([run])["sections"][0], tmp_path / "x.png")
     said = f"{looks.SIGNS[status]} {status}"
     assert said in [text.get_text() for text in figures[0].axes[0].texts]
-    assert said in json.dumps(page_data([run], "once"), ensure_ascii=False)
     assert set(looks.SIGNS) == set(STATUSES)
     assert len(set(looks.SIGNS.values())) == len(STATUSES)
