@@ -1,0 +1,73 @@
+"""Read the folder a run leaves: its flags, `args.json`, and its steps, `metrics.jsonl`."""
+
+import json
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from common.errors import UserError, require
+
+
+@dataclass
+class Run:
+    """A run as it stands on disk: its folder, its flags, and its metrics, ascending in `step`."""
+
+    path: Path
+    args: dict
+    rows: list[dict]
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name  # resolved, so that `.` has a name too
+
+    @property
+    def objectives(self) -> list[str]:
+        return self.args["objectives"]
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one metric, equally many; where it is absent or null, neither."""
+        found = {row["step"]: row[key] for row in self.rows if row.get(key) is not None}
+        return list(found), list(found.values())
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run folder, finished or still being written.
+
+    Raises `UserError` when there is no such run, when it has no complete line yet, or when a file
+    is broken.
+    """
+    path = Path(path)
+    try:
+        args = json.loads((path / "args.json").read_bytes())
+    except (OSError, ValueError) as error:
+        near = get_close_matches(path.name, [file.name for file in path.parent.glob("*")])
+        told = f"; did you mean {path.with_name(near[0])}?" if near else ""
+        raise UserError(f"RUN: {path} is no run folder ({error}){told}") from None
+    rows = read_rows(path / "metrics.jsonl")
+    require(bool(rows), f"RUN: {path} has no complete line yet; look again after its first step")
+    return Run(path, args, rows)
+
+
+def load_statistics(run: Run) -> list[dict]:
+    """The lines of a run's `statistics.jsonl`, one per training step, ascending: `rewards` [B][K],
+    `advantages`, `lengths`, `drift` and `age` [B], and `gram` [mini-batches][K][K] where the
+    algorithm takes the objectives' gradients apart, without those that were not finite, for which
+    the file has null. Raises `UserError` like `read_rows`.
+    """
+    rows = read_rows(run.path / "statistics.jsonl")
+    for row in rows:
+        if "gram" in row:
+            row["gram"] = [gram for gram in row["gram"] if all(None not in line for line in gram)]
+    return rows
+
+
+def read_rows(file: Path) -> list[dict]:
+    """The lines of a .jsonl of a run. What stands after the last line break is a line half written,
+    and is passed over. Raises `UserError`, with the number of the line, for any other that is not
+    JSON, and where there is no such file.
+    """
+    try:
+        *lines, _ = file.read_bytes().split(b"\n")  # bytes: a character may be cut in two
+        return json.loads(b"[%s]" % b",\n".join(lines))  # in one, so that json counts the lines
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from None
