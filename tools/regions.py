@@ -1,21 +1,19 @@
-"""A script by its SHARED and ALGO regions, and the regions of two scripts side by side: what `diff` folds and compares."""
+"""A script by its SHARED and ALGO regions, and the regions of two scripts side by side: what `diff`
+folds and compares."""
 
 import ast
-import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 from common.errors import UserError
 
-MARKER = re.compile(r"\s*# --- ((?:SHARED|ALGO): .+?) ---\s*$")
-CONTEXT = 3  # unchanged lines around a change
 
-
-@dataclass(frozen=True)
-class Region:
-    """Lines from a marker up to the next. What comes before the first marker is a region without a name."""
+class Region(NamedTuple):
+    """Lines from a marker up to the next, or from the docstring up to the first marker."""
 
     name: str  # "SHARED: update"
     first: int  # number of its first line in the file
@@ -23,29 +21,29 @@ class Region:
 
 
 def read_script(path: Path) -> tuple[str, list[Region]]:
-    """The module docstring, and the lines after it by region. Raises `UserError` when the file is not Python."""
+    """The module docstring, and the lines after it by region.
+
+    Raises `UserError` when the file is not Python.
+    """
     try:
         source = path.read_text(encoding="utf-8")
-        module = ast.parse(source)
-    except SyntaxError as error:
-        raise UserError(f"{path} line {error.lineno}: not Python ({error.msg}); diff compares scripts such as those in algos/") from None
-    except ValueError as error:  # no text, or one with null bytes
-        raise UserError(f"{path}: not Python ({error}); diff compares scripts such as those in algos/") from None
+        module = ast.parse(source, path.name)
+    except (SyntaxError, ValueError) as error:  # ValueError: it is no text
+        raise UserError(f"{path} is not Python, as the scripts in algos/ are: {error}") from None
     docstring = ast.get_docstring(module)
-    start = module.body[0].end_lineno if docstring is not None else 0
-    regions = [Region("", start + 1, [])]
+    start = module.body[0].end_lineno if docstring else 0
+    regions = [Region("opening", start + 1, [])]
     for number, line in enumerate(source.splitlines()[start:], start + 1):
-        if marker := MARKER.match(line):
+        if marker := re.match(r"\s*# --- ((?:SHARED|ALGO): .+?) ---\s*$", line):
             regions.append(Region(marker[1], number, []))
         regions[-1].lines.append(line)
-    return docstring or "(no docstring)", regions
+    return docstring or "(no docstring)", [region for region in regions if any(region.lines)]
 
 
-def pair_regions(left: list[Region], right: list[Region]) -> Iterator[tuple[list[Region], list[Region]]]:
-    """Regions of the same name one to one, in order; regions in between that have no partner together."""
-    matcher = difflib.SequenceMatcher(None, [r.name for r in left], [r.name for r in right], autojunk=False)
-    for tag, a, a_end, b, b_end in matcher.get_opcodes():
-        if tag == "equal":
-            yield from (([x], [y]) for x, y in zip(left[a:a_end], right[b:b_end], strict=True))
-        else:
-            yield left[a:a_end], right[b:b_end]
+def pair_regions(left: Path, right: Path) -> Iterator[tuple[Region, Region]]:
+    """The regions of two scripts in order: those of the same name together, of others the first
+    with the first and so on; one without a partner has an empty one. Raises as `read_script`."""
+    sides = [read_script(path)[1] for path in (left, right)]
+    names = ([region.name for region in side] for side in sides)
+    for _, i, i_end, j, j_end in SequenceMatcher(None, *names).get_opcodes():
+        yield from zip_longest(sides[0][i:i_end], sides[1][j:j_end], fillvalue=Region("", 0, []))
