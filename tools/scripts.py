@@ -9,11 +9,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def algorithms() -> dict[str, Path]:
-    """Every script in algos/ by its name, relative to the current folder as a user types it. A new file there is a new command."""
-    return {path.stem: Path(os.path.relpath(path)) for path in sorted((ROOT / "algos").glob("*.py")) if path.stem != "__init__"}
+    """Every script in algos/ by its name, relative to the current folder as a user types it.
+
+    A new file there is a new command.
+    """
+    scripts = sorted(ROOT.glob("algos/[a-z]*.py"))
+    return {path.stem: Path(os.path.relpath(path)) for path in scripts}
 
 
 def nearest(word: str, known: Collection[str]) -> str:
-    """The end of an error message about a word that is not known: what was meant, or all that there is."""
+    """The end of a message about a word that is not known: what was meant, or all of them."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
