@@ -49,7 +49,7 @@ def draw(run: Run, out: Path) -> None:
         for k, name in enumerate([*names, "length"]):
             panel, change = figure.add_subplot(2, columns, k + 1), change_of(run, name)
             panel.set_title(
-                f"{name}\n{change.start:.2f} → {change.end:.2f} {change.status}",
+                f"{name}\nheld-out {change.start:.2f} → {change.end:.2f} {change.status}",
                 weight="bold" if change.status == "degraded" else "normal",
             )
             steps, means = run.series(f"eval/{name}")
