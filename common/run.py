@@ -32,8 +32,9 @@ from common.model import (
 )
 from common.pretrained import model_path
 from common.rollout import Canary, make_engine, roll_out
+from common.runs import load_run
 from common.seeds import reseed
-from common.verdict import moved, table
+from common.verdict import fell, verdict
 
 SMALL = 10_000_000  # parameters: a model that several threads do not make faster
 PATIENCE = 5  # steps without a difference between completions, before it is told
@@ -216,7 +217,8 @@ class Run:
     def close(self) -> None:
         """Print what became of each objective and write the trained model to model/."""
         self.log.close()
-        self.log.say(f"\n{table(self.folder, self.objectives)}\n")
+        if ranks.rank() == 0:
+            print(f"\n{verdict(load_run(self.folder))}\n")
         export(self.policy, self.tokenizer, self.folder / "model", self.compute)
         self.log.say(f"curves: {self.folder / 'curves.png'}   model: {self.folder / 'model'}")
 
@@ -239,7 +241,7 @@ class Run:
         self.log.append("completions.jsonl", [{"step": step} | sample for sample in samples])
         memory["yardstick"] = memory["yardstick"] or found["eval/length"]
         first = memory["first"] = memory["first"] or found
-        fallen = {name for name in self.objectives if moved(first, found, name) == "degraded"}
+        fallen = {name for name in self.objectives if fell(first, found, name)}
         memory["safe"] = memory["safe"] if fallen else step
         means = " ".join(f"{name} {found[f'eval/{name}']:.3f}" for name in self.objectives)
         length = f"length {found['eval/length']:.1f}"
