@@ -280,11 +280,12 @@ def main(args: Args) -> None:
         run.sync(step, meter)  # new weights for the sampler; what each rank saw for all
 
         # --- SHARED: means over the mini-batches ---
-        weights = weights.to(rewards)
+        weights, grams = weights.to(rewards), meter.grams
         advantages = each @ weights  # the update weighed gradients: about its direction, logged
-        parts, found = len(meter.grams), algorithm.log
-        found[f"{run.script}/grad_norm"] = sum(g.diagonal().sqrt() / parts for g in meter.grams)
-        found[f"{run.script}/no_gradient"] = sum(~has_gradient(g) / parts for g in meter.grams)
+        norms = sum(gram.diagonal().sqrt() / len(grams) for gram in grams)
+        missing = sum(~has_gradient(gram) / len(grams) for gram in grams)
+        found = {f"{run.script}/grad_norm": norms, f"{run.script}/no_gradient": missing}
+        algorithm.log = found | algorithm.log
 
         # --- SHARED: log, evaluate, save ---
         cov = within_prompt_covariance(advantages, rewards, G)
