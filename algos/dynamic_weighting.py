@@ -1,18 +1,16 @@
 """Dynamic weighting: reward weights that follow each objective's influence, the inner product of
 its gradient with everyone's.
 
-Paper: arXiv 2602.06869, section 3 (dynamic reward weighting, Lu et al., 2025; their other method is
-hypervolume.py). Before every update, on the whole batch, I_k = <g_k, sum_j g_j> and
-w_k <- w_k exp(lr * I_k / mu), back to sum 1; the batch's rewards are scalarised with the new
-weights. It raises what is easy: objectives with large gradients that agree with the others.
-
+Paper: arXiv 2602.06869, section 3 (dynamic reward weighting, Lu et al., 2025). Before every update,
+on the whole batch, I_k = <g_k, sum_j g_j> and w_k <- w_k exp(lr * I_k / mu), back to sum 1; the
+batch's rewards are scalarised with the new weights. It raises what is easy: objectives with large
+gradients that agree with the others.
 From the paper: what counts is lr / mu, 0.1 there; with this project's larger lr the same ratio
 needs the larger mu that is the default.
 Against the official code: the exponent has lr once (there twice, so the weights never move);
 gradients over all layers, not 16 fixed ones; a floor, because a weight of 0 could not come back; KL
 is no objective.
 Against linear.py: one more forward and K backward passes over the batch, and the weights from them.
-
 Run: python run.py dynamic_weighting
 """
 
@@ -27,81 +25,89 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewards as reward_functions
-from tools.command_line import parse, report
-from common import flags, ranks
+from common import flags, launch
 from common.batch import micro_batches, mini_batches
-from common.errors import plain_errors, require
-from common.grads import clip_gradients
-from common.model import compute_dtype, token_logprobs, token_logprobs_no_grad
-from common.observe import Meter
-from common.rollout import Canary, roll_out
+from common.meter import Meter
+from common.model import clip_gradients, token_logprobs, token_logprobs_no_grad
 from common.run import Run
-from common.seeds import generator, reseed
-from common.setup import load_data, load_models, start
-
-SCRIPT = Path(__file__).stem
-
+from common.seeds import generator
 
 # --- ALGO: imports ---
+from common.controllers import remember
+from common.errors import require
 from common.grads import Gradients
 
 
-# --- ALGO: mathematics ---
+# --- ALGO: the algorithm ---
 def update_weights(weights: Tensor, influence: Tensor, lr: float, mu: float) -> Tensor:
     """w_k exp(lr I_k / mu) / Z: mirror ascent on the influence. weights [K] on the simplex,
     influence [K] -> [K] on the simplex."""
     return (weights.log() + lr * influence / mu).softmax(0)
 
 
+class DynamicWeighting:
+    """weights [K]: at the start; a lower one than `floor` is raised to it."""
+
+    def __init__(self, weights: Tensor, mu: float, floor: float) -> None:
+        self.mu, self.floor, self.state, self.log = mu, floor, {"weights": weights}, {}
+
+    def follow(self, gram: Tensor, lr: float) -> Tensor:
+        """By the inner products of the whole batch's gradients [K,K] and the policy's learning
+        rate. -> [K]."""
+        influence = gram.sum(1).float().to(self.state["weights"])
+        self.log = {"dynamic_weighting/influence": influence}
+        # as with a gradient that is not finite, the last good weights are kept
+        if influence.isfinite().all():
+            raised = update_weights(self.state["weights"], influence, lr, self.mu)
+            raised = raised.clamp(min=self.floor)
+            remember(self.state, weights=raised / raised.sum())
+        return self.state["weights"]
+
+
 # --- SHARED: advantages and loss ---
+def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
+    """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B]. A reward that is
+    NaN, for it does not apply, adds nothing; the score is NaN where none applies."""
+    scores = rewards.nan_to_num(0.0) @ weights
+    return scores.masked_fill(rewards.isnan().all(1), torch.nan)
+
+
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
     """One advantage per completion, shared by all its tokens. scores, lengths in tokens [B] -> [B].
-
-    reinforce: REINFORCE++ (Hu et al., 2025), whitened over the batch with every token counted once,
-    so that long completions weigh more. grpo (Shao et al., 2024): centred and scaled within a
-    prompt. In float64: where all scores are alike, the division would blow up float32's rounding
-    error.
+    reinforce: REINFORCE++ (Hu et al., 2025), whitened over the batch, every token counted once.
+    grpo (Shao et al., 2024): centred and scaled within a prompt. In float64: where all scores are
+    alike, dividing would blow up float32's rounding error. Scores that are NaN are left out.
     """
     lengths, exact = lengths.double(), scores.double()
     if estimator == "reinforce":
-        n = lengths.sum()
-        centred = exact - (lengths * exact).sum() / n
-        return (centred * torch.rsqrt((lengths * centred**2).sum() / (n - 1) + 1e-8)).to(scores)
+        lengths = lengths * ~exact.isnan()
+        centred = exact - (lengths * exact).nansum() / lengths.sum()
+        variance = (lengths * centred**2).nansum() / (lengths.sum() - 1)
+        return (centred * torch.rsqrt(variance + 1e-8)).to(scores)
     groups = exact.view(-1, group_size)
-    centred = groups - groups.mean(1, keepdim=True)
-    return (centred / (groups.std(1, keepdim=True) + 1e-6)).flatten().to(scores)
-
-
-def active_tokens(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """Where the surrogate has a gradient: 1 unless the clip acts (eq. 6), dual clip apart.
-
-    advantages [B], ratio [B,T] -> bool [B,T].
-    """
-    return torch.where(advantages[:, None] >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
+    mean, present = groups.nanmean(1, keepdim=True), (~groups.isnan()).sum(1, keepdim=True)
+    std = torch.where(groups.isnan(), mean, groups).std(1, keepdim=True)
+    std = std * ((group_size - 1) / (present - 1).clamp(min=1)).sqrt()
+    return ((groups - mean) / (std + 1e-6)).flatten().to(scores)
 
 
 def policy_loss(
     ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float
-) -> Tensor:
-    """PPO's clipped surrogate per token, to be minimised; infinite clips give REINFORCE.
-
-    ratio [B,T], advantages [B] -> [B,T]. dual_clip > 0 bounds the loss of negative advantages at
-    dual_clip * |advantage| (Ye et al., 2020); 0 is off.
-    """
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped surrogate per token, to be minimised, and where it has a gradient (eq. 6).
+    ratio [B,T], advantages [B] -> [B,T] twice. Infinite clips give REINFORCE. dual_clip > 0 bounds
+    the loss of negative advantages at dual_clip * |advantage| (Ye et al., 2020)."""
     advantages = advantages[:, None]
+    active = torch.where(advantages >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
     loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
     if dual_clip > 0:
         loss = torch.where(advantages < 0, torch.min(loss, -advantages * dual_clip), loss)
-    return loss
+    return loss, active
 
 
 def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """k3 estimate of KL(policy || reference) per token, e^d - d - 1 with d = ref_logp - logp
-    (Schulman, 2020). [B,T] -> [B,T].
-
-    The clamps are the official code's. The outer one leaves no gradient where the estimate is above
-    10: for a token that the policy has made 14 times rarer.
-    """
+    (Schulman, 2020). [B,T] -> [B,T]. The clamps are the official code's."""
     d = (ref_logp - logp).clamp(-20, 20)
     return (d.exp() - d - 1).clamp(-10, 10)
 
@@ -109,21 +115,25 @@ def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
 def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_size: int) -> Tensor:
     """Covariance law (eq. 3): mean over prompts of the covariance, over a prompt's completions, of
     what the update weighs a completion with and of each reward; biased (1/G) as in the paper.
-
-    completion_weight [B], rewards [B,K] -> [K].
-    """
+    completion_weight [B], rewards [B,K] -> [K]."""
     weight = completion_weight.view(-1, group_size, 1)
     reward = rewards.view(-1, group_size, rewards.size(1))
-    products = (weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))
-    return products.mean((0, 1))
+    products = (weight - weight.mean(1, keepdim=True)) * (reward - reward.nanmean(1, keepdim=True))
+    return products.nanmean((0, 1))
+
+
+# --- SHARED: advantages of each objective ---
+def estimate_each(rewards: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
+    """The advantages of every objective by itself. rewards [B,K], lengths [B] -> [B,K]."""
+    each = [estimate_advantages(r, lengths, group_size, estimator) for r in rewards.T]
+    return torch.stack(each, 1)
 
 
 # --- SHARED: args ---
 @dataclass
 class Args(flags.RunFlags):
     seed: int = 1
-    """decides prompts, completions and mini-batches;
-    the model's start and the evaluation do not depend on it"""
+    """decides prompts, completions and mini-batches"""
     steps: int = 100
     """training steps, each on fresh completions (paper: 810)"""
     prompts: int = 16
@@ -135,28 +145,25 @@ class Args(flags.RunFlags):
     temperature: float = 1.0
     """sampling temperature of training and of the sampled evaluation"""
     rewards: tuple[str, ...] = reward_functions.DEFAULT
-    """objectives as module:function or file.py:function, any number;
-    the function's name is the objective's"""
-
+    """objectives as module:function or file.py:function, any number, named after the function"""
     estimator: Literal["reinforce", "grpo"] = "reinforce"
-    """advantages: REINFORCE++ (whitened over the batch, no clipping)
-    or GRPO (normalised per prompt, clipped)"""
+    """advantages: REINFORCE++ (whitened over the batch, no clip) or GRPO (per prompt, clipped)"""
     clip_low: float = 0.2
     """grpo: lower clip of the probability ratio, 1 - clip_low"""
     clip_high: float = 0.2
     """grpo: upper clip of the probability ratio, 1 + clip_high"""
     dual_clip: float = 0.0
-    """grpo: bound the loss of negative advantages at dual_clip * |advantage|;
-    0 is off (official code: 3)"""
+    """grpo: bound negative advantages' loss at dual_clip * |advantage|; 0 is off (official: 3)"""
     tis_cap: float = 0.0
-    """truncated importance sampling: weigh a token with min(trainer's / sampler's probability,
-    tis_cap); 0 is off, 2 is usual"""
+    """truncated importance sampling: cap of trainer's / sampler's probability; 0 is off"""
     kl_coef: float = 1e-3
     """weight of the k3 KL divergence to the start model in the loss; 0 loads no reference model"""
     lr: float = 1e-4
     """AdamW learning rate (paper: 1e-6 for 1.5B parameters)"""
     lr_schedule: Literal["constant", "linear"] = "constant"
     """linear falls in equal parts from --lr at the first step to --lr / --steps at the last"""
+    warmup: int = 1
+    """steps over which the learning rate rises to its full value; 1 is off"""
     weight_decay: float = 0.01
     """AdamW weight decay"""
     max_grad_norm: float = 1.0
@@ -165,10 +172,7 @@ class Args(flags.RunFlags):
     """optimizer steps per pass over the completions"""
     epochs: int = 1
     """passes over the completions"""
-
     # --- ALGO: args ---
-    GRADIENT_PER_OBJECTIVE = True
-    PRESET = (("mu", 1e-5),)  # set by --preset as well: the paper's, for its learning rate
     weights: tuple[float, ...] = ()
     """weight of each objective at the start, in the order of --rewards;
     default: equal (paper: .333 .333 .334)"""
@@ -179,71 +183,51 @@ class Args(flags.RunFlags):
     so that every objective can come back (official: none)"""
 
 
+def controller(args: Args, objectives: list[str], device: torch.device) -> DynamicWeighting:
+    """The algorithm as the flags have it. Raises UserError naming the flag."""
+    K, floor = len(objectives), args.weight_floor
+    weights = flags.shares("--weights", args.weights, objectives, device, some=False)
+    require(args.mu > 0, f"--mu {args.mu} must be positive")
+    flags.at_least(args, 0, "mu")
+    require(0 <= floor < 1 / K, f"--weight-floor {floor} must be at least 0 and under 1 / {K}")
+    return DynamicWeighting(weights, args.mu, floor)
+
+
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    device = start(args)
-    objectives = reward_functions.load(args.rewards)
-    K, G = len(objectives), args.completions
-    grpo = args.estimator == "grpo"
-    clip_low, clip_high = (args.clip_low, args.clip_high) if grpo else (torch.inf, torch.inf)
-    dual_clip = args.dual_clip if grpo else 0.0
-
-    # --- ALGO: state ---
-    weights = flags.one_each("--weights", args.weights, 1 / K, objectives, device)
-    flags.require_positive("--weights", weights, "0 has no logarithm and could never grow")
-    require(args.mu > 0, f"--mu {args.mu} must be positive")
-    floor = args.weight_floor
-    require(0 <= floor < 1 / K, f"--weight-floor {floor} must be at least 0 and under 1 / {K}")
-    state = {"weights": weights / weights.sum()}
-
-    # --- SHARED: models, data and start ---
-    data = load_data(args, objectives)
-    compute = compute_dtype(args.compute_dtype, device)
-    engine, policy, reference = load_models(args, data, device, compute)
+    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    algorithm = controller(args, run.objectives, run.device)
+    policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    run = Run(args, SCRIPT, data, objectives, engine, policy, optimizer, state)
-    engine.sync(policy, run.last_step)
-    canary = Canary(args.max_logp_gap, compute)
-    meter = Meter(args.epochs, args.mini_batches, optimizer, reference is not None)
+    run.restore(optimizer, algorithm.state)  # where --resume asks for it
+    G, clips = args.completions, flags.clips(args)  # clips: infinite where --estimator has none
+    passes = (args.temperature, args.micro_batch_tokens)
 
     for step in run.steps():
         # --- SHARED: sample, generate, score ---
-        meter.begin()
         decay = 1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * decay
-        # for rewards that draw lots; prompts, completions and mini-batches have seeds of their own
-        reseed(args.seed, step, args.prompts + args.epochs + ranks.rank())
-        # each rank samples and scores whole prompts, then every rank has all B = P * G completions
-        prompts = data.train.batch(step, args.prompts, args.seed)
-        batch = roll_out(engine, data.tokenizer, prompts, G, args.max_new_tokens, args.temperature)
-        meter.lap("rollout")
-        rewards, mean_length = run.score(batch)  # [B, K], in tokens
-        meter.lap("reward")
-        passes = {"temperature": args.temperature, "max_tokens": args.micro_batch_tokens}
-        old_logp = token_logprobs_no_grad(policy, batch, **passes)  # [B, T]
-        ref_logp = token_logprobs_no_grad(reference, batch, **passes) if reference else old_logp
-        meter.sampled(batch, mean_length, canary.check(step, batch, old_logp))
-        tis = (old_logp - batch.sampled.logp).exp().clamp(max=args.tis_cap) if args.tis_cap else 1
-        batch = batch.with_logprobs(old_logp, ref_logp, token_weight=batch.mask * tis)
+            group["lr"] = args.lr * decay * min(1, step / args.warmup)
+        batch = run.sample(step)  # on every rank all B = P * G completions
+        rewards = run.score(batch)  # [B, K]
+        old_logp = token_logprobs_no_grad(policy, batch, *passes)  # [B, T]
+        ref_logp = token_logprobs_no_grad(reference, batch, *passes) if reference else old_logp
+        run.check_sampler(step, batch, old_logp)  # that it has the policy's weights
+        batch = batch.with_logprobs(old_logp, ref_logp, args.tis_cap)
+        meter = Meter(batch, args.epochs, args.mini_batches)  # looks on, for the log
 
         # --- ALGO: advantages ---
-        each = [estimate_advantages(r, batch.lengths, G, args.estimator) for r in rewards.T]
+        each = estimate_each(rewards, batch.lengths, G, args.estimator)  # [B, K]
         gradients, tokens = Gradients(policy), batch.mask.sum()
         for micro in micro_batches(batch, torch.arange(len(rewards)), args.micro_batch_tokens):
             logp = token_logprobs(policy, micro, args.temperature)
             # at a ratio of 1 nothing is clipped and the surrogate has the gradient of -A log pi
-            losses = [a[micro.rows, None] * logp * micro.token_weight for a in each]
+            losses = [a[:, None] * logp * micro.token_weight for a in each[micro.rows].T]
             gradients.add([-loss.sum() / tokens for loss in losses])
-        meter.grams.append(gradients.gram(K))
-        influence = meter.grams[0].sum(1).float().to(device)
-        lr = optimizer.param_groups[0]["lr"]
-        # as with a gradient that is not finite, the last good weights are kept
-        if influence.isfinite().all():
-            raised = update_weights(state["weights"], influence, lr, args.mu).clamp(min=floor)
-            state["weights"] = raised / raised.sum()
-        weights = state["weights"]
-        advantages = estimate_advantages(rewards @ weights, batch.lengths, G, args.estimator)  # [B]
+        meter.grams.append(gradients.gram(len(run.objectives)))
+        weights = algorithm.follow(meter.grams[0], optimizer.param_groups[0]["lr"])  # [K]
+        scores = scalarize(rewards, weights)  # [B]
+        advantages = estimate_advantages(scores, batch.lengths, G, args.estimator)  # [B]
 
         # --- SHARED: update ---
         for epoch in range(args.epochs):
@@ -256,40 +240,25 @@ def main(args: Args) -> None:
                 for micro in micro_batches(batch, rows, args.micro_batch_tokens):
                     logp = token_logprobs(policy, micro, args.temperature)  # [b, T]
                     ratio = (logp - micro.old_logp).clamp(-20, 20).exp()
-                    micro_advantages = advantages[micro.rows]
-                    loss = policy_loss(ratio, micro_advantages, clip_low, clip_high, dual_clip)
+                    loss, active = policy_loss(ratio, advantages[micro.rows], *clips)
                     loss = (loss * micro.token_weight).sum() / tokens
                     kl = (kl_penalty(logp, micro.ref_logp) * micro.mask).sum() / tokens
-                    active = active_tokens(micro_advantages, ratio, clip_low, clip_high)
-                    meter.see(micro, logp, active, tokens, loss_policy=loss, loss_kl=kl)
                     (loss + args.kl_coef * kl).backward()
+                    meter.see(micro, logp, active, tokens, loss, kl)
                 # --- SHARED: optimizer step ---
                 grad_norm = clip_gradients(policy.parameters(), args.max_grad_norm)
                 meter.updated(grad_norm)
                 if grad_norm < torch.inf:  # nor NaN; else the policy keeps its last good weights
                     optimizer.step()
-        meter.finish()
-        engine.sync(policy, step)
-        meter.lap("update")
+        run.sync(step, meter)  # new weights for the sampler; what each rank saw for all
 
-        # --- ALGO: after the update ---
-        extra = {"dynamic_weighting/influence": influence}
-
-        # --- SHARED: observe, evaluate, save ---
-        meter.lap("weights")
+        # --- SHARED: log, evaluate, save ---
         cov = within_prompt_covariance(advantages, rewards, G)
-        cov_active = within_prompt_covariance(advantages * meter.unclipped, rewards, G)
-        logged = {"weight": weights, "cov": cov, "cov_active": cov_active, **extra}  # [K] each
-        row, kept = meter.describe(objectives, rewards, advantages, G, logged)
-        run.log(step, row | run.evaluate(step), kept)
-        run.save(step, meter.failures)
-
-    # --- SHARED: close ---
-    failed = run.close()
-    report(run.folder, failed)
-    ranks.stop()
+        cov_active = within_prompt_covariance(advantages * meter.active, rewards, G)
+        logged = {"weight": weights, "cov": cov, "cov_active": cov_active, **algorithm.log}
+        run.finish(step, meter, rewards, advantages, logged)  # [B, K], [B], [K] each
+    run.close()  # model/, curves.png, and what became of each objective
 
 
 if __name__ == "__main__":
-    with plain_errors():
-        main(parse(Args, SCRIPT))
+    launch.run(main, Args)

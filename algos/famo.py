@@ -4,14 +4,12 @@ in the last step.
 Paper: arXiv 2602.06869, section 3 (Liu et al., 2023). Minimise sum_k z_k log D_k with
 z = softmax(logits), so objective k's gradient counts z_k / D_k. After the step the logits descend
 z * (delta - <z, delta>), delta_k = log D_k before - log D_k after: who fell least gains.
-
 From the paper: one gradient per step, no gradient per objective; Adam and a decay for the logits.
 Against the official code: D_k is a reward gap, reward_max - mean reward + 0.02, which is positive
 by itself (there: the policy-gradient surrogate, which is about 0, above its minimum so far less a
 margin of 1, so that D_k is about 1 and z_k / D_k about z_k); before and after on the whole batch;
 one set of weights, checkpointed (there: one per rank, restarted on resume).
 Against linear.py: one more forward pass without gradients per step, and the weights from it.
-
 Run: python run.py famo
 """
 
@@ -26,22 +24,18 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewards as reward_functions
-from tools.command_line import parse, report
-from common import flags, ranks
+from common import flags, launch
 from common.batch import micro_batches, mini_batches
-from common.errors import plain_errors, require
-from common.grads import clip_gradients
-from common.model import compute_dtype, token_logprobs, token_logprobs_no_grad
-from common.observe import Meter
-from common.rollout import Canary, roll_out
+from common.meter import Meter
+from common.model import clip_gradients, token_logprobs, token_logprobs_no_grad
 from common.run import Run
-from common.seeds import generator, reseed
-from common.setup import load_data, load_models, start
+from common.seeds import generator
 
-SCRIPT = Path(__file__).stem
+# --- ALGO: imports ---
+from common.controllers import remember
 
 
-# --- ALGO: mathematics ---
+# --- ALGO: the algorithm ---
 FLOOR = 0.02  # added to a reward gap: an objective that is nearly done would take all the weight
 
 
@@ -77,59 +71,94 @@ def reweighted_rewards(rewards: Tensor, log_ratio: Tensor, group_size: int) -> T
     are scaled to sum 1, so the result lies between the lowest and highest reward of the batch,
     however far the policy moved; a plain mean of ratio * reward does not.
     """
-    share = log_ratio.view(-1, group_size, 1).softmax(1)
-    return (share * rewards.view(-1, group_size, rewards.size(1))).sum(1).mean(0)
+    groups = rewards.view(-1, group_size, rewards.size(1))
+    log_ratio = log_ratio.view(-1, group_size, 1).masked_fill(groups.isnan(), -torch.inf)
+    return (log_ratio.softmax(1) * groups).nansum(1).mean(0)
+
+
+class FAMO:
+    """reward_max [K]: the best reward each objective can have; gamma: decay of the logits."""
+
+    def __init__(self, reward_max: Tensor, lr: float, gamma: float) -> None:
+        self.reward_max, self.lr, self.gamma, self.log = reward_max, lr, gamma, {}
+        # in float64: Adam would turn a rounding error of the direction into a full step
+        zero = torch.zeros_like(reward_max, dtype=torch.float64)
+        self.state = {"logits": zero, "m": zero, "v": zero, "t": 0}
+
+    def weights(self, rewards: Tensor) -> Tensor:
+        """[B,K] -> [K]."""
+        flags.within("--reward-max", self.reward_max, rewards)
+        self.gaps = (self.reward_max - rewards).double().nanmean(0) + FLOOR  # [K]
+        gaps = torch.where(self.gaps.isnan(), self.gaps.nanmean(), self.gaps)
+        return famo_weights(self.state["logits"], gaps).to(rewards)
+
+    def measure(
+        self, log_ratio: Tensor, mask: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+    ) -> Tensor:
+        """log pi_new(y) - log pi_old(y) of completions, [b]; nothing but the first two is used."""
+        return (log_ratio * (mask > 0)).double().sum(1)
+
+    def learn(self, rewards: Tensor, measured: Tensor, group_size: int) -> None:
+        """rewards [B,K], measured [B]."""
+        self.reached(reweighted_rewards(rewards.double(), measured, group_size))
+
+    def reached(self, mean_rewards: Tensor) -> None:
+        """The logits' step, by the means [K] after the update. Nothing is learned where an
+        objective has none."""
+        after, logits = self.reward_max - mean_rewards + FLOOR, self.state["logits"]
+        self.log = {"famo/gap": self.gaps, "famo/improvement": self.gaps.log() - after.log()}
+        self.log["famo/z"] = logits.softmax(0)
+        direction = famo_direction(logits, self.gaps, after) + self.gamma * logits
+        if direction.isfinite().all():
+            adam = (self.state["m"], self.state["v"], self.state["t"], self.lr)
+            logits, m, v, t = adam_step(logits, direction, *adam)
+            remember(self.state, logits=logits, m=m, v=v, t=t)
 
 
 # --- SHARED: advantages and loss ---
+def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
+    """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B]. A reward that is
+    NaN, for it does not apply, adds nothing; the score is NaN where none applies."""
+    scores = rewards.nan_to_num(0.0) @ weights
+    return scores.masked_fill(rewards.isnan().all(1), torch.nan)
+
+
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
     """One advantage per completion, shared by all its tokens. scores, lengths in tokens [B] -> [B].
-
-    reinforce: REINFORCE++ (Hu et al., 2025), whitened over the batch with every token counted once,
-    so that long completions weigh more. grpo (Shao et al., 2024): centred and scaled within a
-    prompt. In float64: where all scores are alike, the division would blow up float32's rounding
-    error.
+    reinforce: REINFORCE++ (Hu et al., 2025), whitened over the batch, every token counted once.
+    grpo (Shao et al., 2024): centred and scaled within a prompt. In float64: where all scores are
+    alike, dividing would blow up float32's rounding error. Scores that are NaN are left out.
     """
     lengths, exact = lengths.double(), scores.double()
     if estimator == "reinforce":
-        n = lengths.sum()
-        centred = exact - (lengths * exact).sum() / n
-        return (centred * torch.rsqrt((lengths * centred**2).sum() / (n - 1) + 1e-8)).to(scores)
+        lengths = lengths * ~exact.isnan()
+        centred = exact - (lengths * exact).nansum() / lengths.sum()
+        variance = (lengths * centred**2).nansum() / (lengths.sum() - 1)
+        return (centred * torch.rsqrt(variance + 1e-8)).to(scores)
     groups = exact.view(-1, group_size)
-    centred = groups - groups.mean(1, keepdim=True)
-    return (centred / (groups.std(1, keepdim=True) + 1e-6)).flatten().to(scores)
-
-
-def active_tokens(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """Where the surrogate has a gradient: 1 unless the clip acts (eq. 6), dual clip apart.
-
-    advantages [B], ratio [B,T] -> bool [B,T].
-    """
-    return torch.where(advantages[:, None] >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
+    mean, present = groups.nanmean(1, keepdim=True), (~groups.isnan()).sum(1, keepdim=True)
+    std = torch.where(groups.isnan(), mean, groups).std(1, keepdim=True)
+    std = std * ((group_size - 1) / (present - 1).clamp(min=1)).sqrt()
+    return ((groups - mean) / (std + 1e-6)).flatten().to(scores)
 
 
 def policy_loss(
     ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float
-) -> Tensor:
-    """PPO's clipped surrogate per token, to be minimised; infinite clips give REINFORCE.
-
-    ratio [B,T], advantages [B] -> [B,T]. dual_clip > 0 bounds the loss of negative advantages at
-    dual_clip * |advantage| (Ye et al., 2020); 0 is off.
-    """
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped surrogate per token, to be minimised, and where it has a gradient (eq. 6).
+    ratio [B,T], advantages [B] -> [B,T] twice. Infinite clips give REINFORCE. dual_clip > 0 bounds
+    the loss of negative advantages at dual_clip * |advantage| (Ye et al., 2020)."""
     advantages = advantages[:, None]
+    active = torch.where(advantages >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
     loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
     if dual_clip > 0:
         loss = torch.where(advantages < 0, torch.min(loss, -advantages * dual_clip), loss)
-    return loss
+    return loss, active
 
 
 def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """k3 estimate of KL(policy || reference) per token, e^d - d - 1 with d = ref_logp - logp
-    (Schulman, 2020). [B,T] -> [B,T].
-
-    The clamps are the official code's. The outer one leaves no gradient where the estimate is above
-    10: for a token that the policy has made 14 times rarer.
-    """
+    (Schulman, 2020). [B,T] -> [B,T]. The clamps are the official code's."""
     d = (ref_logp - logp).clamp(-20, 20)
     return (d.exp() - d - 1).clamp(-10, 10)
 
@@ -137,21 +166,18 @@ def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
 def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_size: int) -> Tensor:
     """Covariance law (eq. 3): mean over prompts of the covariance, over a prompt's completions, of
     what the update weighs a completion with and of each reward; biased (1/G) as in the paper.
-
-    completion_weight [B], rewards [B,K] -> [K].
-    """
+    completion_weight [B], rewards [B,K] -> [K]."""
     weight = completion_weight.view(-1, group_size, 1)
     reward = rewards.view(-1, group_size, rewards.size(1))
-    products = (weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))
-    return products.mean((0, 1))
+    products = (weight - weight.mean(1, keepdim=True)) * (reward - reward.nanmean(1, keepdim=True))
+    return products.nanmean((0, 1))
 
 
 # --- SHARED: args ---
 @dataclass
 class Args(flags.RunFlags):
     seed: int = 1
-    """decides prompts, completions and mini-batches;
-    the model's start and the evaluation do not depend on it"""
+    """decides prompts, completions and mini-batches"""
     steps: int = 100
     """training steps, each on fresh completions (paper: 810)"""
     prompts: int = 16
@@ -163,28 +189,25 @@ class Args(flags.RunFlags):
     temperature: float = 1.0
     """sampling temperature of training and of the sampled evaluation"""
     rewards: tuple[str, ...] = reward_functions.DEFAULT
-    """objectives as module:function or file.py:function, any number;
-    the function's name is the objective's"""
-
+    """objectives as module:function or file.py:function, any number, named after the function"""
     estimator: Literal["reinforce", "grpo"] = "reinforce"
-    """advantages: REINFORCE++ (whitened over the batch, no clipping)
-    or GRPO (normalised per prompt, clipped)"""
+    """advantages: REINFORCE++ (whitened over the batch, no clip) or GRPO (per prompt, clipped)"""
     clip_low: float = 0.2
     """grpo: lower clip of the probability ratio, 1 - clip_low"""
     clip_high: float = 0.2
     """grpo: upper clip of the probability ratio, 1 + clip_high"""
     dual_clip: float = 0.0
-    """grpo: bound the loss of negative advantages at dual_clip * |advantage|;
-    0 is off (official code: 3)"""
+    """grpo: bound negative advantages' loss at dual_clip * |advantage|; 0 is off (official: 3)"""
     tis_cap: float = 0.0
-    """truncated importance sampling: weigh a token with min(trainer's / sampler's probability,
-    tis_cap); 0 is off, 2 is usual"""
+    """truncated importance sampling: cap of trainer's / sampler's probability; 0 is off"""
     kl_coef: float = 1e-3
     """weight of the k3 KL divergence to the start model in the loss; 0 loads no reference model"""
     lr: float = 1e-4
     """AdamW learning rate (paper: 1e-6 for 1.5B parameters)"""
     lr_schedule: Literal["constant", "linear"] = "constant"
     """linear falls in equal parts from --lr at the first step to --lr / --steps at the last"""
+    warmup: int = 1
+    """steps over which the learning rate rises to its full value; 1 is off"""
     weight_decay: float = 0.01
     """AdamW weight decay"""
     max_grad_norm: float = 1.0
@@ -193,7 +216,6 @@ class Args(flags.RunFlags):
     """optimizer steps per pass over the completions"""
     epochs: int = 1
     """passes over the completions"""
-
     # --- ALGO: args ---
     reward_max: tuple[float, ...] = ()
     """the best reward each objective can have, in the order of --rewards; default: 1 each"""
@@ -204,58 +226,40 @@ class Args(flags.RunFlags):
     (official code: 1e-5; FAMO's own experiments: 1e-5 to 1e-2)"""
 
 
+def controller(args: Args, objectives: list[str], device: torch.device) -> FAMO:
+    """The algorithm as the flags have it. Raises UserError naming the flag."""
+    reward_max = flags.one_each("--reward-max", args.reward_max, 1.0, objectives, device)
+    flags.at_least(args, 0, "weight_lr", "gamma")
+    return FAMO(reward_max, args.weight_lr, args.gamma)
+
+
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    device = start(args)
-    objectives = reward_functions.load(args.rewards)
-    K, G = len(objectives), args.completions
-    grpo = args.estimator == "grpo"
-    clip_low, clip_high = (args.clip_low, args.clip_high) if grpo else (torch.inf, torch.inf)
-    dual_clip = args.dual_clip if grpo else 0.0
-
-    # --- ALGO: state ---
-    reward_max = flags.one_each("--reward-max", args.reward_max, 1.0, objectives, device)
-    flags.require_not_negative(args, "weight_lr", "gamma")
-    # in float64: Adam would turn a rounding error of the direction into a full step
-    logits, m, v = torch.zeros(3, K, dtype=torch.float64, device=device)
-    state = {"logits": logits, "m": m, "v": v, "t": 0}
-
-    # --- SHARED: models, data and start ---
-    data = load_data(args, objectives)
-    compute = compute_dtype(args.compute_dtype, device)
-    engine, policy, reference = load_models(args, data, device, compute)
+    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    algorithm = controller(args, run.objectives, run.device)
+    policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    run = Run(args, SCRIPT, data, objectives, engine, policy, optimizer, state)
-    engine.sync(policy, run.last_step)
-    canary = Canary(args.max_logp_gap, compute)
-    meter = Meter(args.epochs, args.mini_batches, optimizer, reference is not None)
+    run.restore(optimizer, algorithm.state)  # where --resume asks for it
+    G, clips = args.completions, flags.clips(args)  # clips: infinite where --estimator has none
+    passes = (args.temperature, args.micro_batch_tokens)
 
     for step in run.steps():
         # --- SHARED: sample, generate, score ---
-        meter.begin()
         decay = 1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * decay
-        # for rewards that draw lots; prompts, completions and mini-batches have seeds of their own
-        reseed(args.seed, step, args.prompts + args.epochs + ranks.rank())
-        # each rank samples and scores whole prompts, then every rank has all B = P * G completions
-        prompts = data.train.batch(step, args.prompts, args.seed)
-        batch = roll_out(engine, data.tokenizer, prompts, G, args.max_new_tokens, args.temperature)
-        meter.lap("rollout")
-        rewards, mean_length = run.score(batch)  # [B, K], in tokens
-        meter.lap("reward")
-        passes = {"temperature": args.temperature, "max_tokens": args.micro_batch_tokens}
-        old_logp = token_logprobs_no_grad(policy, batch, **passes)  # [B, T]
-        ref_logp = token_logprobs_no_grad(reference, batch, **passes) if reference else old_logp
-        meter.sampled(batch, mean_length, canary.check(step, batch, old_logp))
-        tis = (old_logp - batch.sampled.logp).exp().clamp(max=args.tis_cap) if args.tis_cap else 1
-        batch = batch.with_logprobs(old_logp, ref_logp, token_weight=batch.mask * tis)
+            group["lr"] = args.lr * decay * min(1, step / args.warmup)
+        batch = run.sample(step)  # on every rank all B = P * G completions
+        rewards = run.score(batch)  # [B, K]
+        old_logp = token_logprobs_no_grad(policy, batch, *passes)  # [B, T]
+        ref_logp = token_logprobs_no_grad(reference, batch, *passes) if reference else old_logp
+        run.check_sampler(step, batch, old_logp)  # that it has the policy's weights
+        batch = batch.with_logprobs(old_logp, ref_logp, args.tis_cap)
+        meter = Meter(batch, args.epochs, args.mini_batches)  # looks on, for the log
 
         # --- ALGO: advantages ---
-        flags.require_within("--reward-max", reward_max, rewards, objectives)
-        gaps = (reward_max - rewards).double().mean(0) + FLOOR  # [K]
-        weights = famo_weights(state["logits"], gaps).to(rewards)
-        advantages = estimate_advantages(rewards @ weights, batch.lengths, G, args.estimator)  # [B]
+        weights = algorithm.weights(rewards)  # [K]
+        scores = scalarize(rewards, weights)  # [B]
+        advantages = estimate_advantages(scores, batch.lengths, G, args.estimator)  # [B]
 
         # --- SHARED: update ---
         for epoch in range(args.epochs):
@@ -268,48 +272,30 @@ def main(args: Args) -> None:
                 for micro in micro_batches(batch, rows, args.micro_batch_tokens):
                     logp = token_logprobs(policy, micro, args.temperature)  # [b, T]
                     ratio = (logp - micro.old_logp).clamp(-20, 20).exp()
-                    micro_advantages = advantages[micro.rows]
-                    loss = policy_loss(ratio, micro_advantages, clip_low, clip_high, dual_clip)
+                    loss, active = policy_loss(ratio, advantages[micro.rows], *clips)
                     loss = (loss * micro.token_weight).sum() / tokens
                     kl = (kl_penalty(logp, micro.ref_logp) * micro.mask).sum() / tokens
-                    active = active_tokens(micro_advantages, ratio, clip_low, clip_high)
-                    meter.see(micro, logp, active, tokens, loss_policy=loss, loss_kl=kl)
                     (loss + args.kl_coef * kl).backward()
+                    meter.see(micro, logp, active, tokens, loss, kl)
                 # --- SHARED: optimizer step ---
                 grad_norm = clip_gradients(policy.parameters(), args.max_grad_norm)
                 meter.updated(grad_norm)
                 if grad_norm < torch.inf:  # nor NaN; else the policy keeps its last good weights
                     optimizer.step()
-        meter.finish()
-        engine.sync(policy, step)
-        meter.lap("update")
+        run.sync(step, meter)  # new weights for the sampler; what each rank saw for all
 
         # --- ALGO: after the update ---
-        log_ratio = (token_logprobs_no_grad(policy, batch, **passes) - old_logp).clamp(-20, 20)
-        log_ratio = (log_ratio * batch.mask).double().sum(1)  # [B]
-        after = reward_max - reweighted_rewards(rewards.double(), log_ratio, G) + FLOOR
-        logits, z = state["logits"], state["logits"].softmax(0)
-        direction = famo_direction(logits, gaps, after) + args.gamma * logits
-        m, v, t = state["m"], state["v"], state["t"]
-        logits, m, v, t = adam_step(logits, direction, m, v, t, args.weight_lr)
-        state |= {"logits": logits, "m": m, "v": v, "t": t}
-        extra = {"famo/gap": gaps, "famo/improvement": gaps.log() - after.log(), "famo/z": z}
+        log_ratio = (token_logprobs_no_grad(policy, batch, *passes) - old_logp).clamp(-20, 20)
+        measured = algorithm.measure(log_ratio, batch.mask, advantages, *clips[:2])  # [B]
+        algorithm.learn(rewards, measured, G)
 
-        # --- SHARED: observe, evaluate, save ---
-        meter.lap("weights")
+        # --- SHARED: log, evaluate, save ---
         cov = within_prompt_covariance(advantages, rewards, G)
-        cov_active = within_prompt_covariance(advantages * meter.unclipped, rewards, G)
-        logged = {"weight": weights, "cov": cov, "cov_active": cov_active, **extra}  # [K] each
-        row, kept = meter.describe(objectives, rewards, advantages, G, logged)
-        run.log(step, row | run.evaluate(step), kept)
-        run.save(step, meter.failures)
-
-    # --- SHARED: close ---
-    failed = run.close()
-    report(run.folder, failed)
-    ranks.stop()
+        cov_active = within_prompt_covariance(advantages * meter.active, rewards, G)
+        logged = {"weight": weights, "cov": cov, "cov_active": cov_active, **algorithm.log}
+        run.finish(step, meter, rewards, advantages, logged)  # [B, K], [B], [K] each
+    run.close()  # model/, curves.png, and what became of each objective
 
 
 if __name__ == "__main__":
-    with plain_errors():
-        main(parse(Args, SCRIPT))
+    launch.run(main, Args)

@@ -5,14 +5,12 @@ Paper: arXiv 2602.06869, section 3 (Désidéri, 2012; Sener and Koltun, 2018). P
 w = argmin over the simplex of ||sum_k w_k g_k||^2 = w' H w with H_ij = <g_i, g_j>; then
 <g_k, d> >= ||d||^2 for every k, so no objective gets worse: at first order, on the batch's own
 completions, and for a step along d itself, which Adam's is not.
-
 From the paper: every objective's rewards are normalised by themselves; their gradients come from
 one forward and K backward passes.
 Against the official code: an exact solver (there: projected gradient steps that stop after 200 and
 go wrong on norms under 1e-3); H over all parameters (there: over one rank's shard); KL is no
 objective; an objective without a gradient does not stop the others.
 Against linear.py: K gradients per mini-batch instead of one, and the weights from them; no state.
-
 Run: python run.py mgda
 """
 
@@ -27,26 +25,20 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewards as reward_functions
-from tools.command_line import parse, report
-from common import flags, ranks
+from common import flags, launch
 from common.batch import micro_batches, mini_batches
-from common.errors import plain_errors, require
-from common.grads import clip_gradients
-from common.model import compute_dtype, token_logprobs, token_logprobs_no_grad
-from common.observe import Meter
-from common.rollout import Canary, roll_out
+from common.meter import Meter
+from common.model import clip_gradients, token_logprobs, token_logprobs_no_grad
 from common.run import Run
-from common.seeds import generator, reseed
-from common.setup import load_data, load_models, start
-
-SCRIPT = Path(__file__).stem
-
+from common.seeds import generator
 
 # --- ALGO: imports ---
+from common import ranks
+from common.errors import require
 from common.grads import Gradients, has_gradient
 
 
-# --- ALGO: mathematics ---
+# --- ALGO: the algorithm ---
 def min_norm_weights(gram: Tensor) -> Tensor:
     """The weights on the simplex of the shortest convex combination, argmin_w w' H w, exactly.
 
@@ -87,55 +79,69 @@ def merge_equal(gram: Tensor) -> Tensor:
     return mean @ gram @ mean.T
 
 
+class MGDA:
+    """normalize: find the weights for gradients of norm 1."""
+
+    def __init__(self, normalize: bool) -> None:
+        self.normalize, self.state, self.log = normalize, {}, {}
+
+    def weigh(self, gram: Tensor) -> Tensor:
+        """Of those that have a gradient: with a zero among them the shortest is 0. [K,K] -> [K]."""
+        present, weights = has_gradient(gram), torch.full((len(gram),), 1 / len(gram))
+        if present.any():
+            part = merge_equal(gram[present][:, present])
+            # a factor for each gradient: its length becomes 1, or stays as it is
+            factor = part.diagonal().rsqrt() if self.normalize else torch.ones(len(part))
+            found = factor * min_norm_weights(factor[:, None] * part * factor)
+            found = (found / found.sum()).float()
+            weights = torch.zeros(len(gram)).masked_scatter(present, found)
+        return weights
+
+
 # --- SHARED: advantages and loss ---
+def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
+    """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B]. A reward that is
+    NaN, for it does not apply, adds nothing; the score is NaN where none applies."""
+    scores = rewards.nan_to_num(0.0) @ weights
+    return scores.masked_fill(rewards.isnan().all(1), torch.nan)
+
+
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
     """One advantage per completion, shared by all its tokens. scores, lengths in tokens [B] -> [B].
-
-    reinforce: REINFORCE++ (Hu et al., 2025), whitened over the batch with every token counted once,
-    so that long completions weigh more. grpo (Shao et al., 2024): centred and scaled within a
-    prompt. In float64: where all scores are alike, the division would blow up float32's rounding
-    error.
+    reinforce: REINFORCE++ (Hu et al., 2025), whitened over the batch, every token counted once.
+    grpo (Shao et al., 2024): centred and scaled within a prompt. In float64: where all scores are
+    alike, dividing would blow up float32's rounding error. Scores that are NaN are left out.
     """
     lengths, exact = lengths.double(), scores.double()
     if estimator == "reinforce":
-        n = lengths.sum()
-        centred = exact - (lengths * exact).sum() / n
-        return (centred * torch.rsqrt((lengths * centred**2).sum() / (n - 1) + 1e-8)).to(scores)
+        lengths = lengths * ~exact.isnan()
+        centred = exact - (lengths * exact).nansum() / lengths.sum()
+        variance = (lengths * centred**2).nansum() / (lengths.sum() - 1)
+        return (centred * torch.rsqrt(variance + 1e-8)).to(scores)
     groups = exact.view(-1, group_size)
-    centred = groups - groups.mean(1, keepdim=True)
-    return (centred / (groups.std(1, keepdim=True) + 1e-6)).flatten().to(scores)
-
-
-def active_tokens(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """Where the surrogate has a gradient: 1 unless the clip acts (eq. 6), dual clip apart.
-
-    advantages [B], ratio [B,T] -> bool [B,T].
-    """
-    return torch.where(advantages[:, None] >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
+    mean, present = groups.nanmean(1, keepdim=True), (~groups.isnan()).sum(1, keepdim=True)
+    std = torch.where(groups.isnan(), mean, groups).std(1, keepdim=True)
+    std = std * ((group_size - 1) / (present - 1).clamp(min=1)).sqrt()
+    return ((groups - mean) / (std + 1e-6)).flatten().to(scores)
 
 
 def policy_loss(
     ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float
-) -> Tensor:
-    """PPO's clipped surrogate per token, to be minimised; infinite clips give REINFORCE.
-
-    ratio [B,T], advantages [B] -> [B,T]. dual_clip > 0 bounds the loss of negative advantages at
-    dual_clip * |advantage| (Ye et al., 2020); 0 is off.
-    """
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped surrogate per token, to be minimised, and where it has a gradient (eq. 6).
+    ratio [B,T], advantages [B] -> [B,T] twice. Infinite clips give REINFORCE. dual_clip > 0 bounds
+    the loss of negative advantages at dual_clip * |advantage| (Ye et al., 2020)."""
     advantages = advantages[:, None]
+    active = torch.where(advantages >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
     loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
     if dual_clip > 0:
         loss = torch.where(advantages < 0, torch.min(loss, -advantages * dual_clip), loss)
-    return loss
+    return loss, active
 
 
 def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """k3 estimate of KL(policy || reference) per token, e^d - d - 1 with d = ref_logp - logp
-    (Schulman, 2020). [B,T] -> [B,T].
-
-    The clamps are the official code's. The outer one leaves no gradient where the estimate is above
-    10: for a token that the policy has made 14 times rarer.
-    """
+    (Schulman, 2020). [B,T] -> [B,T]. The clamps are the official code's."""
     d = (ref_logp - logp).clamp(-20, 20)
     return (d.exp() - d - 1).clamp(-10, 10)
 
@@ -143,21 +149,25 @@ def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
 def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_size: int) -> Tensor:
     """Covariance law (eq. 3): mean over prompts of the covariance, over a prompt's completions, of
     what the update weighs a completion with and of each reward; biased (1/G) as in the paper.
-
-    completion_weight [B], rewards [B,K] -> [K].
-    """
+    completion_weight [B], rewards [B,K] -> [K]."""
     weight = completion_weight.view(-1, group_size, 1)
     reward = rewards.view(-1, group_size, rewards.size(1))
-    products = (weight - weight.mean(1, keepdim=True)) * (reward - reward.mean(1, keepdim=True))
-    return products.mean((0, 1))
+    products = (weight - weight.mean(1, keepdim=True)) * (reward - reward.nanmean(1, keepdim=True))
+    return products.nanmean((0, 1))
+
+
+# --- SHARED: advantages of each objective ---
+def estimate_each(rewards: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
+    """The advantages of every objective by itself. rewards [B,K], lengths [B] -> [B,K]."""
+    each = [estimate_advantages(r, lengths, group_size, estimator) for r in rewards.T]
+    return torch.stack(each, 1)
 
 
 # --- SHARED: args ---
 @dataclass
 class Args(flags.RunFlags):
     seed: int = 1
-    """decides prompts, completions and mini-batches;
-    the model's start and the evaluation do not depend on it"""
+    """decides prompts, completions and mini-batches"""
     steps: int = 100
     """training steps, each on fresh completions (paper: 810)"""
     prompts: int = 16
@@ -169,28 +179,25 @@ class Args(flags.RunFlags):
     temperature: float = 1.0
     """sampling temperature of training and of the sampled evaluation"""
     rewards: tuple[str, ...] = reward_functions.DEFAULT
-    """objectives as module:function or file.py:function, any number;
-    the function's name is the objective's"""
-
+    """objectives as module:function or file.py:function, any number, named after the function"""
     estimator: Literal["reinforce", "grpo"] = "reinforce"
-    """advantages: REINFORCE++ (whitened over the batch, no clipping)
-    or GRPO (normalised per prompt, clipped)"""
+    """advantages: REINFORCE++ (whitened over the batch, no clip) or GRPO (per prompt, clipped)"""
     clip_low: float = 0.2
     """grpo: lower clip of the probability ratio, 1 - clip_low"""
     clip_high: float = 0.2
     """grpo: upper clip of the probability ratio, 1 + clip_high"""
     dual_clip: float = 0.0
-    """grpo: bound the loss of negative advantages at dual_clip * |advantage|;
-    0 is off (official code: 3)"""
+    """grpo: bound negative advantages' loss at dual_clip * |advantage|; 0 is off (official: 3)"""
     tis_cap: float = 0.0
-    """truncated importance sampling: weigh a token with min(trainer's / sampler's probability,
-    tis_cap); 0 is off, 2 is usual"""
+    """truncated importance sampling: cap of trainer's / sampler's probability; 0 is off"""
     kl_coef: float = 1e-3
     """weight of the k3 KL divergence to the start model in the loss; 0 loads no reference model"""
     lr: float = 1e-4
     """AdamW learning rate (paper: 1e-6 for 1.5B parameters)"""
     lr_schedule: Literal["constant", "linear"] = "constant"
     """linear falls in equal parts from --lr at the first step to --lr / --steps at the last"""
+    warmup: int = 1
+    """steps over which the learning rate rises to its full value; 1 is off"""
     weight_decay: float = 0.01
     """AdamW weight decay"""
     max_grad_norm: float = 1.0
@@ -199,62 +206,45 @@ class Args(flags.RunFlags):
     """optimizer steps per pass over the completions"""
     epochs: int = 1
     """passes over the completions"""
-
     # --- ALGO: args ---
-    GRADIENT_PER_OBJECTIVE = True
     normalize: bool = False
     """find the weights for gradients of norm 1,
     so that the shortest one does not take all the weight (paper: off)"""
 
 
+def controller(args: Args, objectives: list[str], device: torch.device) -> MGDA:
+    """The algorithm as the flags have it. Raises UserError naming the flag."""
+    K = len(objectives)
+    require(K <= 12, f"--rewards has {K} objectives: exact weights take 2^K solves, so 12 at most")
+    return MGDA(args.normalize)
+
+
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    device = start(args)
-    objectives = reward_functions.load(args.rewards)
-    K, G = len(objectives), args.completions
-    grpo = args.estimator == "grpo"
-    clip_low, clip_high = (args.clip_low, args.clip_high) if grpo else (torch.inf, torch.inf)
-    dual_clip = args.dual_clip if grpo else 0.0
-
-    # --- ALGO: state ---
-    require(K <= 12, f"--rewards has {K} objectives: exact weights take 2^K solves, so 12 at most")
-    state = {}
-
-    # --- SHARED: models, data and start ---
-    data = load_data(args, objectives)
-    compute = compute_dtype(args.compute_dtype, device)
-    engine, policy, reference = load_models(args, data, device, compute)
+    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    algorithm = controller(args, run.objectives, run.device)
+    policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    run = Run(args, SCRIPT, data, objectives, engine, policy, optimizer, state)
-    engine.sync(policy, run.last_step)
-    canary = Canary(args.max_logp_gap, compute)
-    meter = Meter(args.epochs, args.mini_batches, optimizer, reference is not None)
+    run.restore(optimizer, algorithm.state)  # where --resume asks for it
+    G, clips = args.completions, flags.clips(args)  # clips: infinite where --estimator has none
+    passes = (args.temperature, args.micro_batch_tokens)
 
     for step in run.steps():
         # --- SHARED: sample, generate, score ---
-        meter.begin()
         decay = 1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * decay
-        # for rewards that draw lots; prompts, completions and mini-batches have seeds of their own
-        reseed(args.seed, step, args.prompts + args.epochs + ranks.rank())
-        # each rank samples and scores whole prompts, then every rank has all B = P * G completions
-        prompts = data.train.batch(step, args.prompts, args.seed)
-        batch = roll_out(engine, data.tokenizer, prompts, G, args.max_new_tokens, args.temperature)
-        meter.lap("rollout")
-        rewards, mean_length = run.score(batch)  # [B, K], in tokens
-        meter.lap("reward")
-        passes = {"temperature": args.temperature, "max_tokens": args.micro_batch_tokens}
-        old_logp = token_logprobs_no_grad(policy, batch, **passes)  # [B, T]
-        ref_logp = token_logprobs_no_grad(reference, batch, **passes) if reference else old_logp
-        meter.sampled(batch, mean_length, canary.check(step, batch, old_logp))
-        tis = (old_logp - batch.sampled.logp).exp().clamp(max=args.tis_cap) if args.tis_cap else 1
-        batch = batch.with_logprobs(old_logp, ref_logp, token_weight=batch.mask * tis)
+            group["lr"] = args.lr * decay * min(1, step / args.warmup)
+        batch = run.sample(step)  # on every rank all B = P * G completions
+        rewards = run.score(batch)  # [B, K]
+        old_logp = token_logprobs_no_grad(policy, batch, *passes)  # [B, T]
+        ref_logp = token_logprobs_no_grad(reference, batch, *passes) if reference else old_logp
+        run.check_sampler(step, batch, old_logp)  # that it has the policy's weights
+        batch = batch.with_logprobs(old_logp, ref_logp, args.tis_cap)
+        meter = Meter(batch, args.epochs, args.mini_batches)  # looks on, for the log
 
         # --- SHARED: advantages per objective ---
-        each = [estimate_advantages(r, batch.lengths, G, args.estimator) for r in rewards.T]
-        objective_advantages = torch.stack(each, 1)  # [B, K]
-        weights, norms, missing = torch.zeros(3, K)  # means over this step's mini-batches
+        each = estimate_each(rewards, batch.lengths, G, args.estimator)  # [B, K]
+        K, weights = len(run.objectives), 0.0  # the mean over this step's mini-batches
 
         # --- SHARED: update ---
         for epoch in range(args.epochs):
@@ -263,70 +253,47 @@ def main(args: Args) -> None:
                 tokens = batch.mask[rows].sum()
                 optimizer.zero_grad()
                 # --- SHARED: one gradient per objective ---
-                gradients, losses = Gradients(policy), torch.zeros(K, device=device)
-                # sums over the mini-batch's tokens: its division into micro-batches changes nothing
+                gradients, losses = Gradients(policy), torch.zeros(K).to(rewards)
                 for micro in micro_batches(batch, rows, args.micro_batch_tokens):
                     logp = token_logprobs(policy, micro, args.temperature)  # [b, T]
                     ratio = (logp - micro.old_logp).clamp(-20, 20).exp()
-                    own = objective_advantages[micro.rows].T  # [K, b]
-                    terms = [policy_loss(ratio, a, clip_low, clip_high, dual_clip) for a in own]
-                    terms = [(term * micro.token_weight).sum() / tokens for term in terms]  # K
+                    found = [policy_loss(ratio, a, *clips) for a in each[micro.rows].T]
+                    terms = [(loss * micro.token_weight).sum() / tokens for loss, _ in found]  # K
                     kl = (kl_penalty(logp, micro.ref_logp) * micro.mask).sum() / tokens
-                    active = [active_tokens(a, ratio, clip_low, clip_high) for a in own]
-                    active = torch.stack(active).float().mean(0)  # share of the objectives
-                    meter.see(micro, logp, active, tokens, loss_kl=kl)
-                    losses += torch.stack(terms).detach()
                     gradients.add([*terms, args.kl_coef * kl] if reference else terms)
+                    active = torch.stack([a for _, a in found]).float().mean(0)  # of objectives
+                    meter.see(micro, logp, active, tokens, torch.zeros_like(kl), kl)
+                    losses += torch.stack(terms).detach()
                 losses, gram = ranks.all_sum(losses).cpu(), gradients.gram(K)  # KL is no objective
-                present = has_gradient(gram)  # [K]
                 # --- ALGO: weigh the gradients ---
-                mini_weights = torch.full((K,), 1 / K)
-                # of those that have a gradient: with a zero among them the shortest is 0
-                if present.any():
-                    part = merge_equal(gram[present][:, present])
-                    # a factor for each gradient: its length becomes 1, or stays as it is
-                    factor = part.diagonal().rsqrt() if args.normalize else torch.ones(len(part))
-                    found = factor * min_norm_weights(factor[:, None] * part * factor)
-                    found = (found / found.sum()).float()
-                    mini_weights = torch.zeros(K).masked_scatter(present, found)
+                mini_weights = algorithm.weigh(gram)  # [K]
                 # --- SHARED: weighted gradient ---
-                gradients.combine(
-                    [*mini_weights.tolist(), 1.0] if reference else mini_weights.tolist()
-                )
-                meter.see_gradients(gram, mini_weights @ losses)
-                weights = weights + mini_weights / meter.updates
-                norms = norms + gram.diagonal().sqrt() / meter.updates
-                missing = missing + ~present / meter.updates
+                share = mini_weights.tolist()
+                gradients.combine([*share, 1.0] if reference else share)
+                meter.weighed(gram, mini_weights @ losses)
+                weights = weights + mini_weights / (args.epochs * args.mini_batches)
                 # --- SHARED: optimizer step ---
                 grad_norm = clip_gradients(policy.parameters(), args.max_grad_norm)
                 meter.updated(grad_norm)
                 if grad_norm < torch.inf:  # nor NaN; else the policy keeps its last good weights
                     optimizer.step()
-        meter.finish()
-        engine.sync(policy, step)
-        meter.lap("update")
+        run.sync(step, meter)  # new weights for the sampler; what each rank saw for all
 
-        # --- ALGO: after the update ---
-        weights = weights.to(device)
-        # for the log alone: the update weighed gradients, and its direction is about this score's
-        advantages = objective_advantages @ weights
-        extra = {"mgda/grad_norm": norms, "mgda/no_gradient": missing}
+        # --- SHARED: means over the mini-batches ---
+        weights, grams = weights.to(rewards), meter.grams
+        advantages = each @ weights  # the update weighed gradients: about its direction, logged
+        norms = sum(gram.diagonal().sqrt() / len(grams) for gram in grams)
+        missing = sum(~has_gradient(gram) / len(grams) for gram in grams)
+        found = {f"{run.script}/grad_norm": norms, f"{run.script}/no_gradient": missing}
+        algorithm.log = found | algorithm.log
 
-        # --- SHARED: observe, evaluate, save ---
-        meter.lap("weights")
+        # --- SHARED: log, evaluate, save ---
         cov = within_prompt_covariance(advantages, rewards, G)
-        cov_active = within_prompt_covariance(advantages * meter.unclipped, rewards, G)
-        logged = {"weight": weights, "cov": cov, "cov_active": cov_active, **extra}  # [K] each
-        row, kept = meter.describe(objectives, rewards, advantages, G, logged)
-        run.log(step, row | run.evaluate(step), kept)
-        run.save(step, meter.failures)
-
-    # --- SHARED: close ---
-    failed = run.close()
-    report(run.folder, failed)
-    ranks.stop()
+        cov_active = within_prompt_covariance(advantages * meter.active, rewards, G)
+        logged = {"weight": weights, "cov": cov, "cov_active": cov_active, **algorithm.log}
+        run.finish(step, meter, rewards, advantages, logged)  # [B, K], [B], [K] each
+    run.close()  # model/, curves.png, and what became of each objective
 
 
 if __name__ == "__main__":
-    with plain_errors():
-        main(parse(Args, SCRIPT))
+    launch.run(main, Args)

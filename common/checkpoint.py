@@ -1,187 +1,145 @@
-"""Checkpoints of a run: written whole or not at all, read on any number of ranks without executing anything, the last two kept,
-and one that is asked for.
+"""Checkpoints: written whole or not at all, read on any number of ranks, the last two kept.
 
 run/checkpoints/step_000100/ holds
-    __0_0.distcp, __1_0.distcp, ...   each rank's share of the tensors `policy.<name>` and `optimizer.<name>.<field>`
-    .metadata                         where in these files each part of each tensor is
-    state.pt                          the algorithm's state: small, and the same on all ranks
-    manifest.json                     size and CRC-32 of each of these files
-The first two are the format of torch.distributed.checkpoint, whose tools (`format_utils.dcp_to_torch_save`) read the folder as well. Its
-safetensors writer was not taken: it holds two copies of a rank's share in host memory, this one a copy of a single tensor.
-
-Both functions are collective: every rank calls them on a folder that all ranks share, and returns or raises as the others do.
+    rank_0.pt, rank_1.pt, ...   each rank's share of the tensors `policy.<name>` and
+                                `optimizer.<name>.<field>`, cut along their first dimension
+    state.pt                    what the run and the algorithm remember: the same on all ranks
+All are read with weights_only=True, so that no file runs code. Both functions are collective.
 """
 
-import io
-import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import metadata
+from torch.distributed.tensor import DTensor
 
 from common import ranks
-from common.errors import UserError, require
-from integrations.checkpoint_files import Reader, Writer, as_user_error, fingerprint, flush_names, write_through
+from common.errors import UserError, first_line, require
 
 KEPT = 2
 
 
-def save_checkpoint(
-    run: Path, step: int, policy: nn.Module, optimizer: torch.optim.Optimizer, state: dict, kept: int | None = None
-) -> None:
-    """Write the checkpoint of this step to run/checkpoints and keep the last two, and that of the step `kept` if there is one.
+def save_checkpoint(run: Path, step: int, policy, optimizer, state: dict, kept: int | None) -> None:
+    """Write the checkpoint of this step and keep the last two, and that of the step `kept`.
 
-    state: nested dicts and lists of small tensors, numbers, strings and None, the same on all ranks. Raises UserError if the folder cannot
-    be written or the disk is full; the earlier checkpoints are then as they were.
+    state: nested dicts and lists of small tensors, numbers, strings and None. Raises UserError
+    where it cannot be written; the earlier checkpoints are then as they were.
     """
     folder = run / "checkpoints" / f"step_{step:06d}"
     temporary = folder.with_suffix(".tmp")
     tensors = _policy_tensors(policy)
     names = {id(tensor): name.removeprefix("policy.") for name, tensor in tensors.items()}
-    # not torch's get_optimizer_state_dict: it takes a step of an optimizer that has no state yet, which would then count one too many
     for parameter, fields in optimizer.state.items():
-        tensors |= {f"optimizer.{names[id(parameter)]}.{field}": value for field, value in fields.items()}
-    if others := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
-        raise TypeError(f"{others[0]} is no tensor: it would be pickled, and loading refuses that")
-    marks = {}
+        own = names[id(parameter)]
+        tensors |= {f"optimizer.{own}.{field}": value for field, value in fields.items()}
+    sharded = [name for name, tensor in tensors.items() if isinstance(tensor, DTensor)]
+    layout = {"ranks": ranks.count(), "sharded": sharded}
 
-    @as_user_error()
+    told = f"{folder} cannot be written; those before it are intact: make room, then --resume {run}"
+
+    @told_as(told)
     def prepare() -> None:
-        for left in folder.parent.glob("step_*.tmp"):  # of a run that was killed while it wrote
-            shutil.rmtree(left)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed while it wrote
         temporary.mkdir(parents=True)
-        torch.save(state, buffer := io.BytesIO())
-        write_through(temporary / "state.pt", buffer.getvalue())
+        torch.save(state | {"layout": layout}, temporary / "state.pt")
 
-    @as_user_error()
-    def fingerprints() -> dict[str, list[int]]:
-        """Of the files that this rank wrote."""
-        own = (f"__{ranks.rank()}_", *((".metadata", "state.pt") if ranks.rank() == 0 else ()))
-        return {path.name: fingerprint(path) for path in temporary.iterdir() if path.name.startswith(own)}
+    @told_as(told)
+    def write_share() -> None:
+        own = {name: _local(tensor).detach() for name, tensor in tensors.items()}
+        torch.save(own, temporary / f"rank_{ranks.rank()}.pt")
 
-    @as_user_error()
+    @told_as(told)
     def publish() -> None:
-        for name in marks:
-            require((temporary / name).exists(), f"{name} is missing: all ranks must share this folder")
-        write_through(temporary / "manifest.json", json.dumps(marks, indent=1).encode())
-        flush_names(temporary)  # the rename must not reach the disk before the content
-        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was stopped at this step and resumed from an earlier one
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was resumed from before it
         os.replace(temporary, folder)
-        flush_names(folder.parent)
+        for old in _folders(run)[:-KEPT]:
+            if _step(old) != kept:
+                shutil.rmtree(old, ignore_errors=True)
 
-    try:
-        ranks.on_first(prepare)
-        with as_user_error():
-            dcp.save(tensors, storage_writer=Writer(temporary))
-        for part in ranks.together(fingerprints):
-            marks |= part
-        ranks.on_first(publish)
-    except UserError as error:
-        ranks.on_first(lambda: shutil.rmtree(temporary, ignore_errors=True))
-        told = f"step {step}: the checkpoint cannot be written to {folder} ({error})"
-        if ranks.on_first(lambda: bool(_folders(run))):
-            goes_on = f"those before it are intact. Make room there or make it writable, then continue with --resume {run}"
-        else:
-            goes_on = "there is none before it. Make room there, or give another --out, and start again"
-        raise UserError(f"{told}; {goes_on}") from error
-    ranks.on_first(lambda: [shutil.rmtree(old, ignore_errors=True) for old in _folders(run)[:-KEPT] if _step(old) != kept])
+    ranks.on_first(prepare)
+    ranks.together(write_share)
+    ranks.on_first(publish)
 
 
-def load_checkpoint(run: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None, of: int | None = None) -> tuple[int, dict]:
-    """Fill policy and optimizer, where there is one, from the newest checkpoint that every rank can read, and return its (step, state).
-
-    of: take no other than this step's. Else one that cannot be read is named and the one before it used. Tensors of state that were on a
-    GPU come to the policy's device, others to the CPU. The optimizer keeps its learning rate and other settings. Raises UserError naming
-    --resume if none can be read.
-    """
-    for folder in reversed(ranks.on_first(lambda: [f for f in _folders(run) if of in (None, _step(f))])):
+def load_checkpoint(run: Path, policy: nn.Module, optimizer=None, of=None) -> tuple[int, dict]:
+    """Fill policy and optimizer, where there is one, from the newest checkpoint that can be read, or
+    that of the step `of`; returns its (step, state). Tensors of the state that were on a GPU come
+    to the policy's. Raises UserError naming --resume where there is none."""
+    folders = ranks.on_first(lambda: [f for f in _folders(run) if of in (None, _step(f))])
+    for folder in reversed(folders):
         try:
-            return _step(folder), _load(folder, policy, optimizer)
+            state = {}
+            ranks.together(lambda folder=folder, state=state: _load(folder, policy, optimizer, state))
+            return _step(folder), state
         except UserError as error:
             if ranks.rank() == 0:
                 print(f"checkpoint {folder} cannot be read ({error}); trying the one before it")
-    raise UserError(f"--resume {run}: no readable checkpoint in {run / 'checkpoints'}; start again without --resume")
+    raise UserError(f"--resume {run}: no readable checkpoint in {run / 'checkpoints'}")
 
 
-def _load(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict:
-    """Fill policy and optimizer and return the state, or raise UserError on every rank.
-
-    A damaged checkpoint is found before the policy is touched. Only forged data, whose checksums are right, can leave it partly filled;
-    then the checkpoint before fills all of it, or the run ends.
-    """
-    tensors, state, moments = _policy_tensors(policy), {}, {}
-    device, reader = next(iter(tensors.values())).device, Reader(folder)
-
+def _load(folder: Path, policy: nn.Module, optimizer, state: dict) -> None:
     def place(storage: torch.UntypedStorage, saved_on: str) -> torch.UntypedStorage:
-        return storage if saved_on == "cpu" else storage.to(device=device)
+        return storage if saved_on == "cpu" else storage.to(device=policy.device)
 
-    def examine() -> None:
-        with as_user_error("manifest.json"):
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            files = sorted(manifest)[ranks.rank() :: ranks.count()]  # each rank a share of them
-        for name in files:
-            with as_user_error(name):
-                require(fingerprint(folder / name) == manifest[name], f"{name} is not as it was written")
-        with as_user_error("state.pt"):
-            state.update(torch.load(folder / "state.pt", map_location=place, weights_only=True))
-        with as_user_error(".metadata"):
-            moments.update(_empty_moments(reader.read_metadata().state_dict_metadata, tensors))
-
-    ranks.together(examine)
-    if not optimizer:
-        moments.clear()
-    with as_user_error("*.distcp"):
-        dcp.load(tensors | moments, storage_reader=reader)
-    if not optimizer:
-        return state
-    index = {id(parameter): i for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    loaded = {}
-    for key, value in moments.items():
-        name, field = _owner(key)
-        loaded.setdefault(index[id(tensors[name])], {})[field] = value
-    optimizer.load_state_dict({"state": loaded, "param_groups": optimizer.state_dict()["param_groups"]})
-    return state
+    with told_as("it is damaged"):
+        saved = torch.load(folder / "state.pt", map_location=place, weights_only=True)
+        layout, tensors = saved.pop("layout"), _policy_tensors(policy)
+        state.update(saved)
+        files = [folder / f"rank_{rank}.pt" for rank in range(layout["ranks"])]
+        parts = [torch.load(f, map_location="cpu", mmap=True, weights_only=True) for f in files]
+        for name, cut in parts[0].items():
+            whole = torch.cat([p[name] for p in parts]) if name in layout["sharded"] else cut
+            if name.startswith("policy."):
+                _fill(tensors[name], whole)
+            elif optimizer:
+                owner, field = name.removeprefix("optimizer.").rsplit(".", 1)
+                parameter = tensors[f"policy.{owner}"]
+                like = parameter if whole.shape == parameter.shape else whole
+                moment = torch.zeros_like(like, dtype=whole.dtype).requires_grad_(False)
+                _fill(moment, whole)
+                optimizer.state[parameter][field] = moment
 
 
-# --- Tensors ---
+@contextmanager
+def told_as(what: str) -> Iterator[None]:
+    """Turn what the disk or torch objects to into a UserError. Used as a decorator."""
+    try:
+        yield
+    except (UserError, OSError, RuntimeError, KeyError, ValueError, UnpicklingError) as error:
+        raise UserError(f"{what} ({type(error).__name__}: {first_line(error)})") from error
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def _fill(tensor: Tensor, whole: Tensor) -> None:
+    """Copy a whole tensor, or this rank's rows of it, in place."""
+    require(tensor.shape == whole.shape, f"of another model, with {tuple(whole.shape)}")
+    if isinstance(tensor, DTensor):
+        whole = whole.chunk(ranks.count())  # as FSDP cuts it; there may be fewer parts than ranks
+        whole = whole[ranks.rank()] if ranks.rank() < len(whole) else _local(tensor)
+    _local(tensor).copy_(whole)
 
 
 def _policy_tensors(policy: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers as `policy.<name>`, tied ones once. The very tensors, so that loading fills them in place."""
+    """Parameters and saved buffers as `policy.<name>`, tied ones once: the very tensors."""
     first = {}
-    for name, tensor in policy.state_dict(keep_vars=True).items():  # brings FSDP's parameters into their sharded form
+    for name, tensor in policy.state_dict(keep_vars=True).items():
         first.setdefault(id(tensor), (f"policy.{name}", tensor))
     return dict(first.values())
 
 
-def _empty_moments(saved: dict[str, metadata.TensorStorageMetadata], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Room for the optimizer state in a checkpoint: sharded like the parameter where it has the parameter's shape, whole on the CPU
-    elsewhere (AdamW's count of steps). Raises ValueError if the checkpoint is of another model."""
-    if other := {key for key in saved if key.startswith("policy.")} ^ tensors.keys():
-        raise ValueError(f"of another model: {min(other).removeprefix('policy.')} is only in one of them")
-    moments = {}
-    for key in saved.keys() - tensors.keys():
-        size, dtype, parameter = saved[key].size, saved[key].properties.dtype, tensors[_owner(key)[0]]
-        moments[key] = torch.zeros_like(parameter, dtype=dtype) if size and size == parameter.shape else torch.zeros(size, dtype=dtype)
-    return moments
-
-
-def _owner(key: str) -> tuple[str, str]:
-    """`optimizer.<name>.<field>` -> (`policy.<name>`, `<field>`)."""
-    name, field = key.removeprefix("optimizer.").rsplit(".", 1)
-    return f"policy.{name}", field
-
-
-# --- Folders ---
-
-
 def _folders(run: Path) -> list[Path]:
     """The checkpoints, oldest first; not those half written."""
-    return sorted((f for f in (run / "checkpoints").glob("step_*") if f.name[5:].isdigit()), key=_step)
+    found = (run / "checkpoints").glob("step_*")
+    return sorted((folder for folder in found if folder.name[5:].isdigit()), key=_step)
 
 
 def _step(folder: Path) -> int:

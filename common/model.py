@@ -1,6 +1,11 @@
-"""Loading a policy and its tokenizer, sharding it, and the log-probabilities of completion tokens."""
+"""Loading, sharding and writing a policy, and the log-probabilities of completion tokens."""
 
+import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from types import MethodType
 
 import torch
@@ -8,69 +13,86 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from common import ranks
-from common.batch import Batch, is_first, micro_batches
-from common.errors import UserError
-from integrations.model_checks import check_config, check_weights, files_of, loading
-from integrations.pretrained import TESTBED, model_path
-from integrations.rounding import spread_evenly
+from common.batch import Batch, is_first, micro_batches, pad
+from common.errors import UserError, first_line, require
 
-LOGITS_AT_ONCE = 2**26  # 256 MiB in float32, of which a pass holds a few copies; 440 tokens of a 150k vocabulary
-RECOMPUTE = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is random in a forward pass without dropout
+LOGITS_AT_ONCE = 2**26  # 256 MiB in float32: 440 tokens of a 150k vocabulary
+RECOMPUTE = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a pass is random
+
+# --- Loading ---
+
+
+@contextmanager
+def loading(model: str) -> Iterator[None]:
+    """Turn what libraries raise about the files of a model into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # tokenizers, safetensors and optional packages have their own
+        raise UserError(f"--model {model} could not be loaded: {first_line(error)}") from error
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False):
-    """The tokenizer of a testbed base, a hub name or a local folder. Raises UserError if it is missing or cannot end a text."""
-    if model.split(":")[0] == TESTBED:
-        from testbed.arithmetic import tokenizer
-
-        return tokenizer()
+    """The tokenizer of a `model_path`."""
     from transformers import AutoTokenizer
 
-    with loading(model, "no tokenizer could be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(**files_of(model_path(model)), trust_remote_code=trust_remote_code)
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"--model {model}: its tokenizer has no end-of-sequence token, so completions would never end")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # masks, not ids, tell padding from tokens, so any id will do
-    return tokenizer
+    from testbed.arithmetic import HERE, tokenizer
+
+    if Path(model).parent == HERE:
+        return tokenizer()
+
+    with loading(model):
+        found = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    told = "its tokenizer has no end-of-sequence token, so completions would never end"
+    require(found.eos_token_id is not None, f"--model {model}: {told}")
+    if found.pad_token_id is None:
+        found.pad_token = found.eos_token  # masks, not ids, tell padding from tokens
+    return found
 
 
 def load_config(model: str, trust_remote_code: bool = False):
     """The config of a model that can be trained. Raises UserError naming --model."""
     from transformers import AutoConfig
 
-    with loading(model, "its config could not be loaded"):
-        config = AutoConfig.from_pretrained(**files_of(model_path(model)), trust_remote_code=trust_remote_code)
-    check_config(model, config)
+    with loading(model):
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    told = f"--model {model}: its weights are quantised, and cannot be trained"
+    require(getattr(config, "quantization_config", None) is None, told)
+    told = f"--model {model} is an encoder-decoder; give a decoder-only language model"
+    require(not config.is_encoder_decoder, told)
     return config
 
 
-def load_whole(model: str, device: torch.device, trust_remote_code: bool = False, dtype: torch.dtype | str = torch.float32) -> nn.Module:
-    """A causal language model, complete on this rank and in eval mode, from `testbed[:base]`, a hub name or a local folder (safetensors).
-
-    Eval mode for training too: dropout would make the ratio of an unchanged policy differ from 1. dtype "auto" is the one it is stored in.
-    Raises UserError naming --model.
-    """
+def load_whole(
+    model: str, device, trust_remote_code: bool = False, dtype: torch.dtype | str = torch.float32
+) -> nn.Module:
+    """A causal language model, complete on this rank, in eval mode for training too: dropout would
+    make the ratio of an unchanged policy differ from 1. dtype "auto" is the stored one."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # one per file; the run has its own
-    load_config(model, trust_remote_code)  # says what is wrong with it in our words
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report of weights that do not fit is a table; ours is a line
-    # safetensors alone: a pickled checkpoint runs code when it is loaded. `info` tells of weights that are missing or of another shape
-    flags = {"trust_remote_code": trust_remote_code, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
-        with loading(model, "no weights could be loaded, from a hub name, a folder with config.json and *.safetensors, or testbed[:base]"):
-            loaded, info = AutoModelForCausalLM.from_pretrained(**files_of(model_path(model)), dtype=dtype, **flags)
-    finally:
-        logging.set_verbosity(verbosity)
-    check_weights(model, loaded, info)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its report of weights that do not fit is a table
+    # a pickled checkpoint would run code when it is loaded
+    flags = {"trust_remote_code": trust_remote_code, "use_safetensors": True}
+    flags |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with loading(model):
+        loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **flags)
+    # random weights would take their place
+    missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    told = f"--model {model}: weights are missing from its files, or of another shape"
+    require(not missing, f"{told}: {missing[:1]}")
     return loaded.to(device).eval()
 
 
@@ -78,7 +100,7 @@ def load_whole(model: str, device: torch.device, trust_remote_code: bool = False
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of activations: `float32`, `bfloat16`, or for `auto` bfloat16 on GPUs and float32 on CPUs. Weights stay in float32."""
+    """The dtype of activations; auto is bfloat16 on GPUs and float32 on CPUs."""
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
     return getattr(torch, name)
@@ -87,83 +109,88 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
 def load_model(
     model: str,
     device: torch.device,
-    trust_remote_code: bool = False,
-    compute: torch.dtype = torch.float32,
+    trust_remote_code: bool,
+    compute: torch.dtype,
     frozen: bool = False,
     activation_checkpointing: bool = False,
 ) -> nn.Module:
-    """A policy to train, float32, or a frozen one in its compute dtype; sharded over all ranks where there is a process group (FSDP2).
+    """A policy to train, float32, or a frozen one in its compute dtype; sharded over all ranks
+    where there is a process group (FSDP2).
 
-    Every decoder layer is a group that is gathered for its forward and backward pass; what is left, embeddings, last norm and lm_head,
-    is the root group, so that tied embeddings stay one parameter. Compute in `compute`, sums of gradients over ranks in float32: sums,
-    not means, because losses are fractions of the whole batch. activation_checkpointing keeps one tensor per layer and token and
-    recomputes the rest in the backward pass. A policy that computes in bfloat16 begins with weights that are spread evenly:
-    integrations/rounding.py says why. Raises UserError naming --model.
+    Every decoder layer is a group that is gathered for its passes; what is left, embeddings, norm
+    and lm_head, is the root group. Gradients are summed over ranks in float32, not averaged:
+    losses are fractions of the whole batch.
     """
     if not dist.is_initialized():
         policy = load_whole(model, device, trust_remote_code)
         layers = decoder_layers(policy)
     else:
-        # in host memory and in the dtype it is stored in; layer by layer, the shards then go to the device as float32
         policy = load_whole(model, torch.device("cpu"), trust_remote_code, "auto")
-        layers, tied = decoder_layers(policy), _is_tied(policy)
+        layers = decoder_layers(policy)
         mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
         mesh = init_device_mesh(device.type, (ranks.count(),))
-        even = torch.Generator().manual_seed(0)  # every rank draws for whole parameters, in one order: the same on any number of ranks
+        even = torch.Generator().manual_seed(0)  # every rank draws for whole parameters, all alike
         for module in (*layers, policy):
             for parameter in module.parameters():
                 if not isinstance(parameter, DTensor):
                     parameter.data = parameter.data.to(compute if frozen else torch.float32)
                     if not frozen and compute == torch.bfloat16:
                         parameter.data = spread_evenly(parameter.data, even)
-            # the root too is resharded after its forward pass: kept whole it would keep old weights when no backward pass follows
+            # the root too: kept whole it would keep old weights when no backward pass follows
             fully_shard(module, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
-            module.set_gradient_divide_factor(1.0)  # each group has its own
+            module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
-        if tied != _is_tied(policy):
-            raise RuntimeError(f"sharding {model} has untied its embeddings")
         policy.to(device)  # buffers, such as the frequencies of rotary embeddings
         policy.token_logprobs = MethodType(_token_logprobs, policy)
-        register_fsdp_forward_method(policy, "token_logprobs")  # so that the root group is gathered for it
+        register_fsdp_forward_method(policy, "token_logprobs")  # gathers the root group
     if activation_checkpointing:
         policy.gradient_checkpointing_enable(RECOMPUTE)
         policy.checkpointed = layers
     return policy.requires_grad_(not frozen)
 
 
+def spread_evenly(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """Float32 weights drawn evenly from all that round to the same bfloat16 numbers; zeros stay.
+
+    Stored bfloat16 weights all lie in the middle of what rounds to them: their bfloat16 copies,
+    which compute, would not move at a usual learning rate.
+    """
+    numbers = weights.bfloat16().float().view(torch.int32)
+    noise = torch.empty(weights.shape, dtype=torch.int16)
+    noise.random_(1 - 2**15, 2**15, generator=generator)
+    return torch.where(numbers << 1 == 0, numbers, numbers + noise).view(torch.float32)
+
+
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that are sharded and checkpointed one by one: those of the class that the architecture says not to split."""
-    return [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
-
-
-def _is_tied(model: nn.Module) -> bool:
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    """The layers that are sharded and checkpointed one by one."""
+    names = model._no_split_modules or ()
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def full_parameters(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter with its name, whole and in dtype, one at a time; tied ones once. Collective: every rank must go through all."""
+    """Every parameter with its name, whole and in dtype, one at a time. Collective: every rank must
+    go through all."""
     for name, parameter in model.named_parameters():
-        tensor = parameter.detach().to(dtype)  # before it is gathered: half the traffic in bfloat16
+        tensor = parameter.detach().to(dtype)  # before it is gathered: half the traffic
         yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-# --- Log-probabilities ---
+# --- Training ---
 
 
 def token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tensor:
-    """Log-probability of every completion token under the model at this sampling temperature, [B, T]; 0 on padding.
-
-    Logits exist for completion tokens only, for a few hundred at a time if the vocabulary is large, and in float32 at least. Where the
-    model is sharded this is collective: every rank with a batch of its own, any of any size.
-    """
-    return model.token_logprobs(batch, temperature) if isinstance(model, FSDPModule) else _token_logprobs(model, batch, temperature)
+    """Log-probability of every completion token at this sampling temperature, [B, T]; 0 on padding.
+    Where the model is sharded this is collective: every rank with a batch of its own."""
+    if isinstance(model, FSDPModule):
+        return model.token_logprobs(batch, temperature)
+    return _token_logprobs(model, batch, temperature)
 
 
 def _token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tensor:
-    # checkpointing is decided by each layer's own flag, read in its forward pass; the modules inside it stay in eval mode, without dropout
+    # a layer's own flag decides on checkpointing; what is inside stays in eval mode
     for layer in getattr(model, "checkpointed", ()):
         layer.training = torch.is_grad_enabled()
-    hidden = _hidden(model, batch) if batch.prompt_of is None else _hidden_prompts_once(model, batch)  # [B, T, D]
+    hidden = _hidden(model, batch) if batch.prompt_of is None else _hidden_prompts_once(model, batch)
     for layer in getattr(model, "checkpointed", ()):
         layer.training = False
     real = batch.mask > 0
@@ -174,35 +201,43 @@ def _token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tenso
         logp = _target_logprobs(head, hidden, targets, temperature)
     else:  # the logits of a chunk live in its own forward and once more in its backward pass
         parts = zip(hidden.split(size), targets.split(size), strict=True)
-        logp = torch.cat([checkpoint(_target_logprobs, head, h, t, temperature, **RECOMPUTE) for h, t in parts])
+        logp = torch.cat(
+            [checkpoint(_target_logprobs, head, h, t, temperature, **RECOMPUTE) for h, t in parts]
+        )
     return logp.new_zeros(batch.mask.shape).masked_scatter(real, logp)
 
 
 def _hidden(model: nn.Module, batch: Batch) -> Tensor:
-    """The states that predict the completions' tokens, each at the position before its token. [B, T, D]."""
-    attention = torch.cat([batch.prompt_mask, batch.mask.to(batch.prompt_mask.dtype)], 1)  # [B, L+T]
-    tokens, positions = torch.cat([batch.prompts, batch.completions], 1), (attention.cumsum(1) - 1).clamp(min=0)
-    hidden = model.base_model(tokens, attention_mask=attention, position_ids=positions, use_cache=False).last_hidden_state
+    """The states before each of the completions' tokens, which predict them. [B, T, D]."""
+    tokens = torch.cat([batch.prompts, batch.completions], 1)  # [B, L+T]
+    attention = torch.cat([batch.prompt_mask, batch.mask.to(batch.prompt_mask.dtype)], 1)
+    positions = (attention.cumsum(1) - 1).clamp(min=0)
+    given = {"attention_mask": attention, "position_ids": positions, "use_cache": False}
+    hidden = model.base_model(tokens, **given).last_hidden_state
     return hidden[:, -batch.completions.size(1) - 1 : -1]
 
 
 def _hidden_prompts_once(model: nn.Module, batch: Batch) -> Tensor:
-    """`_hidden`, the same but for rounding. Completions attend to their prompt's keys and values, which are computed once for all of them;
-    the gradient flows back through them."""
+    """`_hidden` but for rounding: completions attend to their prompt's keys and values, computed
+    once for all of them; the gradient flows back through these."""
     first = is_first(batch.prompt_of)
     of, mask = first.cumsum(0) - 1, batch.prompt_mask[first]  # [B], [U, L] of U prompts
-    read = model.base_model(batch.prompts[first], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    given = {"attention_mask": mask, "position_ids": positions, "use_cache": True}
+    read = model.base_model(batch.prompts[first], **given)
     cache = read.past_key_values
     cache.batch_select_indices(of)
-    width = max(batch.completions.size(1) - 1, 1)  # nothing is predicted from the last token; but on every rank there must be a pass
+    # nothing is predicted from the last token; but on every rank there must be a pass
+    width = max(batch.completions.size(1) - 1, 1)
     attention = torch.cat([batch.prompt_mask, batch.mask[:, :width].to(mask.dtype)], 1)
-    positions = (attention.cumsum(1) - 1)[:, -width:]
-    following = {"attention_mask": attention, "position_ids": positions, "past_key_values": cache, "use_cache": True}
-    hidden = model.base_model(batch.completions[:, :width], **following).last_hidden_state
-    return torch.cat([read.last_hidden_state[of, -1:], hidden], 1)[:, : batch.completions.size(1)]
+    given = {"attention_mask": attention, "position_ids": (attention.cumsum(1) - 1)[:, -width:]}
+    given |= {"past_key_values": cache, "use_cache": True}
+    hidden = model.base_model(batch.completions[:, :width], **given).last_hidden_state
+    hidden = torch.cat([read.last_hidden_state[of, -1:], hidden], 1)
+    return hidden[:, : batch.completions.size(1)]
 
 
-def _target_logprobs(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def _target_logprobs(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float):
     """hidden [N, D], targets [N] -> [N]."""
     logits = head(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
@@ -210,11 +245,75 @@ def _target_logprobs(head: nn.Module, hidden: Tensor, targets: Tensor, temperatu
 
 
 @torch.no_grad()
-def token_logprobs_no_grad(model: nn.Module, batch: Batch, temperature: float, max_tokens: int) -> Tensor:
-    """`token_logprobs` of the whole batch without a graph, [B, T]: every rank does its share, in micro-batches of at most max_tokens
-    padded tokens, and gets all."""
+def token_logprobs_no_grad(model: nn.Module, batch: Batch, temperature: float, max_tokens: int):
+    """`token_logprobs` of the whole batch, [B, T]: every rank does its share, in micro-batches of
+    at most max_tokens padded tokens, and gets all."""
     logp = torch.zeros_like(batch.mask)
     for micro in micro_batches(batch, torch.arange(len(batch.mask)), max_tokens):
         part = token_logprobs(model, micro, temperature)
         logp[micro.rows, : part.size(1)] = part.to(logp.dtype)
     return ranks.all_sum(logp)  # every row is 0 on all ranks but one
+
+
+@torch.no_grad()
+def check_architecture(model: str, policy: nn.Module, compute: torch.dtype) -> bool:
+    """A few tokens through a model: may a prompt be read once for all its completions? Measured,
+    since names tell of today's architectures alone. Collective. Raises UserError naming --model
+    where log-probabilities change with left padding or with later tokens."""
+    size = policy.config.get_text_config().vocab_size
+    prompts = [[token % size for token in row] for row in ([5, 6, 7, 8, 9], [12, 13])]
+    completions = [[token % size for token in row] for row in ([20, 21, 22], [23, 24, 25])]
+
+    def alike(one: Tensor, other: Tensor) -> bool:
+        gap, scale = (one - other).abs().mean().item(), other.abs().mean().item()
+        return gap <= (1e-3 + 1e-4 * scale if compute == torch.float32 else 0.1 + 0.05 * scale)
+
+    batch = pad([p for p in prompts for _ in range(2)], completions * 2, 0, policy.device)
+    short = pad(prompts[1:], [completions[1][:-1]], 0, policy.device)
+    with loading(model):
+        padded, alone = (token_logprobs(policy, each, 1.0) for each in (batch, short))
+    told = "left padding or later tokens change its log-probabilities: give a decoder-only model"
+    require(alike(padded[3:, :2], alone), f"--model {model}: {told}, such as a Llama or a Qwen")
+    if getattr(policy, "checkpointed", ()):  # checkpointed layers keep no keys and values
+        return False
+    try:
+        once = replace(batch, prompt_of=torch.tensor([0, 0, 1, 1], device=policy.device))
+        return alike(token_logprobs(policy, once, 1.0), padded)
+    except Exception:  # a cache that cannot be selected from, or gone on with by several tokens
+        return False
+
+
+def clip_gradients(parameters, max_norm: float) -> float:
+    """Scale `.grad` down to the norm max_norm if theirs, over all ranks, is larger; their norm."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+
+# --- Writing ---
+
+
+def export(model: nn.Module, tokenizer, folder: Path, dtype: torch.dtype) -> None:
+    """Write a Hugging Face checkpoint, whole or not at all. Collective; rank 0 writes."""
+    first = ranks.rank() == 0
+    weights = {name: tensor.cpu() for name, tensor in full_parameters(model, dtype) if first}
+    saved = model.state_dict()
+    weights |= {name: b.cpu() for name, b in model.named_buffers() if first and name in saved}
+    ranks.on_first(lambda: _write(model, tokenizer, weights, folder, dtype))
+
+
+def _write(model: nn.Module, tokenizer, weights: dict, folder: Path, dtype: torch.dtype) -> None:
+    temporary, config = folder.with_name(folder.name + ".tmp"), model.generation_config
+    try:
+        config.validate(strict=True)
+    except ValueError:  # transformers would not save it: keep the tokens alone
+        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+        model.generation_config = type(config)(**{name: getattr(config, name) for name in tokens})
+    model.config.dtype = dtype
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary, state_dict=weights)
+        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except Exception as error:  # a full disk is a SafetensorError
+        raise UserError(f"{folder} cannot be written ({first_line(error)})") from error

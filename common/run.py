@@ -1,225 +1,342 @@
-"""A run: its folder, its steps, its log, its evaluations and its checkpoints. What is learned, and how, is the script's."""
+"""A run: what it stands on, its steps, log, evaluations and checkpoints. What is learned, and how,
+is the script's."""
 
+import json
+import os
 import signal
-import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from math import inf, nan
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import ranks
+import rewards
+from common import data, flags, ranks
 from common.batch import Batch
 from common.checkpoint import load_checkpoint, save_checkpoint
-from common.errors import Interrupted, UserError, require
-from common.evaluate import evaluate, fell, score_batch
-from common.flags import RunFlags
-from common.interrupt import Signals
-from common.model import compute_dtype
-from common.setup import Data
-from common.track import Hold, Tracker, run_folder
-from integrations.export import export
+from common.errors import Stopped, UserError, require
+from common.evaluate import as_row, evaluate, score
+from common.log import Log, new_folder
+from common.meter import Meter, describe
+from common.model import (
+    check_architecture,
+    compute_dtype,
+    export,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
+from common.pretrained import model_path
+from common.rollout import Canary, make_engine, roll_out
+from common.runs import load_run
+from common.seeds import reseed
+from common.verdict import fell, verdict
 
+SMALL = 10_000_000  # parameters: a model that several threads do not make faster
 PATIENCE = 5  # steps without a difference between completions, before it is told
-LITTLE = 0.05  # standard deviation of a reward that hardly varies; covariances that a controller wants are larger
-MAX_FAILURES = 5  # updates in a row that were skipped because their gradient was not finite, before the run stops
+LITTLE = 0.05  # standard deviation of a reward; covariances that a controller wants are larger
+MAX_FAILURES = 5  # updates in a row whose gradient was not finite, before the run stops
 
 
 class Run:
-    """`last_step` is the step that the weights are of: 0 for a new run, that of the checkpoint for a resumed one."""
+    """Made from the flags; then `load_models`, `restore`, and in every step of `steps` the calls
+    in the order in which they stand here. Each measures the time since the call before it."""
 
-    def __init__(
-        self, args: RunFlags, script: str, data: Data, objectives: dict, engine, policy: nn.Module, optimizer: Optimizer, state: dict
-    ) -> None:
-        """Make the folder; or, with --resume, fill policy, optimizer and `state`, what the algorithm remembers, from its last checkpoint.
+    def __init__(self, args: flags.RunFlags, script: str) -> None:
+        """Start the ranks and find the rewards. Raises UserError naming the flag."""
+        self.args, self.script = args, script
+        alone = args.engine == "vllm" or args.compute_dtype == "bfloat16"
+        self.device = ranks.start(single=alone)
+        flags.check(args, ranks.count())
+        self.functions = rewards.load(args.rewards)
+        self.objectives = list(self.functions)
+        self.compute = compute_dtype(args.compute_dtype, self.device)
+        self.canary = Canary(args.max_logp_gap, self.compute)
 
-        Raises UserError naming --out or --resume.
-        """
-        self.args, self.data, self.objectives, self.engine = args, data, objectives, engine
-        self.policy, self.optimizer, self.state = policy, optimizer, state
-        self.last_step, self.samples, self.first = 0, [], {}  # first: metrics of the first evaluation
-        self.failed = None  # what a reward raised in the last evaluation
-        self.safe = 0  # the last step evaluated with no objective below its start beyond noise
-        self.seen = [0.0, 0]  # tokens and number of all training completions so far
-        self.yardstick = None  # tokens: mean length of the untrained model's completions, which evaluation compares with
+    def load_models(self) -> tuple[nn.Module, nn.Module | None]:
+        """Prompts, sampler, and (policy, reference model; None at --kl-coef 0)."""
+        args, model = self.args, model_path(self.args.model)
+        self.tokenizer = load_tokenizer(model, args.trust_remote_code)
+        self.answer_check = data.answer_check(args.answer_check, args.dataset)
+        splits = data.load(args, self.tokenizer, self.functions, self.answer_check)
+        self.train, held_out = splits["train"], splits[args.eval_split]
+        told = f"--prompts {args.prompts} is more than the {len(self.train)} training prompts"
+        require(args.prompts <= len(self.train), told)
+        require(len(held_out) >= 2, f"--eval-split {args.eval_split} needs two prompts or more")
+        self.held_out = held_out.select(range(min(args.eval_prompts, len(held_out))))
+        ids = self.train.ids + self.held_out.ids
+        config = load_config(model, args.trust_remote_code).get_text_config()
+        longest = max(map(len, ids)) + args.max_new_tokens
+        room = getattr(config, "max_position_embeddings", None) or longest
+        told = f"--max-new-tokens {args.max_new_tokens}: {longest} with the longest prompt, and"
+        require(longest <= room, f"{told} --model {args.model} has {room} positions")
+        highest = max(map(max, ids))
+        told = f"--model {args.model}: a prompt has the token {highest}, and its embedding has"
+        require(highest < config.vocab_size, f"{told} {config.vocab_size} rows")
+        how = (args, model, self.tokenizer, self.device, self.compute)
+        self.engine = make_engine(*how, max_length=longest)
+        how = (model, self.device, args.trust_remote_code, self.compute)
+        self.policy = load_model(*how, activation_checkpointing=args.activation_checkpointing)
+        self.engine.prompts_once = check_architecture(model, self.policy, self.compute)
+        self.reference = load_model(*how, frozen=True) if args.kl_coef > 0 else None
+        small = sum(parameter.numel() for parameter in self.policy.parameters()) < SMALL
+        if small and "OMP_NUM_THREADS" not in os.environ:  # several would wait for each other
+            torch.set_num_threads(1)
+        return self.policy, self.reference
+
+    def restore(self, optimizer: torch.optim.Optimizer, state: dict) -> None:
+        """Make the folder; or, with --resume, fill policy, optimizer and `state`, what the
+        algorithm remembers, from its last checkpoint. state is saved with every checkpoint."""
+        args, self.optimizer, self.state = self.args, optimizer, state
+        # seen: tokens and number of all training completions; yardstick: mean length of the
+        # untrained model's, in tokens; first: metrics of the first evaluation; safe: the last step
+        # evaluated with no objective below its start
+        self.memory = {"seen": [0.0, 0], "yardstick": None, "first": {}, "safe": 0}
+        self.last_step, self.failures = 0, 0
+        self.spread, self.flat, self.fallen = torch.zeros(len(self.objectives)), 0, set()
         if args.resume:
-            ranks.on_first(lambda: self._hold(Path(args.resume)))
-            self.last_step, saved = load_checkpoint(Path(args.resume), policy, optimizer)
-            told = f"--steps {args.steps} is below the {self.last_step} steps that --resume {args.resume} has taken"
-            require(args.steps >= self.last_step, f"{told}: give more, or leave it out")
-            state.update(saved["algorithm"])
-            self.seen, self.yardstick, self.first = saved["seen"], saved["yardstick"], saved.get("first", {})
-            self.safe = saved.get("safe", 0)
-        self.folder = run_folder(args.out, args.resume, args.name or f"{script}-s{args.seed}")
-        self.saved = self.last_step  # the step of the newest checkpoint
-        if not args.resume:
-            ranks.on_first(lambda: self._hold(self.folder))
-        config = {"script": script, "objectives": list(objectives), **asdict(args), "out": str(self.folder), "resume": ""}
-        self.tracker = Tracker(self.folder, config, self.last_step if args.resume else None, args.tensorboard, args.wandb)
-        self.say = self.tracker.say
-        self.flat, self.spread, self.lost = 0, {}, set()  # see _alarm and log
-        self.screen = ranks.rank() == 0 and sys.stderr.isatty()  # a log file gets a line per evaluation, and no bar
-
-    def _hold(self, folder: Path) -> None:
-        self.hold = Hold(folder)
+            self.folder = Path(args.resume)
+            self.last_step, saved = load_checkpoint(self.folder, self.policy, optimizer)
+            told = f"--steps {args.steps} is below the {self.last_step} steps that --resume has"
+            require(args.steps >= self.last_step, f"{told} taken: give more, or leave it out")
+            state.update(saved.pop("algorithm"))
+            self.memory = saved
+        else:
+            name = f"{self.script}-s{args.seed}"
+            self.folder = ranks.on_first(lambda: new_folder(args.out, name))
+        self.saved = self.last_step
+        config = {"script": self.script, "objectives": self.objectives, **asdict(args)}
+        config |= {"out": str(self.folder), "resume": ""}
+        self.log = Log(self.folder, config, self.last_step if args.resume else None)
+        self.engine.sync(self.policy, self.last_step)
+        threads = torch.get_num_threads()
+        where = f"{self.device}, {ranks.count()} rank(s), {threads} thread(s) each"
+        self.log.say(f"{self.folder}: {args.model} on {where} (OMP_NUM_THREADS)")
 
     def steps(self) -> Iterator[int]:
-        """The steps still to take, with a progress bar. A new run is evaluated before the first. From here on a signal waits for a
-        step's end, or that of its sampling."""
+        """The steps still to take. A new run is evaluated before the first; a resumed one makes up
+        for an evaluation that a reward broke off."""
         self.signals = Signals()
-        try:
-            if not self.args.resume:
-                self.log(0, self.evaluate(0), {})
-            elif self._due(self.last_step, self.args.eval_every) and (row := self.tracker.take_back(self.last_step)):
-                self.log(self.last_step, row | self.evaluate(self.last_step), {})
-            if self.failed:
-                raise self._ended(self.failed)
-            first, last = self.last_step, self.args.steps
-            steps, name = range(first + 1, last + 1), self.folder.name
-            self.bar = tqdm(steps, initial=first, total=last, desc=name, unit="step", disable=not self.screen)
-            yield from self.bar
-        finally:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        """Of the signals and of the folder."""
+        first, last = self.last_step, self.args.steps
+        if not self.args.resume:
+            self.log.metrics(0, self._evaluate(0))
+        elif self._due(first, self.args.eval_every) and (row := self._without_evaluation(first)):
+            self.log.metrics(first, row | self._evaluate(first))
+        # a log file gets a line per evaluation, and no bar
+        hidden = None if ranks.rank() == 0 else True  # None: where there is no terminal
+        for step in tqdm(range(first + 1, last + 1), initial=first, total=last, disable=hidden):
+            self.clock, self.laps = time.perf_counter(), {}
+            yield step
         self.signals.release()
-        self.hold = None
 
-    def score(self, batch: Batch) -> tuple[torch.Tensor, float]:
-        """(rewards [B, K], mean length in tokens of all training completions before this batch; the first batch has its own mean).
+    def sample(self, step: int) -> Batch:
+        """Fresh completions of the step's prompts, the same B = P * G rows on every rank."""
+        args = self.args
+        # for rewards that draw lots; prompts, completions and mini-batches have their own seeds
+        reseed(args.seed, step, args.prompts + args.epochs + ranks.rank())
+        chosen = self.train.batch(step, args.prompts, args.seed)
+        self.batch = roll_out(self.engine, self.tokenizer, chosen, args)
+        self._lap("rollout")
+        return self.batch
 
-        Raises UserError where a reward does, and Interrupted, both after a checkpoint of the step before: sampling has changed nothing yet.
-        """
-        self._stop_if_asked()
-        self.sampled = batch.sampled
-        before = self.seen[0] / self.seen[1] if self.seen[1] else batch.lengths.mean().item()
+    def score(self, batch: Batch) -> Tensor:
+        """Rewards [B, K]. Where one fails, a checkpoint of the step before is written first."""
+        self._stop_if_asked()  # sampling has changed nothing yet
+        sampled, (tokens, count) = batch.sampled, self.memory["seen"]
+        self.threshold = tokens / count if count else batch.lengths.mean().item()
+        how = (self.threshold, self.answer_check)
         try:
-            rewards = score_batch(self.objectives, batch, before, self.data.answer_check)
+            found = score(self.functions, sampled.texts, sampled.ids, sampled.columns, *how)
         except UserError as error:
-            if self.saved < self.last_step:
-                self._save()
-            raise self._ended(error) from error
-        self.seen = [self.seen[0] + batch.lengths.sum().item(), self.seen[1] + len(batch.mask)]
-        return rewards, before
+            raise self._saved_before(error) from error
+        self.memory["seen"] = [tokens + batch.lengths.sum().item(), count + len(batch.mask)]
+        self._lap("reward")
+        return found.to(self.device)
 
-    def evaluate(self, step: int) -> dict[str, float]:
-        """Metrics on the held-out prompts, every --eval-every steps and after the last; nothing at other steps, nor where a reward raises:
-        then `save` ends the run, and the resumed one evaluates that step. Collective."""
-        if not self._due(step, self.args.eval_every):
-            return {}
-        how = {"mean_length": self.yardstick, "max_new_tokens": self.args.max_new_tokens, "temperature": self.args.temperature}
-        size = self.args.prompts * self.args.completions
-        try:
-            metrics, self.samples = evaluate(self.engine, self.data, self.objectives, batch_size=size, **how)
-        except UserError as error:
-            self.failed = error
-            return {}
-        self.yardstick = self.yardstick or metrics["eval/length"]
-        return metrics
+    def check_sampler(self, step: int, batch: Batch, old_logp: Tensor) -> None:
+        """That sampler and trainer agree: see `Canary`. old_logp [B, T] under the policy."""
+        self.gaps = self.canary.check(step, batch, old_logp)
+        self._lap("logprobs")
 
-    def log(self, step: int, row: dict[str, float], kept: dict[str, torch.Tensor]) -> None:
-        """A line to metrics.jsonl, what it was computed from to statistics.jsonl, and completions to the files that have their texts."""
-        if kept:
-            self.tracker.keep(step, kept)
-        self.tracker.log(step, row, self.samples, self._trained(step, kept["rewards"]) if kept else ())
-        self.samples = []
-        if not self.screen and "eval/length" in row:
-            means = " ".join(f"{name} {row[f'eval/{name}']:.3f}" for name in self.objectives)
-            self.say(f"step {step} of {self.args.steps}: held-out {means} length {row['eval/length']:.1f}")
-        if "eval/length" in row:
-            self.first = self.first or {key: value for key, value in row.items() if key.startswith("eval/")}
-            fallen = {name for name in self.objectives if fell(self.first, row, name)}
-            self.safe = self.safe if fallen else step
-            for name in sorted(fallen - self.lost):
-                told = f"held-out {name} fell from {self.first[f'eval/{name}']:.3f} to {row[f'eval/{name}']:.3f}, beyond noise"
-                self.say(f"step {step}: {told}; python run.py explain {self.folder} says why")
-            self.lost |= fallen
-        if kept:
-            self._alarm(step, row)
-            shown = {name: f"{row[f'reward/{name}']:.2f}" for name in self.objectives}
-            self.bar.set_postfix(shown | {"length": f"{row['length/mean']:.0f}"})
+    def sync(self, step: int, meter: Meter) -> None:
+        """Give the sampler the policy's new weights, and every rank what the meters have seen."""
+        meter.gather()
+        self.engine.sync(self.policy, step)
+        self._lap("update")
 
-    def _trained(self, step: int, rewards: torch.Tensor) -> list[dict]:
-        """The completions of the first prompts of a training batch, each with its row there, as --log-completions says."""
-        group, due = self.args.completions, step == 1 or self._due(step, self.args.eval_every)
-        rows = range(-(-self.args.log_completions // group) * group if due else 0)
-        shown = zip(rows, self.sampled.columns["prompt"], self.sampled.texts, rewards.tolist(), strict=False)
-        return [{"row": i, "prompt": p, "completion": t, **dict(zip(self.objectives, r, strict=True))} for i, p, t, r in shown]
+    def finish(
+        self, step: int, meter: Meter, rewards: Tensor, advantages: Tensor, logged: dict
+    ) -> None:
+        """Log the step, evaluate and save when due, and stop where a signal asked for it.
 
-    def _alarm(self, step: int, row: dict[str, float]) -> None:
-        """Tell, once each, of an objective that has hardly varied, and of a policy whose completions no longer differ in any reward."""
-        self.flat = self.flat + 1 if not any(row[f"signal/{name}"] for name in self.objectives) else 0
-        self.spread = {name: max(self.spread.get(name, 0.0), row[f"reward_std/{name}"]) for name in self.objectives}
-        for name, spread in self.spread.items() if step == PATIENCE else ():
-            told = f"{name} was {row[f'reward/{name}']:g} for every completion so far: nothing can be learned from it"
-            if spread > 0:  # no covariance with advantages of unit variance is larger
-                told = f"{name} had a standard deviation of at most {spread:.2g}: a larger covariance, as controllers want, is out of reach"
-            if spread < LITTLE:
-                self.say(f"step {step}: {told}; look at it with python run.py score")
-        if self.flat == PATIENCE:
-            told = f"for {PATIENCE} steps no prompt's completions differed in any reward, so nothing is learned any more"
-            self.say(f"step {step}: {told}; KL {row['loss/kl']:.2g} nats per token. If it has collapsed, begin again with a lower --lr")
-
-    def save(self, step: int, failures: int = 0) -> None:
-        """A checkpoint, every --checkpoint-every steps, after the last and, with --keep-safe, at every step that is safe. failures: updates
-        in a row that were skipped.
-
-        Raises UserError, after a checkpoint, where these are too many to go on, or the step's evaluation failed.
+        rewards [B, K], advantages [B]; logged: see `describe`. Raises UserError, after a
+        checkpoint, where too many updates in a row had no finite gradient, and Stopped.
         """
-        stop, self.last_step = failures >= MAX_FAILURES, step
-        if stop or self.failed or self._due(step, self.args.checkpoint_every) or (self.args.keep_safe and self.safe == step):
-            self._save()
-        if self.failed:
-            raise self._ended(self.failed)
-        if step < self.args.steps:
-            self._stop_if_asked()
-        if stop:
-            self._let_go()
-            raise UserError(
-                f"step {step}: {failures} updates in a row had a loss or gradient that is not finite and were skipped; lower --lr "
-                f"(now {self.args.lr}). The last good state is in {self.folder / 'checkpoints'}"
-            )
+        self._lap("weights")
+        args, batch, objectives = self.args, self.batch, self.objectives
+        each, whole = describe(meter, objectives, rewards, advantages, args.completions, logged)
+        skipped = [not norm < inf for norm in meter.norms]  # neither infinite nor NaN
+        for failed in skipped:
+            self.failures = self.failures + 1 if failed else 0
+        row = each | {
+            "length/mean": batch.lengths.mean().item(),
+            "length/threshold": self.threshold,
+            "length/truncated": batch.sampled.truncated,
+            **meter.means(),
+            **self.gaps,
+        }
+        if self.device.type == "cuda":
+            row["memory/peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        row |= {"grad/skipped": sum(skipped), "lr": self.optimizer.param_groups[0]["lr"]}
+        if self.reference is None:
+            row["loss/kl"] = nan
+        row |= whole | self.laps
+        kept = {"rewards": rewards, "advantages": advantages, "lengths": batch.lengths}
+        self.log.statistics(step, kept | meter.kept())
+        if step == 1 or self._due(step, args.eval_every):
+            count = -(-args.log_completions // args.completions) * args.completions
+            texts = (batch.sampled.columns["prompt"], batch.sampled.texts, rewards.tolist())
+            shown = zip(range(count), *texts, strict=False)
+            rows = [{"step": step, "row": i} | as_row(objectives, *one) for i, *one in shown]
+            self.log.append("training_completions.jsonl", rows)
+        self._alarm(step, row)
+        self.last_step, failure = step, None
+        try:
+            row |= self._evaluate(step)
+        except UserError as error:
+            failure = error
+        self.log.metrics(step, row)
+        if failure:
+            raise self._saved_before(failure)
+        self._save_and_stop(step)
 
-    def _save(self) -> None:
-        state = {"algorithm": self.state, "seen": self.seen, "yardstick": self.yardstick, "first": self.first}
-        state |= {"safe": self.safe}
-        kept = self.safe if self.args.keep_safe else None
-        save_checkpoint(self.folder, self.last_step, self.policy, self.optimizer, state, kept)
-        self.saved = self.last_step
+    def close(self) -> None:
+        """Print what became of each objective and write the trained model to model/."""
+        self.log.close()
+        if ranks.rank() == 0:
+            print(f"\n{verdict(load_run(self.folder))}\n")
+        export(self.policy, self.tokenizer, self.folder / "model", self.compute)
+        self.log.say(f"curves: {self.folder / 'curves.png'}   model: {self.folder / 'model'}")
 
-    def _stop_if_asked(self) -> None:
-        if number := self.signals.asked():
-            if self.saved < self.last_step:
-                self._save()
-            self.tracker.close()
-            self._let_go()
-            told = f"stopped by {signal.Signals(number).name} after step {self.last_step} of {self.args.steps}"
-            then = f"--resume {self.folder} goes on" if self.last_step else "the same command starts anew"
-            raise Interrupted(number, f"{told}; {then}")
+    # --- inside ---
 
-    def _ended(self, error: UserError) -> UserError:
-        """The error that ends the run, with where it can go on once that is mended."""
-        self.tracker.close()
-        self._let_go()
-        return UserError(f"{error}; mend that, and --resume {self.folder} goes on after step {self.saved}" if self.saved else str(error))
+    def _lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.laps[f"time/{part}"], self.clock = now - self.clock, now
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.args.steps
 
-    def close(self) -> UserError | None:
-        """Write the trained model to model/, in the dtype of its activations, and finish the trackers. Collective.
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """Metrics on the held-out prompts, every --eval-every steps; {} at others. Collective."""
+        if not self._due(step, self.args.eval_every):
+            return {}
+        args, memory = self.args, self.memory
+        how = (self.functions, memory["yardstick"], self.answer_check, args)
+        found, samples = evaluate(self.engine, self.tokenizer, self.held_out, *how)
+        self.log.append("completions.jsonl", [{"step": step} | sample for sample in samples])
+        memory["yardstick"] = memory["yardstick"] or found["eval/length"]
+        first = memory["first"] = memory["first"] or found
+        fallen = {name for name in self.objectives if fell(first, found, name)}
+        memory["safe"] = memory["safe"] if fallen else step
+        means = " ".join(f"{name} {found[f'eval/{name}']:.3f}" for name in self.objectives)
+        length = f"length {found['eval/length']:.1f}"
+        self.log.say(f"step {step} of {args.steps}: held-out {means} {length}")
+        for name in sorted(fallen - self.fallen):
+            told = f"{name} fell beyond noise; python run.py explain {self.folder} says why"
+            self.log.say(f"step {step}: held-out {told}")
+        self.fallen |= fallen
+        return found
 
-        What kept the model from being written is returned, not raised: the verdict is told first.
-        """
-        failed, dtype = None, compute_dtype(self.args.compute_dtype, self.policy.device)
-        try:
-            export(self.policy, self.data.tokenizer, self.folder / "model", dtype)
-        except UserError as error:
-            later = f"`python run.py export {self.folder}` writes it from the last checkpoint"
-            failed = UserError(f"{error}; nothing else is lost: make room or mend that, then {later}")
-        self.tracker.close()
-        return failed
+    def _without_evaluation(self, step: int) -> dict[str, float]:
+        """The metrics of a step that was logged last and without its evaluation, out of the log."""
+
+        def take() -> dict[str, float]:
+            lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+            row = json.loads(lines[-1]) if lines else {}
+            if row.pop("step", None) != step or "eval/length" in row:
+                return {}
+            self.log.replace("metrics.jsonl", "".join(f"{line}\n" for line in lines[:-1]))
+            return {key: nan if value is None else value for key, value in row.items()}
+
+        return ranks.on_first(take)
+
+    def _alarm(self, step: int, row: dict[str, float]) -> None:
+        """Tell, once each, of an objective that has hardly varied, and of a policy whose
+        completions no longer differ in any reward."""
+        signals, spreads = (
+            [row[f"{key}/{name}"] for name in self.objectives] for key in ("signal", "reward_std")
+        )
+        self.flat = 0 if any(signals) else self.flat + 1
+        self.spread = torch.maximum(self.spread, Tensor(spreads))
+        for name, spread in zip(self.objectives, self.spread.tolist(), strict=True):
+            if step == PATIENCE and spread < LITTLE:
+                told = f"{name} had a standard deviation of at most {spread:.2g}: little can be"
+                self.log.say(f"step {step}: {told} learned from it; look at it with run.py score")
+        if self.flat == PATIENCE:
+            told = f"for {PATIENCE} steps no prompt's completions differed in any reward"
+            self.log.say(f"step {step}: {told}: nothing is learned; if it collapsed, lower --lr")
+
+    def _save(self) -> None:
+        kept = self.memory["safe"] if self.args.keep_safe else None
+        state = {"algorithm": self.state, **self.memory}
+        save_checkpoint(self.folder, self.last_step, self.policy, self.optimizer, state, kept)
+        self.saved = self.last_step
+
+    def _save_and_stop(self, step: int) -> None:
+        args, safe = self.args, self.args.keep_safe and self.memory["safe"] == step
+        lost = self.failures >= MAX_FAILURES
+        if lost or safe or self._due(step, args.checkpoint_every):
+            self._save()
+        if step < args.steps:
+            self._stop_if_asked()
+        told = f"step {step}: {self.failures} updates in a row had a gradient that is not finite"
+        require(not lost, f"{told} and were skipped; lower --lr (now {args.lr})")
+
+    def _stop_if_asked(self) -> None:
+        if not (number := self.signals.asked()):
+            return
+        if self.saved < self.last_step:
+            self._save()
+        self.log.close()
+        told = f"stopped by {signal.Signals(number).name} after step {self.last_step}"
+        then = f"--resume {self.folder} goes on" if self.last_step else "it has no checkpoint yet"
+        raise Stopped(number, f"{told} of {self.args.steps}; {then}")
+
+    def _saved_before(self, error: UserError) -> UserError:
+        """The error of a reward, after a checkpoint of the last whole step."""
+        if self.last_step == 0:
+            return error
+        if self.saved < self.last_step:
+            self._save()
+        return UserError(f"{error}; mend that, and --resume {self.folder} goes on")
+
+
+class Signals:
+    """Ctrl-C and SIGTERM: noted when they come, acted on at the end of a step. A second Ctrl-C ends
+    the process at once; torchrun sends on what the terminal sent, so not within a second."""
+
+    def __init__(self) -> None:
+        self.number, self.since = 0, 0.0
+        both = (signal.SIGINT, signal.SIGTERM)
+        self.before = {number: signal.signal(number, self._note) for number in both}
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.number and number == signal.SIGINT and time.monotonic() - self.since > 1:
+            raise KeyboardInterrupt
+        if not self.number:
+            self.number, self.since = number, time.monotonic()
+            if ranks.rank() == 0:
+                os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
+
+    def asked(self) -> int:
+        """The signal that any rank has noted, on every rank; 0 for none. Collective."""
+        return max(ranks.together(lambda: self.number))
+
+    def release(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

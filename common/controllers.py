@@ -1,0 +1,37 @@
+"""What every algorithm's controller has, and what a driver other than its script needs to know.
+
+A controller is a class in its script's ALGO region. `state` is a dict of small tensors and numbers,
+all that it remembers; `log` holds what it wants logged of the step, tensors [K] or numbers by name.
+What else it has says of which kind it is. B completions, K objectives, a prompt's `group_size`
+completions in adjacent rows; a reward that does not apply to a completion is NaN.
+
+before the update, once a step, one of
+    weights(rewards [B,K]) -> [K]      what the rewards are summed with
+    advantages(rewards, lengths [B], group_size, estimator) -> ([B], [K])
+                                       where they are no advantages of a sum; and weights to log
+    follow(gram [K,K], lr) -> [K]      like `weights`, from the gradients of the whole batch
+    weigh(gram [K,K]) -> [K]           of the gradients of one mini-batch; after `see(rewards)`,
+                                       where it has that
+after the update, one of
+    learn(rewards, measured [B], group_size)    what `measure(log_ratio [b,T], token_weight [b,T],
+                                       advantages [b], clip_low, clip_high)` -> [b] finds of the
+                                       completions that were trained on, under the new policy
+    learn(rewards, drift [B], age [B], updates, group_size)    what the updates did to completions
+                                       before they were trained on: see `first_order_change`
+    reached(mean_rewards [K])          the means after the update: for a driver without log_ratio
+The second kind of `learn` has a parameter `drift`. `controller(args, objectives, device)` of the
+script makes one from its flags.
+"""
+
+import torch
+from torch import Tensor
+
+
+def remember(state: dict, **new: Tensor | int | list | None) -> None:
+    """Put new values into a controller's state. Numbers that are not finite, after an overflow or
+    of an objective that no completion has, leave what was there before."""
+    for name, value in new.items():
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            old = state[name]
+            value = None if old is None else torch.where(value.isfinite(), value, old)
+        state[name] = value

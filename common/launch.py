@@ -1,0 +1,57 @@
+"""A script from the command line: its flags before, errors in one line, the ranks' end after."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import tyro
+
+from common import ranks
+from common.errors import UserError, plain_errors, require
+from common.presets import preset
+
+FREE = {"resume", "steps", "track"}  # flags that a resumed run may be given anew
+
+
+def run(main: Callable, args_class: type) -> None:
+    """Call main with the flags of the command line, on every rank."""
+    with plain_errors():
+        main(parse(args_class, Path(sys.argv[0]).stem, sys.argv[1:]))
+        ranks.stop()
+
+
+def parse(args_class: type, script: str, argv: list[str]):
+    """The flags of a script, a dataclass filled. `--preset NAME` changes the defaults; flags given
+    beside it win. `--resume DIR` takes the flags of that run: others given beside it must agree
+    with them, but for FREE. Raises UserError naming the flag."""
+    speaks = os.environ.get("RANK", "0") == "0"
+    args = tyro.cli(args_class, args=argv, console_outputs=speaks)
+    if not (args.resume or args.preset):
+        return args
+    given = saved_flags(args.resume, script) if args.resume else preset(args.preset, script)
+    known = asdict(args).keys()
+    before = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in known}
+    default = replace(args_class(), **before)
+    args = tyro.cli(args_class, args=argv, default=default, console_outputs=speaks)
+    differing = [k for k in known - FREE if args.resume and getattr(args, k) != getattr(default, k)]
+    told = ", ".join(f"--{k.replace('_', '-')} (was {before.get(k)})" for k in sorted(differing))
+    require(not differing, f"--resume {args.resume}: these flags differ from the run's: {told}")
+    if args.resume and args.lr_schedule == "linear" and args.steps != default.steps and speaks:
+        print("warning: --lr-schedule linear falls over all --steps: with others the rate jumps")
+    return args
+
+
+def saved_flags(folder: str, script: str) -> dict:
+    """What args.json of a run folder holds."""
+    path = Path(folder) / "args.json"
+    require(path.is_file(), f"--resume {folder}: no args.json there; it takes a run's folder")
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"--resume {folder}: {path} is damaged ({error})") from error
+    told = f"--resume {folder}: that run is of {saved['script']}, not of {script}"
+    require(saved["script"] == script, told)
+    return saved

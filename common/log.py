@@ -1,0 +1,114 @@
+"""What a run leaves in its folder: args.json, the LOGS, and optionally a tracker."""
+
+import json
+import math
+import os
+from importlib import import_module
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from common import ranks
+from common.errors import UserError, first_line, require
+
+LOGS = ("metrics.jsonl", "completions.jsonl", "training_completions.jsonl", "statistics.jsonl")
+
+
+def new_folder(out: str, name: str) -> Path:
+    """Make --out, or runs/<name>, numbered when taken. Raises UserError if --out exists."""
+    folder, number = Path(out or f"runs/{name}"), 1
+    while folder.exists() and not out:
+        number += 1
+        folder = Path(f"runs/{name}-{number}")
+    told = f"--out {out} exists already; give another folder, or continue with --resume {out}"
+    require(not folder.exists(), told)
+    folder.mkdir(parents=True)
+    return folder
+
+
+class Log:
+    """Writes on rank 0; the other ranks only listen. Raises UserError, on every rank, if a file
+    cannot be written or the tracker cannot start."""
+
+    def __init__(self, folder: Path, config: dict, last_step: int | None) -> None:
+        """config: goes into args.json. last_step: of a resumed run, whose later lines go."""
+        self.folder, self.board, self.tracker = folder, None, None
+        ranks.on_first(lambda: self._open(config, last_step))
+
+    def _open(self, config: dict, last_step: int | None) -> None:
+        self.replace("args.json", json.dumps(config, indent=2) + "\n")
+        if last_step is not None:
+            self.cut(last_step)
+        name = config["track"]
+        try:
+            if name == "tensorboard":
+                board = import_module("torch.utils.tensorboard")
+                self.board = board.SummaryWriter(str(self.folder), purge_step=(last_step or -1) + 1)
+            elif name:  # the two have the same calls
+                os.environ.setdefault("WANDB_DIR", str(self.folder))
+                self.tracker = import_module(name)
+                self.tracker.init(project="cleanmoa", name=self.folder.name, config=config)
+        except Exception as error:  # not installed, not logged in, no network
+            told = f"--track {name} could not start ({first_line(error)}): pip install {name}"
+            raise UserError(f"{told}, log in, or leave it out") from error
+
+    def cut(self, last_step: int) -> None:
+        """Drop the lines of later steps, and one that is half written."""
+        for name in LOGS:
+            path = self.folder / name
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= last_step]
+            self.replace(name, "".join(kept))
+
+    def replace(self, name: str, text: str) -> None:
+        """Write a file of the folder, whole or not at all."""
+        temporary = self.folder / (name + ".tmp")
+        temporary.write_text(text)
+        os.replace(temporary, self.folder / name)
+
+    def append(self, name: str, rows: list[dict]) -> None:
+        """Add lines to one of LOGS."""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+
+        def write() -> None:
+            with open(self.folder / name, "a") as file:
+                file.write(text)
+
+        ranks.on_first(write)
+
+    def metrics(self, step: int, row: dict[str, float]) -> None:
+        """The step's line of metrics.jsonl, null for what JSON cannot hold; and the tracker."""
+        finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        self.append("metrics.jsonl", [{"step": step} | finite])
+        for key, value in row.items() if self.board else ():
+            self.board.add_scalar(key, value, step)
+        if self.tracker:
+            self.tracker.log(row, step=step)
+
+    def statistics(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """What the metrics were computed from, in six digits."""
+        rounded = {name: _rounded(tensor.tolist()) for name, tensor in tensors.items()}
+        self.append("statistics.jsonl", [{"step": step} | rounded])
+
+    def say(self, text: str) -> None:
+        """Print a line, once for all ranks, above the progress bar."""
+        if ranks.rank() == 0:
+            tqdm.write(text)
+
+    def close(self) -> None:
+        """Finish the tracker."""
+        if self.board:
+            self.board.close()
+        if self.tracker:
+            self.tracker.finish()
+
+
+def _rounded(values):
+    if isinstance(values, list):
+        return [_rounded(value) for value in values]
+    number = float(f"{values:.6g}")
+    if not math.isfinite(number):
+        return None
+    return int(number) if number.is_integer() else number

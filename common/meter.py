@@ -1,0 +1,120 @@
+"""What a step did, for the log. Nothing here changes what is trained."""
+
+import torch
+from torch import Tensor
+
+from common import ranks
+from common.batch import Batch
+
+
+class Meter:
+    """Adds up what the updates of one step do: `see` every micro-batch, `updated` every update."""
+
+    def __init__(self, batch: Batch, epochs: int, mini_batches: int) -> None:
+        self.epochs, self.mini_batches = epochs, mini_batches
+        # what first_order_change wants, and the share of tokens with a gradient. [B] each
+        self.drift, self.age, self.active = torch.zeros(3, *batch.lengths.shape).to(batch.mask)
+        self.norms: list[float] = []  # of the gradient, one per update
+        self.sums: list[Tensor] = []  # per update: policy loss, KL, clipped share. [3] each
+        self.open = torch.zeros(3).to(batch.mask)
+        # of scripts that weigh one gradient per objective: their inner products, the weighted loss
+        self.grams: list[Tensor] = []  # [K, K] each
+        self.losses: list[float] = []
+
+    def see(self, micro: Batch, logp: Tensor, active: Tensor, tokens: Tensor, *losses) -> None:
+        """A micro-batch: log-probabilities, and where the loss has a gradient [b, T]; policy loss
+        and KL as its part of the means over the mini-batch's tokens."""
+        active = active * micro.mask
+        clipped = (micro.mask - active).sum() / tokens
+        self.open = self.open + torch.stack([*losses, clipped]).detach()
+        self.active[micro.rows] += active.sum(1) / micro.mask.sum(1) / self.epochs
+        if len(self.norms) < self.mini_batches:  # later epochs train on the same completions again
+            self.drift[micro.rows] = ((logp.detach() - micro.old_logp) * micro.mask).sum(1)
+            self.age[micro.rows] = len(self.norms)
+
+    def weighed(self, gram: Tensor, loss: Tensor) -> None:
+        """The gradients of a mini-batch's objectives were weighed; both are of all ranks."""
+        self.grams.append(gram)
+        self.losses.append(loss.item())
+
+    def updated(self, grad_norm: float) -> None:
+        """All micro-batches of a mini-batch were seen; the norm of its gradient."""
+        self.norms.append(grad_norm)
+        self.sums.append(self.open)
+        self.open = torch.zeros_like(self.open)
+
+    def gather(self) -> None:
+        """Every rank has seen its own completions, now all have those of all. Collective."""
+        self.drift, self.age, self.active = ranks.all_sum(
+            torch.stack([self.drift, self.age, self.active])
+        )
+        self.sums = list(ranks.all_sum(torch.stack(self.sums)))
+
+    def means(self) -> dict[str, float]:
+        """Losses, clipped share and gradient norm: means over the updates."""
+        found = dict.fromkeys(("loss/policy", "loss/kl", "clip/fraction", "grad/norm"), 0.0)
+        for i, (totals, norm) in enumerate(zip(self.sums, self.norms, strict=True)):
+            policy, kl, clipped = totals.tolist()
+            policy = self.losses[i] if self.losses else policy
+            for name, value in zip(found, (policy, kl, clipped, norm), strict=True):
+                found[name] += value / len(self.norms)
+        return found
+
+    def kept(self) -> dict[str, Tensor]:
+        """What of it goes into statistics.jsonl."""
+        grams = {"gram": torch.stack(self.grams)} if self.grams else {}
+        return {"drift": self.drift, "age": self.age, **grams}
+
+
+def describe(
+    meter: Meter, objectives, rewards: Tensor, advantages: Tensor, group_size: int, logged: dict
+) -> tuple[dict[str, float], dict[str, float]]:
+    """(metrics of the script and per objective, as <name>/<objective>; metrics of the whole step).
+
+    rewards [B,K], advantages [B]. logged: what the script logs, numbers and tensors [K], `weight`,
+    `cov` and `cov_active` among them.
+    """
+    groups = rewards.view(-1, group_size, rewards.size(1))
+    law, rate, nats = first_order_change(
+        meter.drift, meter.age, advantages, rewards, group_size, len(meter.norms)
+    )
+    observed = {
+        "reward": rewards.mean(0),
+        "reward_std": rewards.std(0),
+        # share of prompts whose completions differ in this reward
+        "signal": (groups != groups[:, :1]).any(1).float().mean(0),
+        "weight": logged["weight"],
+        "weight_share": logged["weight"] / logged["weight"].sum(),
+        "cov": logged["cov"],
+        "cov_active": logged["cov_active"],
+        "law": law,
+        **logged,
+    }
+    row = {}
+    for key, value in observed.items():
+        if isinstance(value, float):
+            row[key] = value
+        else:
+            named = zip(objectives, value.tolist(), strict=True)
+            row |= {f"{key}/{name}": number for name, number in named}
+    return row, {"law/rate": rate.item(), "law/nats": nats.item()}
+
+
+def first_order_change(
+    drift: Tensor, age: Tensor, advantages: Tensor, rewards: Tensor, group_size: int, updates: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Covariance law (arXiv 2602.06869, eq. 3) with what the step really did to log pi as its
+    score: change of each mean reward [K]; nats per unit of advantage; sd in nats within prompts.
+
+    drift [B]: log pi(y) of a completion when its mini-batch was reached, less that when it was
+    sampled; age [B]: updates made in between, of `updates` in the step. At age 0 nothing had moved;
+    the others had not been trained on either, so they tell how the policy moves on fresh
+    completions. advantages [B], rewards [B,K]. All NaN where a step is a single mini-batch.
+    """
+    scaled = (drift * updates / age)[:, None]
+    columns = torch.cat([scaled, advantages[:, None], rewards], 1)[age > 0]
+    groups = columns.view(-1, group_size, columns.size(1))
+    centred = groups - groups.mean(1, keepdim=True)
+    covariance = (centred.mT @ centred).mean(0) / (group_size - 1)
+    rate = covariance[0, 1] / covariance[1, 1].clamp(min=1e-12)
+    return covariance[0, 2:], rate, covariance[0, 0].sqrt()

