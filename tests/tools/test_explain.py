@@ -11,7 +11,7 @@ import torch
 
 from tools.counterfactual import CONTROLLERS, counterfactual_weights
 from tools.looks import objective_look
-from tools.runs import load_run, load_statistics
+from common.runs import load_run, load_statistics
 from tools.explain import (
     Interval,
     agreement,
