@@ -29,7 +29,7 @@ from tools.looks import (
     name_lines,
     objective_look,
 )
-from tools.runs import Run, load_run, read_rows
+from common.runs import Run, load_run, read_rows
 from tools.statistics import iqm, stratified_bootstrap
 from common.errors import UserError, require
 

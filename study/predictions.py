@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from tools.runs import load_run
+from common.runs import load_run
 from study.results import RUN, curves, evaluations, in_order, insert
 from tools.scripts import algorithms
 from common.errors import UserError, plain_errors

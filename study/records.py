@@ -19,7 +19,7 @@ import tyro
 
 from tools.curves import write_figure
 from tools.looks import START, STYLE, Key, algorithm_look, draw_keys
-from tools.verdict import NOISE
+from common.verdict import NOISE
 from study.differing_lines import put
 from study.results import evaluations, in_order
 from common.errors import plain_errors, require

@@ -21,7 +21,7 @@ import tyro
 
 from tools.curves import write_figure
 from tools.looks import GREY, LABEL, STYLE, Name, algorithm_look, name_lines
-from tools.runs import Run, load_run
+from common.runs import Run, load_run
 from study.differing_lines import put
 from common.errors import plain_errors, require
 from common.files import write_whole

@@ -64,14 +64,14 @@ def report(folder: Path, failed: UserError | None) -> None:
     The first rank does. failed: what went wrong before, raised once that is done. Raises UserError, on every rank, also where the picture
     cannot be written.
     """
-    from tools.curves import draw
-    from tools.runs import load_run
-    from tools.verdict import verdict
+    from common.curves import draw
+    from common.runs import load_run
+    from common.verdict import verdict
 
     def tell() -> None:
         run = load_run(folder)
-        print(f"\n{verdict(run).text}\n")
-        draw([run], folder / "curves.png")
+        print(f"\n{verdict(run)}\n")
+        draw(run, folder / "curves.png")
         print(f"curves: {folder / 'curves.png'}" + ("" if failed else f"   model: {folder / 'model'}"))
 
     try:

@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 import torch
 from torch import Tensor
 
-from tools.runs import Run, load_statistics
+from common.runs import Run, load_statistics
 from common.errors import UserError
 from common.grads import has_gradient
 

@@ -26,8 +26,8 @@ from tools.looks import (
     objective_look,
     setting_looks,
 )
-from tools.runs import Run
-from tools.verdict import Change, change_of
+from common.runs import Run
+from common.verdict import Change, change_of
 from common.errors import UserError
 
 WIDTH, HEIGHT = 2.05, 1.7  # inches; a panel without its labels

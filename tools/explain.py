@@ -24,8 +24,8 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from tools.runs import Run, load_run, load_statistics
-from tools.verdict import NOISE, change_of
+from common.runs import Run, load_run, load_statistics
+from common.verdict import NOISE, change_of
 from tools.scripts import algorithms
 from common.errors import UserError
 

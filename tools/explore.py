@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from tools.curves import COLOURS
-from tools.runs import Run, load_run, load_statistics
+from common.runs import Run, load_run, load_statistics
 from tools.explain import scalarised
 from tools.scripts import algorithms
 from common.errors import UserError, require

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from tools.runs import load_run
+from common.runs import load_run
 from common.checkpoint import load_checkpoint
 from common.errors import UserError, require
 from common.model import compute_dtype, load_model, load_tokenizer

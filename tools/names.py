@@ -6,7 +6,7 @@ import re
 from dataclasses import fields
 from decimal import Decimal
 
-from tools.curves import BOOKKEEPING
+from tools.plot import BOOKKEEPING
 from common.flags import RunFlags
 
 LONGEST_VALUE = 24  # letters; a longer one is cut, and ends in what tells it from others

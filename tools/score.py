@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from tools.verdict import NOISE
+from common.verdict import NOISE
 from common.errors import UserError, require
 
 USAGE = "--completions FILE [--rewards R ...]"

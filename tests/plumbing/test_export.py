@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_the_verdict(tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise UserError("curves.png cannot be written (No space left on device)")
 
-    monkeypatch.setattr("tools.curves.draw", full)
+    monkeypatch.setattr("common.curves.draw", full)
     monkeypatch.setattr("common.run.export", lambda *_: full())
     with pytest.raises(UserError, match="python run.py export"):
         train("linear", tmp_path / "run", picture=True, steps=1)

@@ -13,7 +13,7 @@ import torch
 from algos.gradnorm import FLOOR, gradnorm_step
 from algos.hypervolume import extend, step_factor
 from algos.mgda import min_norm_weights
-from tools.runs import load_run, load_statistics
+from common.runs import load_run, load_statistics
 from tools.command_line import parse
 from common.evaluate import evaluate
 from common.grads import clip_gradients
@@ -272,7 +272,7 @@ def test_what_is_remembered_between_steps_outlives_a_stop(name, flags, tmp_path)
     script = import_module(f"algos.{name}")
     whole = train(name, tmp_path / "whole", steps=4, **small, **flags)
     train(name, tmp_path / "cut", steps=2, **small, **flags)
-    with patch("tools.curves.draw"):
+    with patch("common.curves.draw"):
         script.main(parse(script.Args, name, ["--resume", str(tmp_path / "cut"), "--steps", "4"]))
     assert read_metrics(tmp_path / "cut") == whole
     # what is remembered itself, too: where it need not tell within four steps

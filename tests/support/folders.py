@@ -8,8 +8,11 @@ NAMES = ("accuracy", "conciseness", "clarity")
 GOOD = dict(zip(NAMES, ([0.6, 0.4, 0.9], [0.5, 0.8, 0.9], [0.4, 0.9, 1.0]), strict=True))
 
 
-def write_run(folder: Path, evaluations: dict[str, list[float]], se: float = 0.02, every: int = 10, greedy: bool = True, **flags) -> Path:
-    """A run folder whose held-out values are given, one per evaluation; everything else is plausible and the same for all."""
+def write_run(
+    folder: Path, evaluations: dict[str, list[float]], se: float = 0.02, every: int = 10, **flags
+) -> Path:
+    """A run folder whose held-out values are given, one per evaluation; greedily each is half of
+    that. Everything else is plausible and the same for all."""
     folder.mkdir(parents=True)
     names = list(evaluations)
     args = {"script": "ctwa", "objectives": names, "seed": 1, "estimator": "grpo", "model": "testbed", "dataset": "arithmetic"}
@@ -22,12 +25,11 @@ def write_run(folder: Path, evaluations: dict[str, list[float]], se: float = 0.0
             row |= {f"{key}/{name}": 1 / len(names) for key in ("weight", "weight_share") for name in names}
             row |= {f"cov/{name}": math.sin(step + k) / 10 for k, name in enumerate(names)} | {"loss/kl": step / 1000, "loss/policy": None}
         if step % every == 0:
-            row |= {f"eval/{name}": values[step // every] for name, values in evaluations.items()} | {"eval/length": 30 - step / 10}
-            row |= {f"eval/{name}_se": se for name in names} | {"eval/length_se": 0.3}
-            if greedy:
-                row |= {f"eval/greedy/{name}": values[step // every] / 2 for name, values in evaluations.items()} | {
-                    "eval/greedy/length": 33
-                }
+            held = {name: values[step // every] for name, values in evaluations.items()}
+            for key, part in (("eval", 1), ("eval/greedy", 0.5)):
+                row |= {f"{key}/{name}": value * part for name, value in held.items()}
+                row |= {f"{key}/{name}_se": se for name in names}
+                row |= {f"{key}/length": 30 - step / 10, f"{key}/length_se": 0.3}
         rows.append(json.dumps(row) + "\n")
     (folder / "metrics.jsonl").write_text("".join(rows))
     return folder
@@ -43,8 +45,9 @@ def write_predicted_run(folder: Path, laws: list[float], evals: list[float], sig
     for step in range(len(laws) + 1):
         row = {"step": step}
         if step % 2 == 0:
-            row |= {f"eval/{name}": value for name, value in zip(names, (evals[step // 2], 0.5), strict=True)}
-            row |= {f"eval/{name}_se": 0.01 for name in (*names, "length")} | {"eval/length": 20.0}
+            for key in ("eval", "eval/greedy"):
+                row |= {f"{key}/hard": evals[step // 2], f"{key}/easy": 0.5, f"{key}/length": 20.0}
+                row |= {f"{key}/{name}_se": 0.01 for name in (*names, "length")}
         if step:
             row |= {"law/hard": laws[step - 1], "law/easy": 0.0, "law/rate": 0.5, "law/nats": 0.1}
             for name, value in zip(names, (cov, 0.0), strict=True):

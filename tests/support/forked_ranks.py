@@ -28,7 +28,7 @@ import torch._dynamo  # noqa: E402
 import torch.distributed.checkpoint  # noqa: E402
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402, F401
 
-import tools.curves  # noqa: E402
+import common.curves  # noqa: E402
 import common.setup  # noqa: E402
 from tools.command_line import parse  # noqa: E402
 from common.errors import plain_errors  # noqa: E402
@@ -111,7 +111,7 @@ def main(path: str) -> None:
     for module in map(import_module, {f"algos.{job['script']}" for job in jobs}):
         covariance = module.within_prompt_covariance
         module.within_prompt_covariance = lambda weight, *rest, real=covariance: (SEEN.append(weight.clone()), real(weight, *rest))[1]
-    tools.curves.draw = lambda *_: None  # a third of such a short run's time; other tests look at the picture
+    common.curves.draw = lambda *_: None  # a third of such a short run's time; other tests look at the picture
     gc.freeze()  # or the first collection in every rank would copy all that it shares with this process
     for job in jobs:
         pids = start(job)

@@ -52,7 +52,7 @@ def run_script(*command: str, ranks: int = 1, cwd: Path = ROOT, env: dict[str, s
 def train(name: str, out: Path, picture: bool = False, **flags) -> list[dict]:
     """Run a script's main with few small steps; returns its metrics. The picture takes longer than such a run: one test has it drawn."""
     script = import_module(f"algos.{name}")
-    with nullcontext() if picture else patch("tools.curves.draw"):
+    with nullcontext() if picture else patch("common.curves.draw"):
         script.main(script.Args(**(SMALL | {"out": str(out)} | flags)))
     return read_metrics(out)
 

@@ -15,7 +15,7 @@ import pytest
 import algos.linear
 from tools import curves, leaderboard
 from tools.leaderboard import draw_ends, load_finished, markdown, with_mean_end
-from tools.runs import load_run
+from common.runs import load_run
 from tools.bench import plan
 from tools.jobs import Job, train_missing
 from common.errors import UserError

@@ -11,7 +11,7 @@ import torch
 
 from tools.counterfactual import CONTROLLERS, counterfactual_weights
 from tools.looks import objective_look
-from tools.runs import load_run, load_statistics
+from common.runs import load_run, load_statistics
 from tools.explain import (
     Interval,
     agreement,
@@ -192,7 +192,7 @@ def test_runs_that_cannot_be_explained_are_refused(tmp_path):
     with pytest.raises(UserError, match="logs no law/hard"):
         explain(load_run(older))
     (older / "statistics.jsonl").unlink()
-    with pytest.raises(UserError, match="no statistics.jsonl"):
+    with pytest.raises(UserError, match="statistics.jsonl: cannot be read"):
         load_statistics(load_run(older))
     with pytest.raises(UserError, match="--out"):
         draw(load_run(tmp_path / "once"), tmp_path / "picture.gif")

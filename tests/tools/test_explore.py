@@ -12,7 +12,7 @@ from py_mini_racer import MiniRacer
 
 from algos.linear import estimate_advantages, scalarize, within_prompt_covariance
 from algos.pama import pareto_scalar
-from tools.runs import load_run
+from common.runs import load_run
 from study.explore_page import embedded
 from tools.explain import intervals, outvoted
 from tools.explore import MARK, MATHS, TEMPLATE, fewer, main, page, page_data

@@ -12,7 +12,7 @@ import pytest
 from study import pictures as figures
 from study.pictures import band, choose, cosines, find_runs
 from tools.looks import algorithm_look
-from tools.runs import load_run
+from common.runs import load_run
 from study import figures as command
 from study import results, targets
 from tools.bench import plan

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tools.looks import algorithm_look
-from tools.runs import load_run
+from common.runs import load_run
 from study.mathematics import sample_testbed
 from study import gradients, habits, law, records, results, words_study
 from common.errors import UserError
@@ -57,7 +57,7 @@ def test_disjoint_halves_take_the_bias_out_of_the_gram_matrix():
 
 def test_a_measured_run_continues_where_it_stopped(tmp_path):
     small = {"algos": ("linear",), "seeds": 1, "every": 1, "prompts": 4, "completions": 2, "out": str(tmp_path)}
-    with patch("tools.curves.draw"):
+    with patch("common.curves.draw"):
         for steps in (1, 2):
             gradients.main(gradients.Args(steps=steps, **small))
     run = tmp_path / "runs" / "linear-s1"
