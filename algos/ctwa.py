@@ -3,11 +3,9 @@ with the update is under its target.
 
 Paper: arXiv 2602.06869, section 5 and algorithm 1. After each update the completions are weighed
 once more under the new policy, W_i = mean over tokens of A_i rho_it 1_it (eq. 7), and
-c_k = Cov(r_k, W) within prompts. With its moving average ĉ_k,
-    log w_k += lr * max(target_k - ĉ_k, 0):
+c_k = Cov(r_k, W) within prompts. With its moving average ĉ_k, log w_k += lr * [target_k - ĉ_k]_+:
 weights only grow and are not renormalised; only their ratios matter to the advantages.
-From the paper: the weight rate 0.05 belongs to 810 steps; rates scale with the number of steps, so
-the default here is 1.0 for 100.
+From the paper: the weight rate 0.05 belongs to 810 steps; the default here is 1.0 for 100.
 Against the official code: covariances see every prompt with all its completions (there: one rank's
 quarter, cut across prompts); the gate by objective caps and the outlier drop, which the paper does
 not have, are flags and off; the weights are checkpointed.
@@ -41,21 +39,16 @@ from common.controllers import remember
 def completion_weights(
     advantages: Tensor, ratio: Tensor, mask: Tensor, clip_low: float, clip_high: float
 ) -> Tensor:
-    """Clipped advantage weight of a completion, W_i = mean_t A_i rho_it 1_it (eq. 6, 7).
-
-    advantages [B], ratio [B,T]; mask [B,T]: how much a token counts in the loss, above 0 where it
-    does. -> [B].
-    """
+    """Clipped advantage weight of a completion, W_i = mean_t A_i rho_it 1_it (eq. 6, 7). -> [B].
+    advantages [B], ratio [B,T]; mask [B,T]: above 0 where a token counts in the loss."""
     _, active = policy_loss(ratio, advantages, clip_low, clip_high, 0.0)
     return (advantages[:, None] * ratio * active * mask).sum(1) / (mask > 0).sum(1)
 
 
 def drop_outliers(completion_weight: Tensor, group_size: int, factor: float) -> Tensor:
     """Give completions with |W| > factor * median |W| the mean of the others of their prompt, which
-    takes them out of the covariance. [B] -> [B].
-
-    The median is that of the weights that are not 0, as all are of a prompt without differences.
-    """
+    takes them out of the covariance. [B] -> [B]. The median is that of the weights that are not 0,
+    as all are of a prompt without differences."""
     size = completion_weight.abs()
     kept = size <= factor * size[size > 0].median()
     groups, kept = completion_weight.view(-1, group_size), kept.view(-1, group_size)
@@ -106,21 +99,16 @@ class CTWA:
         new, ema = update_log_weights(old, self.state["ema"], *how)
         capped = rewards.nanmean(0) >= self.caps
         remember(self.state, log_weights=torch.where(capped, old, new), ema=ema)
-        self.log = {
-            "ctwa/cov": covariance,
-            "ctwa/ema": ema,
-            "ctwa/deficit": (self.targets - ema).clamp(min=0),
-            "ctwa/target": self.targets,
-            "ctwa/reachable": (variance * spread).sqrt(),  # Cauchy-Schwarz: no covariance is larger
-        }
+        deficit, bound = (self.targets - ema).clamp(min=0), (variance * spread).sqrt()
+        self.log = {"ctwa/cov": covariance, "ctwa/ema": ema, "ctwa/deficit": deficit}
+        self.log |= {"ctwa/target": self.targets, "ctwa/reachable": bound}  # by Cauchy-Schwarz
 
 
 # --- SHARED: advantages and loss ---
 def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
     """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B]. A reward that is
     NaN, for it does not apply, adds nothing; the score is NaN where none applies."""
-    scores = rewards.nan_to_num(0.0) @ weights
-    return scores.masked_fill(rewards.isnan().all(1), torch.nan)
+    return (rewards.nan_to_num(0.0) @ weights).masked_fill(rewards.isnan().all(1), torch.nan)
 
 
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
@@ -218,22 +206,17 @@ class Args(flags.RunFlags):
     """passes over the completions"""
     # --- ALGO: args ---
     weights: tuple[float, ...] = ()
-    """weight of each objective at the start, in the order of --rewards;
-    default: equal (paper: .333 .333 .334)"""
+    """weight of each objective at the start; default: equal (paper: .333 .333 .334)"""
     cov_targets: tuple[float, ...] = ()
-    """covariance wanted for each objective, in the order of --rewards;
-    default: 0.15 for the first, 0.08 for the rest (as the paper)"""
+    """covariance wanted for each; default: 0.15 for the first, 0.08 for the rest (the paper's)"""
     weight_lr: float = 1.0
-    """step of the log-weights; what counts is steps * weight_lr
-    (paper: 0.05 for 810 steps, too slow for 100)"""
+    """step of the log-weights; what counts is steps * weight_lr (paper: 0.05 for 810 steps)"""
     ema_tau: float = 0.1
     """share of the newest covariance in its moving average (paper: 0.1)"""
     obj_caps: tuple[float, ...] = ()
-    """official code only: do not raise a weight while its objective's mean reward is at this cap
-    (there: 1 .95 .95); default: off"""
+    """mean reward from which on a weight is not raised; default: off (official code: 1 .95 .95)"""
     outlier_factor: float = 0.0
-    """official code only: ignore completions with |W| above this many medians (there: 100);
-    0 is off"""
+    """ignore completions with |W| above this many medians; 0 is off (official code: 100)"""
 
 
 def controller(args: Args, objectives: list[str], device: torch.device) -> CTWA:

@@ -119,8 +119,7 @@ class FAMO:
 def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
     """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B]. A reward that is
     NaN, for it does not apply, adds nothing; the score is NaN where none applies."""
-    scores = rewards.nan_to_num(0.0) @ weights
-    return scores.masked_fill(rewards.isnan().all(1), torch.nan)
+    return (rewards.nan_to_num(0.0) @ weights).masked_fill(rewards.isnan().all(1), torch.nan)
 
 
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
@@ -218,12 +217,11 @@ class Args(flags.RunFlags):
     """passes over the completions"""
     # --- ALGO: args ---
     reward_max: tuple[float, ...] = ()
-    """the best reward each objective can have, in the order of --rewards; default: 1 each"""
+    """the best reward each objective can have; default: 1 each"""
     weight_lr: float = 0.025
     """Adam's learning rate for the logits of the weights (paper: 0.025)"""
     gamma: float = 1e-5
-    """decay of the logits towards equal weights
-    (official code: 1e-5; FAMO's own experiments: 1e-5 to 1e-2)"""
+    """decay of the logits towards equal weights (official code: 1e-5; FAMO's own: to 1e-2)"""
 
 
 def controller(args: Args, objectives: list[str], device: torch.device) -> FAMO:

@@ -7,11 +7,9 @@ G_k = mean(G) * rate_k^alpha, and the weights are scaled back to sum K.
 From the paper: every objective's rewards are normalised by themselves; their gradients come from
 one forward and K backward passes.
 Against the official code: the losses are reward gaps, reward_max - mean reward, which are positive
-and tell of progress (there: the policy-gradient surrogates, whose mean is 0 by construction, so
-that most updates raise a negative number to the power 1.5: NaN); norms over all parameters and
-shared (there: per rank); weights stay positive; KL outside.
-Against linear.py: K gradients per mini-batch instead of one; weights, average rewards and first
-losses are state.
+and tell of progress (there: the policy-gradient surrogates, whose mean is 0: NaN to the power 1.5);
+norms over all parameters (there: per rank); weights stay positive; KL outside.
+Against linear.py: K gradients per mini-batch instead of one, and the weights from them.
 Run: python run.py gradnorm
 """
 
@@ -53,12 +51,8 @@ def gradnorm_step(
     alpha: float,
     lr: float,
 ) -> Tensor:
-    """One step on sum_k |w_k n_k - target_k| with the target held, then back to sum K (Chen et al.,
-    algorithm 1). All [K] -> [K].
-
-    weights, of sum K; grad_norms n >= 0; losses and initial_losses > 0;
-    target_k = mean_j(w_j n_j) * rate_k^alpha.
-    """
+    """One step on sum_k |w_k n_k - target_k|, target_k = mean_j(w_j n_j) * rate_k^alpha held, then
+    back to sum K (Chen et al., algorithm 1). All [K]: weights of sum K, norms n, losses > 0."""
     length, progress = weights * grad_norms, losses / initial_losses
     target = length.mean() * (progress / progress.mean()) ** alpha
     weights = (weights - lr * torch.sign(length - target) * grad_norms).clamp(min=MIN_WEIGHT)
@@ -101,8 +95,7 @@ class GradNorm:
 def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
     """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B]. A reward that is
     NaN, for it does not apply, adds nothing; the score is NaN where none applies."""
-    scores = rewards.nan_to_num(0.0) @ weights
-    return scores.masked_fill(rewards.isnan().all(1), torch.nan)
+    return (rewards.nan_to_num(0.0) @ weights).masked_fill(rewards.isnan().all(1), torch.nan)
 
 
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
@@ -207,10 +200,9 @@ class Args(flags.RunFlags):
     """passes over the completions"""
     # --- ALGO: args ---
     reward_max: tuple[float, ...] = ()
-    """the best reward of each objective, in the order of --rewards; default: 1 each"""
+    """the best reward of each objective; default: 1 each"""
     alpha: float = 1.5
-    """how strongly objectives that have come less far are favoured;
-    0 only makes the lengths alike (paper: 1.5)"""
+    """how strongly objectives that have come less far are favoured; 0: not (paper: 1.5)"""
     weight_lr: float = 0.025
     """step of the weights, in units of the gradient's norm (paper: 0.025)"""
     ema_tau: float = 0.3

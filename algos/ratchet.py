@@ -5,12 +5,10 @@ Covariance law (arXiv 2602.06869, eq. 3) by the move: dJ_k = Cov(pi_new / pi_old
 completions that the step was not trained on. It costs nothing to see. Maximise the weighted sum
 subject to dJ_k >= 0; the multiplier of that constraint, by projected ascent on the dual, is
     D_k <- [D_k - dJ_k / sd(r_k)]_+,    lambda_k = [ki D_k - kp Corr(move, r_k)]_+,
-where D_k, Page's CUSUM (1954), is what the objective has lost since it was highest, at most
---max-multiplier / ki of it. kp answers within a step and damps (Stooke et al., 2020). A gain pays
-back --release of itself, so that what was lost is won back. --warmup keeps steps short while the
-multipliers are found.
-Not of the paper: its CTWA asks the score, Cov(r_k, W), which can have the wrong sign for the
-objective that is lost (docs/interference.md). Derivation and failures: docs/algos/ratchet.md.
+where D_k, Page's CUSUM (1954), is what the objective has lost since it was highest. kp answers
+within a step and damps (Stooke et al., 2020). A gain pays back --release of itself, so that what
+was lost is won back. --warmup keeps steps short while the multipliers are found.
+Not of the paper, whose CTWA asks the score, Cov(r_k, W). Derivation: docs/algos/ratchet.md.
 Against linear.py: every objective normalised, multipliers from the step's own passes, a warm-up.
 Run: python run.py ratchet
 """
@@ -43,12 +41,11 @@ def what_moved(
     drift: Tensor, age: Tensor, rewards: Tensor, group_size: int, updates: int
 ) -> tuple[Tensor, Tensor]:
     """Change of each mean reward, in standard deviations of it within prompts [K]; correlation of
-    the reward with the move [K].
+    the reward with the move [K]. NaN for an objective that no prompt has twice.
 
     drift, age [B] as in `first_order_change` (common/meter.py), rewards [B,K]. On completions not
     trained on, pi_new(y) / pi_old(y) = e^drift, and J_new - J_old = Cov(e^drift, r); the updates
-    still to come are taken to go on alike. The first order alone, Cov(drift, r), is what the
-    drawdown would hold at 0 while the rest adds up. NaN for an objective that no prompt has twice.
+    still to come are taken to go on alike.
     """
     ratio = (drift * updates / age.clamp(min=1)).clamp(-20, 20).exp()
     columns = torch.cat([ratio[:, None], rewards], 1).masked_fill(age[:, None] == 0, torch.nan)
@@ -67,21 +64,17 @@ def update_drawdown(drawdown: Tensor, change: Tensor, release: float) -> Tensor:
     return (drawdown - torch.where(change > 0, release * change, change)).clamp(min=0)
 
 
-def multipliers(
-    drawdown: Tensor, alignment: Tensor, ki: float, kp: float, highest: float
-) -> Tensor:
-    """lambda_k = [ki D_k - kp Corr_k]_+, at most `highest`; all [K]."""
-    return (ki * drawdown - kp * alignment).clamp(0, highest)
+def multipliers(drawdown: Tensor, alignment: Tensor, ki: float, kp: float, most: float) -> Tensor:
+    """lambda_k = [ki D_k - kp Corr_k]_+, at most `most`; all [K]."""
+    return (ki * drawdown - kp * alignment).clamp(0, most)
 
 
 class Ratchet:
-    """preference [K]: weights of the sum, of mean 1."""
+    """preference [K]: weights of the sum, of mean 1; the others: see the flags."""
 
-    def __init__(
-        self, preference: Tensor, ki: float, kp: float, release: float, highest: float
-    ) -> None:
-        self.preference, self.release = preference, release
-        self.ki, self.kp, self.highest = ki, kp, highest
+    def __init__(self, preference: Tensor, ki: float, kp: float, release: float, most: float):
+        self.preference, self.release, self.most = preference, release, most
+        self.ki, self.kp = ki, kp
         zero = torch.zeros_like(preference)
         self.state, self.log = {"drawdown": zero, "multipliers": zero}, {}
 
@@ -99,9 +92,9 @@ class Ratchet:
         """rewards [B,K], drift, age [B]: see `what_moved`."""
         change, alignment = what_moved(drift, age, rewards, group_size, updates)
         drawdown = update_drawdown(self.state["drawdown"], change, self.release)
-        # anti-windup: a loss beyond what the highest multiplier answers would only delay its fall
-        drawdown = drawdown.clamp(max=self.highest / self.ki if self.ki else torch.inf)
-        found = multipliers(drawdown, alignment, self.ki, self.kp, self.highest)
+        # a loss beyond what the highest multiplier answers would only delay its fall
+        drawdown = drawdown.clamp(max=self.most / self.ki if self.ki else torch.inf)
+        found = multipliers(drawdown, alignment, self.ki, self.kp, self.most)
         remember(self.state, drawdown=drawdown, multipliers=found)
         self.log = {"ratchet/change": change, "ratchet/alignment": alignment}
         self.log["ratchet/drawdown"] = drawdown
@@ -111,8 +104,7 @@ class Ratchet:
 def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
     """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B]. A reward that is
     NaN, for it does not apply, adds nothing; the score is NaN where none applies."""
-    scores = rewards.nan_to_num(0.0) @ weights
-    return scores.masked_fill(rewards.isnan().all(1), torch.nan)
+    return (rewards.nan_to_num(0.0) @ weights).masked_fill(rewards.isnan().all(1), torch.nan)
 
 
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
@@ -219,8 +211,7 @@ class Args(flags.RunFlags):
     warmup: int = 8
     """steps over which the learning rate rises to its full value; 1 is off"""
     weights: tuple[float, ...] = ()
-    """weight of each objective in the sum, in the order of --rewards; default: equal.
-    0 asks for no more than that it is not lost"""
+    """weight of each objective in the sum; default: equal. 0: only that it is not lost"""
     ki: float = 35.0
     """multiplier for every standard deviation of its reward that an objective has lost"""
     kp: float = 4.0
@@ -238,8 +229,8 @@ def controller(args: Args, objectives: list[str], device: torch.device) -> Ratch
     flags.at_least(args, 0, "ki", "kp")
     flags.at_least(args, 0, "max_multiplier", most=torch.inf)
     flags.share(args, "release")
-    told = f"--mini-batches {args.mini_batches} must be 2 or more"
-    require(args.mini_batches >= 2, f"{told}: the move is seen on completions not trained on yet")
+    told = "--mini-batches must be 2 or more: the move is seen on completions not trained on yet"
+    require(args.mini_batches >= 2, told)
     rates = (args.ki, args.kp, args.release, args.max_multiplier)
     return Ratchet(preference / preference.mean(), *rates)
 

@@ -69,8 +69,7 @@ class SAMRPO:
 def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
     """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B]. A reward that is
     NaN, for it does not apply, adds nothing; the score is NaN where none applies."""
-    scores = rewards.nan_to_num(0.0) @ weights
-    return scores.masked_fill(rewards.isnan().all(1), torch.nan)
+    return (rewards.nan_to_num(0.0) @ weights).masked_fill(rewards.isnan().all(1), torch.nan)
 
 
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:

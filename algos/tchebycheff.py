@@ -1,20 +1,11 @@
-"""Tchebycheff: serve the objective that is furthest from its ideal, by weights that grow with the
-distance.
+"""Tchebycheff: serve the objective that is furthest from its ideal.
 
-Makes max_k p_k (z_k - J_k) small, with preference p and ideal point z. Default, the paper's smooth
-form: online mirror descent on the weights, log w_k <- log w_k + lr * p_k (z_k - mean r_k), while
-the policy follows s = sum_k w_k r_k.
---variant smooth: w_k in proportion to p_k softmax(p (z - J) / smoothing)_k, the gradient of the
-log-sum-exp of the distances; it forgets.
---variant classical: each completion's score is -max_k p_k (z_k - r_k); with rewards of 0 or 1 it is
-best only where all succeed.
-Paper: arXiv 2602.06869, section 3 (Lin et al., 2024; Liu et al., 2024).
-From the paper: a larger rate of the weights, for 100 steps in place of 810; --max-ratio bounds
-their spread, because weights that never forget end with the worst objective having everything.
-Against the official code: classical scores a completion, once (there every token, so that each gets
-a constant penalty and their sum is minus the length); evaluation never moves the ideal point (there
-it does); ideal point and weights are checkpointed.
-Against linear.py: the weights follow from the batches, at no cost.
+Makes max_k p_k (z_k - J_k) small, with preference p and ideal point z. --variant mirror-descent:
+the score is sum_k w_k r_k, log w_k <- log w_k + lr p_k (z_k - mean r_k); smooth: w_k in proportion
+to p_k softmax(p (z - J) / smoothing)_k; classical: the score is -max_k p_k (z_k - r_k).
+Paper: arXiv 2602.06869, section 3 (Lin et al., 2024; Liu et al., 2024); --max-ratio is ours.
+Against the official code: classical scores a completion, not every token; evaluation never moves
+the ideal point; all is checkpointed. Against linear.py: weights from the batches, at no cost.
 Run: python run.py tchebycheff
 """
 
@@ -38,7 +29,6 @@ from common.seeds import generator
 
 # --- ALGO: imports ---
 from common.controllers import remember
-from common.errors import require
 import math
 
 
@@ -51,8 +41,7 @@ def tchebycheff(rewards: Tensor, preference: Tensor, ideal: Tensor) -> Tensor:
 def smooth_weights(
     mean_rewards: Tensor, preference: Tensor, ideal: Tensor, temperature: float
 ) -> Tensor:
-    """p_k softmax(p (z - J) / T)_k over their sum: the slopes in J of
-    T log sum_k exp(p_k (z_k - J_k) / T) (Lin et al.). All [K]."""
+    """p_k softmax(p (z - J) / T)_k over their sum (Lin et al.). All [K]."""
     weights = preference * (preference * (ideal - mean_rewards) / temperature).softmax(0)
     return weights / weights.sum()
 
@@ -64,19 +53,25 @@ def mirror_descent_step(
     return log_weights + lr * preference * (ideal - mean_rewards)
 
 
+def approach(controller, rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean of the batch, best of training so far), [K] each; alike where no completion has one."""
+    ideal = torch.maximum(controller.state["ideal"], rewards.nan_to_num(-torch.inf).amax(0))
+    mean = torch.where(rewards.isnan().all(0), ideal, rewards.nanmean(0))
+    remember(controller.state, ideal=ideal)
+    distance = controller.preference * (ideal - mean)
+    controller.log = {"tchebycheff/ideal": ideal, "tchebycheff/distance": distance}
+    return mean, ideal
+
+
 class MirrorDescent:
-    """Weights that accumulate the distance. preference [K]; no weight falls below the largest
-    divided by max_ratio."""
+    """Weights [K] that add the distance up; none is below the largest divided by max_ratio."""
 
     def __init__(self, preference: Tensor, lr: float, max_ratio: float) -> None:
-        self.preference, self.lr, self.max_ratio, self.log = preference, lr, max_ratio, {}
-        ideal = torch.full_like(preference, -torch.inf)
-        self.state = {"ideal": ideal, "log_weights": preference.log()}
+        self.preference, self.lr, self.max_ratio = preference, lr, max_ratio
+        self.state = {"ideal": preference - torch.inf, "log_weights": preference.log()}
 
     def weights(self, rewards: Tensor) -> Tensor:
-        """[B,K] -> [K]."""
-        mean, ideal = approach(self, rewards)
-        before = self.state["log_weights"]
+        (mean, ideal), before = approach(self, rewards), self.state["log_weights"]
         moved = mirror_descent_step(before, self.preference, mean, ideal, self.lr).log_softmax(0)
         lowest = moved.max() - math.log(self.max_ratio)
         remember(self.state, log_weights=moved.clamp(min=lowest))  # for the next batch
@@ -84,58 +79,38 @@ class MirrorDescent:
 
 
 class SmoothTchebycheff:
-    """Weights of the moment. preference [K]; tau: share of the newest batch in the means."""
+    """Weights [K] of the moment; tau: share of the newest batch in the mean rewards."""
 
     def __init__(self, preference: Tensor, temperature: float, tau: float) -> None:
-        self.preference, self.temperature, self.tau, self.log = preference, temperature, tau, {}
-        self.state = {"ideal": torch.full_like(preference, -torch.inf), "ema": None}
+        self.preference, self.temperature, self.tau = preference, temperature, tau
+        self.state = {"ideal": preference - torch.inf, "ema": None}
 
     def weights(self, rewards: Tensor) -> Tensor:
-        """[B,K] -> [K]."""
         (mean, ideal), ema = approach(self, rewards), self.state["ema"]
-        ema = mean if ema is None else (1 - self.tau) * ema + self.tau * mean
-        remember(self.state, ema=ema)
-        return smooth_weights(ema, self.preference, ideal, self.temperature)
+        remember(self.state, ema=mean if ema is None else (1 - self.tau) * ema + self.tau * mean)
+        return smooth_weights(self.state["ema"], self.preference, ideal, self.temperature)
 
 
 class Tchebycheff:
-    """A score per completion. preference [K]."""
+    """A score per completion: its advantages [B], and as weights the preference [K]."""
 
     def __init__(self, preference: Tensor) -> None:
-        self.preference, self.log = preference, {}
-        self.state = {"ideal": torch.full_like(preference, -torch.inf)}
+        self.preference, self.state = preference, {"ideal": preference - torch.inf}
 
     def advantages(
         self, rewards: Tensor, lengths: Tensor, group_size: int, estimator: str
     ) -> tuple[Tensor, Tensor]:
-        """([B], preference [K]) of the rewards [B,K]."""
-        _, ideal = approach(self, rewards)
         known = rewards.nan_to_num(torch.inf)  # what does not apply is never the furthest
-        scores = tchebycheff(known, self.preference, ideal)
-        scores = scores.masked_fill(rewards.isnan().all(1), torch.nan)
+        scores = tchebycheff(known, self.preference, approach(self, rewards)[1])
+        scores = scores.masked_fill(scores == torch.inf, torch.nan)
         return estimate_advantages(scores, lengths, group_size, estimator), self.preference
-
-
-def approach(controller, rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean of the batch, the best of every objective in training so far), [K] each; an objective
-    that no completion has is at no distance."""
-    best = torch.maximum(controller.state["ideal"], rewards.nan_to_num(-torch.inf).amax(0))
-    remember(controller.state, ideal=best)
-    mean, ideal = rewards.nanmean(0), controller.state["ideal"]
-    mean = torch.where(mean.isnan(), ideal, mean)
-    controller.log = {
-        "tchebycheff/ideal": ideal,
-        "tchebycheff/distance": controller.preference * (ideal - mean),
-    }
-    return mean, ideal
 
 
 # --- SHARED: advantages and loss ---
 def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
     """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B]. A reward that is
     NaN, for it does not apply, adds nothing; the score is NaN where none applies."""
-    scores = rewards.nan_to_num(0.0) @ weights
-    return scores.masked_fill(rewards.isnan().all(1), torch.nan)
+    return (rewards.nan_to_num(0.0) @ weights).masked_fill(rewards.isnan().all(1), torch.nan)
 
 
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
@@ -233,35 +208,30 @@ class Args(flags.RunFlags):
     """passes over the completions"""
     # --- ALGO: args ---
     variant: Literal["mirror-descent", "smooth", "classical"] = "mirror-descent"
-    """weights that accumulate the distance (the paper's choice), weights of the moment,
-    or a score per completion"""
+    """weights that add the distance up (the paper's), weights of the moment, or scores"""
     preference: tuple[float, ...] = ()
-    """importance p of each objective in the order of --rewards; default: equal.
-    Scaled to sum 1 (paper: .333 .333 .334)"""
+    """importance p of each objective in the order of --rewards; default: equal, as the paper's"""
     weight_lr: float = 1.0
-    """mirror-descent: step of the log-weights; what counts is steps * weight_lr
-    (paper: 0.3 for 810 steps)"""
+    """mirror-descent: step of the log-weights, for 100 steps (paper: 0.3 for 810)"""
     max_ratio: float = 20.0
     """mirror-descent: no weight falls below the largest one divided by this (paper: no bound)"""
     smoothing: float = 0.05
-    """smooth: temperature of the weights; large ones follow --preference,
-    small ones serve the worst alone (authors: 1, on log-losses)"""
+    """smooth: temperature; a large one follows --preference, a small one serves the worst alone"""
     ema_tau: float = 0.3
     """smooth: share of the newest batch in the average rewards"""
 
 
 def controller(args: Args, objectives: list[str], device: torch.device):
-    """The algorithm as the flags have it. Raises UserError naming the flag."""
+    """The --variant as its flags have it. Raises UserError naming the flag."""
     preference = flags.shares("--preference", args.preference, objectives, device, some=False)
     flags.at_least(args, 0, "weight_lr")
     flags.share(args, "ema_tau")
-    require(args.max_ratio >= 1, f"--max-ratio {args.max_ratio} must be at least 1: weights alike")
-    require(args.smoothing > 0, f"--smoothing {args.smoothing} must be positive")
-    if args.variant == "smooth":
-        return SmoothTchebycheff(preference, args.smoothing, args.ema_tau)
-    if args.variant == "classical":
-        return Tchebycheff(preference)
-    return MirrorDescent(preference, args.weight_lr, args.max_ratio)
+    flags.at_least(args, 1, "max_ratio", most=torch.inf)
+    flags.at_least(args, 1e-9, "smoothing")
+    mirror = MirrorDescent(preference, args.weight_lr, args.max_ratio)
+    smooth = SmoothTchebycheff(preference, args.smoothing, args.ema_tau)
+    known = {"mirror-descent": mirror, "smooth": smooth, "classical": Tchebycheff(preference)}
+    return known[args.variant]
 
 
 def main(args: Args) -> None:

@@ -67,14 +67,16 @@ def save_checkpoint(run: Path, step: int, policy, optimizer, state: dict, kept: 
 
 
 def load_checkpoint(run: Path, policy: nn.Module, optimizer=None, of=None) -> tuple[int, dict]:
-    """Fill policy and optimizer, where there is one, from the newest checkpoint that can be read, or
-    that of the step `of`; returns its (step, state). Tensors of the state that were on a GPU come
-    to the policy's. Raises UserError naming --resume where there is none."""
+    """Fill policy and optimizer, where there is one, from the newest readable checkpoint, or that
+    of the step `of`; returns its (step, state). Tensors of the state that were on a GPU come to the
+    policy's. Raises UserError naming --resume where there is none."""
     folders = ranks.on_first(lambda: [f for f in _folders(run) if of in (None, _step(f))])
     for folder in reversed(folders):
         try:
             state = {}
-            ranks.together(lambda folder=folder, state=state: _load(folder, policy, optimizer, state))
+            ranks.together(
+                lambda folder=folder, state=state: _load(folder, policy, optimizer, state)
+            )
             return _step(folder), state
         except UserError as error:
             if ranks.rank() == 0:

@@ -111,7 +111,7 @@ def flag(name: str) -> str:
 
 
 def at_least(args, low: float, *names: str, most: float = LARGEST) -> None:
-    """Raise UserError naming the first of these flags that is below `low`, or infinite, where `most`
+    """Raise UserError naming the first of these flags that is below `low`, or infinite where `most`
     is not."""
     for name in names:
         value = getattr(args, name)

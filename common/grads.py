@@ -1,5 +1,5 @@
-"""One gradient per loss from a single forward pass, their inner products, and a weighted sum of them
-as the gradient to step with.
+"""One gradient per loss from a single forward pass, their inner products, and a weighted sum of
+them as the gradient to step with.
 
 A gradient is a list with one tensor per parameter, so K of them cost K times the parameters' memory
 and no flat copies are made. Where parameters are sharded, so are their gradients.

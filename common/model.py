@@ -190,7 +190,9 @@ def _token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tenso
     # a layer's own flag decides on checkpointing; what is inside stays in eval mode
     for layer in getattr(model, "checkpointed", ()):
         layer.training = torch.is_grad_enabled()
-    hidden = _hidden(model, batch) if batch.prompt_of is None else _hidden_prompts_once(model, batch)
+    hidden = (
+        _hidden(model, batch) if batch.prompt_of is None else _hidden_prompts_once(model, batch)
+    )
     for layer in getattr(model, "checkpointed", ()):
         layer.training = False
     real = batch.mask > 0

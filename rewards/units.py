@@ -14,12 +14,18 @@ def units(completions: list[str], unit: list[str], **kwargs) -> list[float]:
         **kwargs: whatever else the caller passes by keyword.
 
     Returns:
-        `B` floats, 1.0 where the noun stands outside of every box as a word of its own, 0.0 elsewhere. A plural in s and its singular
-        are the same, and so are capitals and small letters: `Apple` names apples, `pencil` does not name pens. A box holds the answer,
-        which would be wrong with a noun in it for --answer-check exact; so it neither helps nor hurts here.
+        `B` floats, 1.0 where the noun stands outside of every box as a word of its own, 0.0
+        elsewhere. A plural in s and its singular are the same, and so are capitals and small
+        letters: `Apple` names apples, `pencil` does not name pens. A box holds the answer, which
+        would be wrong with a noun in it for --answer-check exact; so it neither helps nor hurts
+        here.
 
-    Source: ours, for docs/realmodel.md. Known hack: a completion that repeats the question names it as well.
+    Source: ours, for docs/realmodel.md. Known hack: a completion that repeats the question names it
+    as well.
     """
     singulars = [noun.strip().lower().removesuffix("s") for noun in unit]
     pairs = zip(singulars, completions, strict=True)
-    return [float(bool(re.search(rf"\b{re.escape(noun)}s?\b", outside_boxes(text).lower()))) for noun, text in pairs]
+    return [
+        float(bool(re.search(rf"\b{re.escape(noun)}s?\b", outside_boxes(text).lower())))
+        for noun, text in pairs
+    ]
