@@ -12,7 +12,7 @@ import tyro
 from common.curves import DASHES, draw, from_zero, picture, smooth
 from common.errors import UserError, require
 from common.runs import Run, load_run
-from common.verdict import verdict
+from common.verdict import number, verdict
 
 USAGE = "RUN [RUN ...] [--out FILE]"
 # Flags that leave what is learned alone: runs that agree in all others repeat one setting.
@@ -124,4 +124,6 @@ def group_settings(runs: list[Run]) -> list[tuple[str, list[Run]]]:
 
 def plain(value) -> str:
     """A flag's value as it is typed."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(plain, value))
+    return number(value) if isinstance(value, float) else str(value)
