@@ -81,7 +81,7 @@ def load_checkpoint(run: Path, policy: nn.Module, optimizer=None, of=None) -> tu
         except UserError as error:
             if ranks.rank() == 0:
                 print(f"checkpoint {folder} cannot be read ({error}); trying the one before it")
-    raise UserError(f"--resume {run}: no readable checkpoint in {run / 'checkpoints'}")
+    raise UserError(f"--resume {run}: no readable checkpoint{f' of step {of}' if of else ''} there")
 
 
 def _load(folder: Path, policy: nn.Module, optimizer, state: dict) -> None:
