@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos.famo import FLOOR, adam_step, famo_direction, famo_weights, reweighted_rewards
-from common.errors import UserError
 from support.own_rewards import EQUAL
 from support.running import train
 from support.tensors import close, finite_difference, tensor
@@ -22,14 +21,22 @@ def case(seed: int, K: int) -> tuple[torch.Tensor, ...]:
     return logits, before + 0.1, (before + 0.1) * (0.8 + 0.4 * fall)
 
 
-@pytest.mark.parametrize("name", ["famo_three_steps_reward_gap", "famo_three_steps_official_margin"])
+@pytest.mark.parametrize(
+    "name", ["famo_three_steps_reward_gap", "famo_three_steps_official_margin"]
+)
 def test_vectors(name, vectors):
     entry = vectors[name]
     inputs = entry["inputs"]
-    minimum = tensor([inputs["min_loss"]] * 3) if "min_loss" in inputs else tensor(inputs["first_loss"]) - inputs["margin"]
+    minimum = (
+        tensor([inputs["min_loss"]] * 3)
+        if "min_loss" in inputs
+        else tensor(inputs["first_loss"]) - inputs["margin"]
+    )
     logits, m, v = torch.zeros(3, 3, dtype=torch.float64)
     t = 0
-    for before, after, step in zip(inputs["loss_before"], inputs["loss_after"], entry["expected"]["steps"], strict=True):
+    for before, after, step in zip(
+        inputs["loss_before"], inputs["loss_after"], entry["expected"]["steps"], strict=True
+    ):
         gaps, gaps_after = (tensor(x) - minimum + inputs["eps"] for x in (before, after))
         close(logits.softmax(0), step["z_used"], 1e-7)
         close(famo_weights(logits, gaps), step["grad_weights"], 1e-7)
@@ -44,9 +51,13 @@ def test_direction_and_weights_against_finite_differences(seed, K):
     logits, before, after = case(seed, K)
     improvement = before.log() - after.log()
     expected = finite_difference(lambda w: float(w.softmax(0) @ improvement), logits)
-    torch.testing.assert_close(famo_direction(logits, before, after), expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        famo_direction(logits, before, after), expected, rtol=1e-5, atol=1e-8
+    )
     slopes = finite_difference(lambda gaps: float(logits.softmax(0) @ gaps.log()), before)
-    torch.testing.assert_close(famo_weights(logits, before), slopes / slopes.sum(), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        famo_weights(logits, before), slopes / slopes.sum(), rtol=1e-5, atol=1e-8
+    )
 
 
 @settings(deadline=None, max_examples=30)
@@ -56,8 +67,12 @@ def test_laws(seed, unit):
     order = [2, 0, 3, 1]
     direction = famo_direction(logits, before, after)
     assert float(direction.sum()) == pytest.approx(0, abs=1e-12)
-    torch.testing.assert_close(famo_direction(logits[order], before[order], after[order]), direction[order])
-    torch.testing.assert_close(famo_weights(logits[order], before[order]), famo_weights(logits, before)[order])
+    torch.testing.assert_close(
+        famo_direction(logits[order], before[order], after[order]), direction[order]
+    )
+    torch.testing.assert_close(
+        famo_weights(logits[order], before[order]), famo_weights(logits, before)[order]
+    )
     units = tensor([unit, 1.0, 1.0, 1.0])  # one loss in other units: its relative fall is the same
     torch.testing.assert_close(famo_direction(logits, before * units, after * units), direction)
     torch.testing.assert_close(famo_weights(logits + 5, before), famo_weights(logits, before))
@@ -80,7 +95,8 @@ def test_adam_is_torchs():
 
 
 def test_reweighted_rewards_are_the_new_policys():
-    """All completions of a prompt that there are, drawn in proportion: the exact expectation under the new policy."""
+    """All completions of a prompt that there are, drawn in proportion: the exact expectation under
+    the new policy."""
     old, new = tensor([0.5, 0.25, 0.25]), tensor([0.1, 0.6, 0.3])
     drawn = torch.tensor([0, 0, 1, 2])
     rewards = tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
@@ -88,7 +104,11 @@ def test_reweighted_rewards_are_the_new_policys():
     torch.testing.assert_close(estimate, new @ rewards)
     far = reweighted_rewards(rewards[drawn], tensor([500.0, -500.0, 0.0, 3.0]), 4)
     assert ((far >= 0) & (far <= 1)).all()
-    two = reweighted_rewards(torch.cat([rewards[drawn], rewards[drawn]]), torch.cat([(new / old).log()[drawn], torch.zeros(4).double()]), 4)
+    two = reweighted_rewards(
+        torch.cat([rewards[drawn], rewards[drawn]]),
+        torch.cat([(new / old).log()[drawn], torch.zeros(4).double()]),
+        4,
+    )
     torch.testing.assert_close(two, (new @ rewards + old @ rewards) / 2)
 
 
@@ -110,22 +130,11 @@ def test_without_a_step_nothing_improves(tmp_path):
 
 
 def test_equal_objectives_are_one_objective(tmp_path):
-    three, alone = train("famo", tmp_path / "t", rewards=EQUAL), train("linear", tmp_path / "a", rewards=EQUAL[:1])
+    three, alone = (
+        train("famo", tmp_path / "t", rewards=EQUAL),
+        train("linear", tmp_path / "a", rewards=EQUAL[:1]),
+    )
     for row, other in zip(three[1:], alone[1:], strict=True):
         for key in ("loss/policy", "loss/kl", "grad/norm", "reward/one", "cov/one"):
             assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
     assert three[3]["weight/one"] == pytest.approx(1 / 3, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"reward_max": (1.0,)}, "--reward-max has 1 numbers for 3 objectives"),
-        ({"reward_max": (1.0, 1.0, 0.5)}, "--reward-max is below a reward of clarity"),
-        ({"weight_lr": -1.0}, "--weight-lr -1.0"),
-        ({"gamma": -1.0}, "--gamma -1.0"),
-    ],
-)
-def test_wrong_flags_are_named(flags, message, tmp_path):
-    with pytest.raises(UserError, match=message):
-        train("famo", tmp_path / "run", **({"prompts": 8} | flags))

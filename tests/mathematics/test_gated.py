@@ -2,23 +2,25 @@
 
 import numpy as np
 import pytest
-import torch
 
 from algos.gated import gated_scores, within_prompt_covariance
-from common.errors import UserError
 from support.decoupled import batches, whitened
 from support.running import train
 from support.tensors import close, tensor
 
 
 def test_the_definition():
-    rewards, weights = tensor([[1.0, 0.0, 1.0], [0.5, 1.0, 1.0], [0.4, 1.0, 1.0], [0.0, 0.0, 0.0]]), tensor([0.5, 0.25, 0.25])
+    rewards, weights = (
+        tensor([[1.0, 0.0, 1.0], [0.5, 1.0, 1.0], [0.4, 1.0, 1.0], [0.0, 0.0, 0.0]]),
+        tensor([0.5, 0.25, 0.25]),
+    )
     close(gated_scores(rewards, weights, 0.5), [0.75, 0.75, 0.2, 0.0], 1e-12)
     close(gated_scores(rewards, weights, 0.0), (rewards @ weights).tolist(), 1e-12)  # linear
 
 
 def test_an_outvoted_objective_is_no_longer_outvoted():
-    """Short, tidy, wrong against long and right: the sum prefers the wrong one, the gate the right one."""
+    """Short, tidy, wrong against long and right: the sum prefers the wrong one, the gate the right
+    one."""
     rewards = tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]] * 4)
     weights = tensor([1 / 3] * 3)
     assert within_prompt_covariance(rewards @ weights, rewards, 8)[0] < 0
@@ -31,15 +33,3 @@ def test_a_run_has_these_advantages(tmp_path):
         scores = np.array([(3 * r[0] + (2 * r[1] + r[2]) * (r[0] >= 0.5)) / 6 for r in rewards])
         np.testing.assert_allclose(advantages, whitened(scores, lengths), atol=2e-4)
         assert row["gated/earned"] == pytest.approx((rewards[:, 0] >= 0.5).mean())
-
-
-def test_one_objective_has_nothing_to_gate(tmp_path):
-    with pytest.raises(UserError, match="--rewards has one objective: there is nothing to gate"):
-        train("gated", tmp_path / "run", rewards=("rewards.accuracy:accuracy",))
-
-
-def test_no_argument_is_changed():
-    rewards = torch.rand(4, 2)
-    before = rewards.clone()
-    gated_scores(rewards, torch.tensor([0.5, 0.5]), 0.5)
-    assert torch.equal(rewards, before)

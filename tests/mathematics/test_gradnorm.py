@@ -1,4 +1,5 @@
-"""GradNorm's weight step against the vectors, finite differences and laws; its script's state, losses and errors."""
+"""GradNorm's weight step against the vectors, finite differences and laws; its script's state,
+losses and errors."""
 
 import pytest
 import torch
@@ -6,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos.gradnorm import FLOOR, MIN_WEIGHT, gradnorm_step
-from common.errors import UserError
 from support.own_rewards import EQUAL, OWN
 from support.running import train
 from support.tensors import close, finite_difference, tensor
@@ -17,7 +17,12 @@ OBJECTIVES = ("accuracy", "conciseness", "clarity")
 def case(seed: int, K: int) -> dict:
     generator = torch.Generator().manual_seed(seed)
     weights, norms, losses, first = torch.rand(4, K, generator=generator, dtype=torch.float64) + 0.1
-    return {"weights": weights * K / weights.sum(), "grad_norms": norms, "losses": losses, "initial_losses": first}
+    return {
+        "weights": weights * K / weights.sum(),
+        "grad_norms": norms,
+        "losses": losses,
+        "initial_losses": first,
+    }
 
 
 def test_vectors(vectors):
@@ -25,7 +30,11 @@ def test_vectors(vectors):
         entry = vectors[name]
         inputs = entry["inputs"]
         tensors = [tensor(inputs[key]) for key in ("w", "grad_norms", "loss", "loss0")]
-        close(gradnorm_step(*tensors, inputs["alpha"], inputs["lr"]), entry["expected"]["w_new"], entry["tol"])
+        close(
+            gradnorm_step(*tensors, inputs["alpha"], inputs["lr"]),
+            entry["expected"]["w_new"],
+            entry["tol"],
+        )
 
 
 @settings(deadline=None, max_examples=40)
@@ -38,7 +47,9 @@ def test_the_step_descends_the_loss_of_the_weights_with_the_target_held(seed, K)
     slope = finite_difference(lambda w: float((w * norms - target).abs().sum()), weights, 1e-7)
     lr = 1e-3
     moved = weights - lr * slope
-    torch.testing.assert_close(gradnorm_step(**inputs, alpha=1.5, lr=lr), moved * K / moved.sum(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        gradnorm_step(**inputs, alpha=1.5, lr=lr), moved * K / moved.sum(), rtol=1e-6, atol=0
+    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -58,7 +69,10 @@ def test_laws_of_order_and_units(seed):
     permuted = {key: value[order] for key, value in inputs.items()}
     torch.testing.assert_close(gradnorm_step(**permuted, alpha=1.5, lr=0.05), weights[order])
     units = tensor([1.0, 10.0, 0.1, 3.0])  # a loss and its first value in other units
-    scaled = inputs | {"losses": inputs["losses"] * units, "initial_losses": inputs["initial_losses"] * units}
+    scaled = inputs | {
+        "losses": inputs["losses"] * units,
+        "initial_losses": inputs["initial_losses"] * units,
+    }
     torch.testing.assert_close(gradnorm_step(**scaled, alpha=1.5, lr=0.05), weights)
     longer = inputs | {"grad_norms": inputs["grad_norms"] * 7}
     torch.testing.assert_close(gradnorm_step(**longer, alpha=1.5, lr=0.05 / 7), weights)
@@ -78,7 +92,9 @@ def test_the_weights_are_learned_from_the_gaps_and_logged(tmp_path):
     assert all(rows[0][f"weight/{o}"] == pytest.approx(1 / 3, abs=0.1) for o in OBJECTIVES)
     assert any(rows[2][f"weight/{o}"] != pytest.approx(1 / 3, abs=1e-3) for o in OBJECTIVES)
     assert all(sum(row[f"weight/{o}"] for o in OBJECTIVES) == pytest.approx(1) for row in rows)
-    state = torch.load(tmp_path / "run/checkpoints/step_000003/state.pt", weights_only=True)["algorithm"]
+    state = torch.load(tmp_path / "run/checkpoints/step_000003/state.pt", weights_only=True)[
+        "algorithm"
+    ]
     assert float(state["weights"].sum()) == pytest.approx(3, rel=1e-5)
     average = rows[0]["reward/accuracy"]
     for row in rows[1:]:
@@ -109,23 +125,18 @@ def test_an_objective_without_a_gradient_keeps_its_weight(tmp_path):
 
 def test_a_reward_may_be_at_its_best_everywhere(tmp_path):
     """Whose mean in float32 is above .1 by rounding."""
-    (tmp_path / "low.py").write_text("def low(completions, **columns):\n    return [0.1] * len(completions)\n")
+    (tmp_path / "low.py").write_text(
+        "def low(completions, **columns):\n    return [0.1] * len(completions)\n"
+    )
     rewards = ("rewards.accuracy:accuracy", f"{tmp_path / 'low.py'}:low")
-    rows = train("gradnorm", tmp_path / "run", rewards=rewards, reward_max=(1.0, 0.1), steps=1, prompts=8, completions=8)
+    rows = train(
+        "gradnorm",
+        tmp_path / "run",
+        rewards=rewards,
+        reward_max=(1.0, 0.1),
+        steps=1,
+        prompts=8,
+        completions=8,
+    )
     assert torch.full((64,), 0.1).mean().item() > torch.tensor(0.1).item()
     assert rows[1]["reward/low"] == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"reward_max": (1.0, 1.0)}, "--reward-max has 2 numbers for 3 objectives"),
-        ({"reward_max": (1.0, 1.0, 0.01)}, "--reward-max is below a reward of clarity"),
-        ({"alpha": -1.0}, "--alpha -1.0"),
-        ({"weight_lr": -1.0}, "--weight-lr -1.0"),
-        ({"ema_tau": 0.0}, "--ema-tau 0.0"),
-    ],
-)
-def test_wrong_flags_are_named(flags, message, tmp_path):
-    with pytest.raises(UserError, match=message):
-        train("gradnorm", tmp_path / "run", **({"prompts": 8} | flags))

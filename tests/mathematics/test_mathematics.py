@@ -1,4 +1,5 @@
-"""Advantages, losses and covariances against the reference vectors, finite differences and laws they must obey, in float64."""
+"""Advantages, losses and covariances against the reference vectors, finite differences and laws
+they must obey, in float64."""
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos import ctwa, linear
-from common.observe import first_order_change
+from common.meter import first_order_change
 from support.tensors import close, finite_difference, tensor
 
 torch.set_default_dtype(torch.float32)
@@ -26,11 +27,16 @@ def test_reinforce_advantages_match_the_vector(vectors):
 
 def test_grpo_advantages_match_the_vectors(vectors):
     entry = vectors["grpo_advantage"]
-    advantages = linear.estimate_advantages(tensor(entry["inputs"]["scores"]), torch.ones(8), 4, "grpo")
+    advantages = linear.estimate_advantages(
+        tensor(entry["inputs"]["scores"]), torch.ones(8), 4, "grpo"
+    )
     close(advantages, entry["expected"]["advantages"], entry["tol"])
-    # the other vector's group of one is refused by --completions; its group of equal scores must give no advantage
+    # the other vector's group of one is refused by --completions; its group of equal scores must
+    # give no advantage
     equal = vectors["grpo_degenerate_groups"]
-    advantages = linear.estimate_advantages(tensor(equal["inputs"]["scores"][:4]), torch.ones(4), 4, "grpo")
+    advantages = linear.estimate_advantages(
+        tensor(equal["inputs"]["scores"][:4]), torch.ones(4), 4, "grpo"
+    )
     close(advantages, equal["expected"]["advantages"][:4], equal["tol"])
 
 
@@ -43,7 +49,9 @@ def test_advantages_are_centred_scaled_and_invariant_to_units(seed, scale, shift
     for estimator in ("reinforce", "grpo"):
         advantages = linear.estimate_advantages(scores, lengths, 6, estimator)
         moved = linear.estimate_advantages(scale * scores + shift, lengths, 6, estimator)
-        torch.testing.assert_close(moved, advantages, rtol=2e-3, atol=1e-3)  # the epsilons are all that breaks it
+        torch.testing.assert_close(
+            moved, advantages, rtol=2e-3, atol=1e-3
+        )  # the epsilons are all that breaks it
         if estimator == "reinforce":  # mean 0 and variance 1 over tokens
             assert abs((lengths * advantages).sum()) < 1e-9 * lengths.sum()
             assert abs((lengths * advantages**2).sum() / (lengths.sum() - 1) - 1) < 1e-5
@@ -54,8 +62,17 @@ def test_advantages_are_centred_scaled_and_invariant_to_units(seed, scale, shift
 def test_advantages_of_equal_scores_are_zero():
     for estimator in ("reinforce", "grpo"):
         lengths = torch.arange(1.0, 257.0) % 37 + 1
-        for value in (2 / 3, 0.1, 1000.1):  # in float32 their mean is off in the last digit, which the division blows up to .8
-            assert linear.estimate_advantages(torch.full((256,), value), lengths, 16, estimator).abs().max() < 1e-6
+        for value in (
+            2 / 3,
+            0.1,
+            1000.1,
+        ):  # in float32 their mean is off in the last digit, which the division blows up to .8
+            assert (
+                linear.estimate_advantages(torch.full((256,), value), lengths, 16, estimator)
+                .abs()
+                .max()
+                < 1e-6
+            )
 
 
 # --- policy loss and KL ---
@@ -64,7 +81,8 @@ def test_advantages_of_equal_scores_are_zero():
 def test_dual_clip_loss_and_its_gradient_match_the_vector(vectors):
     entry = vectors["ppo_dual_clip_loss"]
     ratio = tensor(entry["inputs"]["ratio"])[:, None].requires_grad_()
-    loss = linear.policy_loss(ratio, tensor(entry["inputs"]["A"]), entry["inputs"]["eps"], entry["inputs"]["eps"], entry["inputs"]["c"])
+    clips = (entry["inputs"]["eps"], entry["inputs"]["eps"], entry["inputs"]["c"])
+    loss, _ = linear.policy_loss(ratio, tensor(entry["inputs"]["A"]), *clips)
     close(loss.detach()[:, 0], entry["expected"]["loss"], entry["tol"])
     (gradient,) = torch.autograd.grad(loss.sum(), ratio)
     close(gradient[:, 0], entry["expected"]["dloss_dratio"], entry["tol"])
@@ -73,15 +91,17 @@ def test_dual_clip_loss_and_its_gradient_match_the_vector(vectors):
 def test_policy_loss_without_clip_is_reinforce():
     ratio = torch.rand(5, 7, dtype=torch.float64) * 10
     advantages = torch.randn(5, dtype=torch.float64)
-    torch.testing.assert_close(linear.policy_loss(ratio, advantages, INF, INF, 0.0), -advantages[:, None] * ratio)
+    loss, active = linear.policy_loss(ratio, advantages, INF, INF, 0.0)
+    torch.testing.assert_close(loss, -advantages[:, None] * ratio)
+    assert active.all()
 
 
 def test_active_tokens_are_those_with_a_gradient():
     ratio = (torch.rand(40, 9, dtype=torch.float64) * 2).requires_grad_()
     advantages = torch.randn(40, dtype=torch.float64)
-    loss = linear.policy_loss(ratio, advantages, 0.2, 0.3, 0.0)
+    loss, active = linear.policy_loss(ratio, advantages, 0.2, 0.3, 0.0)
     (gradient,) = torch.autograd.grad(loss.sum(), ratio)
-    assert torch.equal(gradient != 0, linear.active_tokens(advantages, ratio.detach(), 0.2, 0.3))
+    assert torch.equal(gradient != 0, active)
 
 
 def test_kl_matches_the_vector(vectors):
@@ -91,31 +111,43 @@ def test_kl_matches_the_vector(vectors):
 
 
 def test_kl_is_an_unbiased_non_negative_estimate():
-    policy, reference = (torch.randn(2, 6, dtype=torch.float64) / 2).log_softmax(-1)  # far from the clamps, which would bias it
+    policy, reference = (torch.randn(2, 6, dtype=torch.float64) / 2).log_softmax(
+        -1
+    )  # far from the clamps, which would bias it
     kl = linear.kl_penalty(policy, reference)
     assert (kl >= 0).all()
-    torch.testing.assert_close((policy.exp() * kl).sum(), (policy.exp() * (policy - reference)).sum())
+    torch.testing.assert_close(
+        (policy.exp() * kl).sum(), (policy.exp() * (policy - reference)).sum()
+    )
 
 
 @pytest.mark.parametrize(("clip", "dual"), [(INF, 0.0), (0.2, 0.0), (0.2, 3.0)])
 def test_loss_gradient_against_finite_differences(clip, dual):
     generator = torch.Generator().manual_seed(0)
-    logp, old, ref = (torch.randn(6, 5, generator=generator, dtype=torch.float64) * 0.7 for _ in range(3))
+    logp, old, ref = (
+        torch.randn(6, 5, generator=generator, dtype=torch.float64) * 0.7 for _ in range(3)
+    )
     advantages = torch.randn(6, generator=generator, dtype=torch.float64)
 
     def loss(logp):
-        return (linear.policy_loss((logp - old).exp(), advantages, clip, clip, dual) + 0.1 * linear.kl_penalty(logp, ref)).sum()
+        surrogate, _ = linear.policy_loss((logp - old).exp(), advantages, clip, clip, dual)
+        return (surrogate + 0.1 * linear.kl_penalty(logp, ref)).sum()
 
     logp.requires_grad_()
     (gradient,) = torch.autograd.grad(loss(logp), logp)
-    torch.testing.assert_close(gradient, finite_difference(loss, logp.detach()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        gradient, finite_difference(loss, logp.detach()), rtol=1e-5, atol=1e-6
+    )
 
 
 # --- scalarisation ---
 
 
 def test_scalarize_is_the_weighted_sum():
-    assert linear.scalarize(tensor([[1, 0, 1], [0, 1, 0]]), tensor([0.5, 0.3, 0.2])).tolist() == [0.7, 0.3]
+    assert linear.scalarize(tensor([[1, 0, 1], [0, 1, 0]]), tensor([0.5, 0.3, 0.2])).tolist() == [
+        0.7,
+        0.3,
+    ]
 
 
 # --- covariances and CTWA ---
@@ -124,12 +156,15 @@ def test_scalarize_is_the_weighted_sum():
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6))
 def test_the_predicted_change_is_the_true_one_to_first_order(seed):
-    """Softmax policies over G completions, each sampled once, uniform at first; a small move of the logits changes each mean reward by
-    the prediction, up to the square of the step. Prompts of the first mini-batch (age 0) do not count, and a step of two updates is
-    twice what was seen after one."""
+    """Softmax policies over G completions, each sampled once, uniform at first; a small move of the
+    logits changes each mean reward by the prediction, up to the square of the step. Prompts of the
+    first mini-batch (age 0) do not count, and a step of two updates is twice what was seen after
+    one."""
     G, prompts = 5, 4
     generator = torch.Generator().manual_seed(seed)
-    rewards, direction = (torch.randn(prompts, G, k, generator=generator, dtype=torch.float64) for k in (3, 1))
+    rewards, direction = (
+        torch.randn(prompts, G, k, generator=generator, dtype=torch.float64) for k in (3, 1)
+    )
     age = tensor([0, 0, 1, 1]).repeat_interleave(G)
     advantages = 2 * direction.flatten() + 1
 
@@ -137,25 +172,36 @@ def test_the_predicted_change_is_the_true_one_to_first_order(seed):
         logits = size * direction[..., 0]
         drift = (logits.log_softmax(1) - torch.zeros(prompts, G).log_softmax(1)).flatten()
         seen = torch.where(age > 0, drift, 1e6)  # to be left out
-        change, rate, nats = first_order_change(seen, age, advantages, rewards.view(-1, 3), G, updates=2)
+        change, rate, nats = first_order_change(
+            seen, age, advantages, rewards.view(-1, 3), G, updates=2
+        )
         close(rate, size * 2 / 2, 1e-9)  # nats of the whole step over units of advantage
         close(nats, float(2 * size * direction[2:, :, 0].var(1).mean().sqrt()), 1e-9)
         exact = ((logits.softmax(1)[..., None] - 1 / G) * rewards).sum(1)[2:].mean(0)
-        return change / 2 * (G - 1) / G, exact  # one update; here all completions are known, not G drawn of many
+        return change / 2 * (
+            G - 1
+        ) / G, exact  # one update; here all completions are known, not G drawn of many
 
     errors = [float((change - exact).abs().max()) for change, exact in map(predicted, (1e-2, 1e-3))]
     assert errors[1] < errors[0] / 50 + 1e-12
-    alone = first_order_change(torch.zeros(8), torch.zeros(8), torch.ones(8), torch.rand(8, 3), 4, 1)
+    alone = first_order_change(
+        torch.zeros(8), torch.zeros(8), torch.ones(8), torch.rand(8, 3), 4, 1
+    )
     assert all(values.isnan().all() for values in alone)  # a single mini-batch tells nothing
 
 
 @pytest.mark.parametrize("name", ["ctwa_covariance_clip0.2", "ctwa_covariance_noclip"])
 def test_ctwa_statistics_match_the_vectors(vectors, name):
     entry = vectors[name]
-    given_ = {key: tensor(value) if isinstance(value, list) else value for key, value in entry["inputs"].items()}
+    given_ = {
+        key: tensor(value) if isinstance(value, list) else value
+        for key, value in entry["inputs"].items()
+    }
     ratio = (given_["new_logp"] - given_["old_logp"]).exp()
     mask = given_["mask"]
-    weight = ctwa.completion_weights(given_["A_seq"], ratio, mask, mask.sum(1), given_["eps_low"], given_["eps_high"])
+    weight = ctwa.completion_weights(
+        given_["A_seq"], ratio, mask, given_["eps_low"], given_["eps_high"]
+    )
     close(weight, entry["expected"]["w_completion"], entry["tol"])
     covariance = ctwa.within_prompt_covariance(weight, given_["U"], 4)
     close(covariance, entry["expected"]["cov_biased_official"], entry["tol"])
@@ -168,7 +214,12 @@ def test_ctwa_weight_updates_match_the_vector(vectors):
     log_weights, ema = tensor(inputs["lambda0"]).log(), None
     for step, covariance in enumerate(inputs["cov"]):
         log_weights, ema = ctwa.update_log_weights(
-            log_weights, ema, tensor(covariance), tensor(inputs["targets"]), inputs["lr"], inputs["ema_tau"]
+            log_weights,
+            ema,
+            tensor(covariance),
+            tensor(inputs["targets"]),
+            inputs["lr"],
+            inputs["ema_tau"],
         )
         expected = entry["expected"]["steps"][step]
         close(ema, expected["ema"], entry["tol"])
@@ -182,37 +233,53 @@ def test_covariance_laws(seed, K):
     weight = torch.randn(24, generator=generator, dtype=torch.float64)
     rewards = torch.rand(24, K, generator=generator, dtype=torch.float64)
     covariance = linear.within_prompt_covariance(weight, rewards, 6)
-    by_hand = torch.stack([torch.stack([torch.cov(torch.stack([w, r]), correction=0)[0, 1] for r in R.T])
-                           for w, R in zip(weight.split(6), rewards.split(6), strict=True)]).mean(0)  # fmt: skip
+    prompts = zip(weight.split(6), rewards.split(6), strict=True)
+    tables = [torch.cov(torch.cat([w[None], R.T]), correction=0) for w, R in prompts]
+    by_hand = torch.stack(tables)[:, 0, 1:].mean(0)
     torch.testing.assert_close(covariance, by_hand)
     # what is constant within a prompt, and the order of its completions, must not matter
     offset = torch.randn(4, generator=generator, dtype=torch.float64).repeat_interleave(6)
-    torch.testing.assert_close(linear.within_prompt_covariance(weight + offset, rewards + offset[:, None], 6), covariance)
+    torch.testing.assert_close(
+        linear.within_prompt_covariance(weight + offset, rewards + offset[:, None], 6), covariance
+    )
     order = torch.cat([6 * p + torch.randperm(6, generator=generator) for p in range(4)])
-    torch.testing.assert_close(linear.within_prompt_covariance(weight[order], rewards[order], 6), covariance)
-    torch.testing.assert_close(linear.within_prompt_covariance(3 * weight, rewards, 6), 3 * covariance)
+    torch.testing.assert_close(
+        linear.within_prompt_covariance(weight[order], rewards[order], 6), covariance
+    )
+    torch.testing.assert_close(
+        linear.within_prompt_covariance(3 * weight, rewards, 6), 3 * covariance
+    )
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 3, 5]))
 def test_ctwa_weights_only_grow_and_only_in_deficit(seed, K):
     generator = torch.Generator().manual_seed(seed)
-    log_weights, ema, targets = -torch.rand(K, generator=generator), None, torch.rand(K, generator=generator)
+    log_weights, ema, targets = (
+        -torch.rand(K, generator=generator),
+        None,
+        torch.rand(K, generator=generator),
+    )
     for _ in range(5):
         before = log_weights
-        log_weights, ema = ctwa.update_log_weights(log_weights, ema, torch.randn(K, generator=generator), targets, 0.5, 0.3)
+        log_weights, ema = ctwa.update_log_weights(
+            log_weights, ema, torch.randn(K, generator=generator), targets, 0.5, 0.3
+        )
         torch.testing.assert_close(log_weights - before, 0.5 * (targets - ema).clamp(min=0))
         assert ((log_weights > before) == (ema < targets)).all()
 
 
 def test_covariance_law_predicts_an_exact_tilt():
-    """Theorem 4.2 on a finite policy: dJ_k / d eta at 0 is Cov(r_k, s), with a residual that halves with eta."""
+    """Theorem 4.2 on a finite policy: dJ_k / d eta at 0 is Cov(r_k, s), with a residual that halves
+    with eta."""
     generator = torch.Generator().manual_seed(3)
     policy = torch.randn(6, generator=generator, dtype=torch.float64).softmax(0)
     rewards = torch.rand(6, 3, generator=generator, dtype=torch.float64)
     score = linear.scalarize(rewards, torch.full((3,), 1 / 3, dtype=torch.float64))
     counts = (policy * 10**6).round().long()
-    sample = torch.arange(6).repeat_interleave(counts)  # a prompt whose completions stand in the policy's proportions
+    sample = torch.arange(6).repeat_interleave(
+        counts
+    )  # a prompt whose completions stand in the policy's proportions
     policy = counts / counts.sum().double()
     covariance = linear.within_prompt_covariance(score[sample], rewards[sample], len(sample))
 
@@ -233,7 +300,8 @@ def test_outliers_leave_the_covariance_as_if_they_had_the_mean_weight():
 
 
 def test_prompts_without_differences_make_no_outliers():
-    """All weights of such a prompt are 0. Were they counted, the median would be 0 and everything else an outlier."""
+    """All weights of such a prompt are 0. Were they counted, the median would be 0 and everything
+    else an outlier."""
     weight = torch.cat([torch.zeros(12), tensor([0.1, -0.2, 0.3, 1e6])])
     kept = ctwa.drop_outliers(weight, 4, 100.0)
     assert torch.equal(kept[:15], weight[:15])
@@ -242,11 +310,16 @@ def test_prompts_without_differences_make_no_outliers():
 
 
 def test_ctwa_weighs_tokens_as_the_loss_does():
-    """W is minus the derivative of a completion's loss by a common shift of its tokens' log-probabilities, over its tokens."""
+    """W is minus the derivative of a completion's loss by a common shift of its tokens'
+    log-probabilities, over its tokens."""
     shift = torch.zeros(3, requires_grad=True)
-    mask, ratio, advantages = tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]]), torch.rand(3, 3) + 0.5, tensor([1.0, -2.0, 0.5])
+    mask, ratio, advantages = (
+        tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]]),
+        torch.rand(3, 3) + 0.5,
+        tensor([1.0, -2.0, 0.5]),
+    )
     token_weight, lengths = mask * torch.rand(3, 3), mask.sum(1)  # as --tis-cap makes it
-    loss = linear.policy_loss(ratio * shift[:, None].exp(), advantages, 0.2, 0.2, 0.0)
+    loss, _ = linear.policy_loss(ratio * shift[:, None].exp(), advantages, 0.2, 0.2, 0.0)
     (loss * token_weight).sum().backward()
-    found = ctwa.completion_weights(advantages, ratio, token_weight, lengths, 0.2, 0.2)
+    found = ctwa.completion_weights(advantages, ratio, token_weight, 0.2, 0.2)
     torch.testing.assert_close(found, -shift.grad / lengths)
