@@ -1,8 +1,8 @@
-"""Mistakes a user can fix. A class of its own, because the installed package has none of the repository's other folders."""
+"""Mistakes a user can fix. A class of its own: a user of TRL has no other from us."""
 
 
 class SettingsError(ValueError):
-    """A setting of the trainer or of the method. The message names the argument and the fix in one line."""
+    """A setting of the trainer or of the method, named in one line with the fix."""
 
 
 def require(condition: bool, message: str) -> None:

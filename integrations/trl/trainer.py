@@ -1,13 +1,15 @@
-"""`multi_objective(trainer, method)`: where a method meets TRL's GRPOTrainer.
+"""`multi_objective(trainer, method)`: where a controller meets TRL's GRPOTrainer.
 
-Two of the trainer's methods are wrapped: `_calculate_rewards`, which returns the rewards of all processes before they are summed, and
-`_generate_and_score_completions`, which returns this process's advantages. Both run once per generation, which TRL keeps for
-steps_per_generation * num_iterations passes, and in evaluation, which is passed through. A method that looks at the updated policy needs
-two more, `_compute_loss` and what computes the tokens' log-probabilities. State goes into trainer_state.json.
+Two of the trainer's methods are wrapped: `_calculate_rewards`, which returns the rewards of all
+processes before they are summed, and `_generate_and_score_completions`, which returns advantages of
+this one. Both run once per generation, which TRL keeps for steps_per_generation * num_iterations
+passes, and in evaluation, which is passed through. A method that looks at the updated policy needs
+two more, `_compute_loss` and what computes the tokens' log-probabilities. Everything is computed on
+the CPU from what all processes have, so state is the same on all; it goes into trainer_state.json.
 """
 
-import inspect
 import logging
+import math
 
 import torch
 from torch import Tensor
@@ -15,248 +17,245 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from .errors import require
-from .generation import Generation
-from .methods import AdvantageRule, Method
-from .scripts import mathematics
+from .methods import Method
 
-OLDEST = (0, 19, 1)  # the oldest TRL that was tested
-PARAMETERS = {
-    "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
-    "_generate_and_score_completions": ["inputs"],
-}
-LOGPS = ("_get_per_token_logps_and_entropies", "_get_per_token_logps")  # its name since TRL 0.20, and before
+# its name since TRL 0.20, and before
+LOGPS = ("_get_per_token_logps_and_entropies", "_get_per_token_logps")
 SAVED = "MultiObjective"  # the entry in trainer_state.json
-ROW = "multi_objective_row"  # in a generation's tensors: which of this process's completions a row is
+ROW = "multi_objective_row"  # in a generation's tensors: which of this process's completions it is
 logger = logging.getLogger(__name__)
 
 
 def multi_objective(trainer, method: Method):
-    """Let a method weigh the rewards of a GRPOTrainer; call it before `trainer.train()`. Returns the trainer.
+    """Let a method weigh the rewards of a GRPOTrainer; call it before `trainer.train()`. Returns
+    the trainer.
 
-    Raises SettingsError, in one line, for another kind of trainer or an older TRL, a trainer that has a method already, fewer than two
-    reward functions or two of one name, settings of the trainer that contradict the method, and arguments of the method that do not fit.
+    Raises SettingsError, in one line, for another kind of trainer or an older TRL, a trainer that
+    has a method already, fewer than two reward functions or two of one name, settings of the
+    trainer that contradict the method, and settings of the method that do not fit.
     """
-    _check_trainer(trainer, method)
-    method.start(list(trainer.reward_func_names))
-    session = _Session(trainer, method)
-    trainer._multi_objective = session
+    told = f"multi_objective needs a method such as CTWA(), got {method!r}: call the class"
+    require(isinstance(method, Method), told)
+    _check(trainer, method, type(method).__name__)
+    session = trainer._multi_objective = _Session(trainer, method)
     # a class of its own per trainer: transformers may restore a callback by calling its class anew
     trainer.add_callback(type(SAVED, (_Callback,), {"session": session})())
     return trainer
 
 
-def _check_trainer(trainer, method: Method) -> None:
+def _check(trainer, method: Method, kind: str) -> None:
+    """Whether the trainer and its settings go with the method, which is called `kind`."""
     import trl  # here, so that the methods can be imported, and tested, without it
 
-    version = tuple(int(part) for part in trl.__version__.split(".")[:3] if part.isdigit())
-    require(version >= OLDEST, f"multi_objective needs TRL {'.'.join(map(str, OLDEST))} or newer, this is {trl.__version__}: upgrade trl")
-    require(isinstance(trainer, trl.GRPOTrainer), f"multi_objective needs a trl.GRPOTrainer, got a {type(trainer).__name__}")
-    require(isinstance(method, Method), f"multi_objective needs a method such as CTWA(), got {method!r}: call the class, CTWA()")
-    for name, wanted in PARAMETERS.items():
-        found = list(inspect.signature(getattr(trainer, name)).parameters) if hasattr(trainer, name) else None
-        told = "has no such method" if found is None else f"takes ({', '.join(found)}) there"
-        require(found == wanted, f"multi_objective wraps {name}({', '.join(wanted)}), which {told}: TRL {trl.__version__} is not supported")
-    require(not hasattr(trainer, "_multi_objective"), "this trainer has a method already: call multi_objective once, on a new trainer")
-    names, args = list(trainer.reward_func_names), trainer.args
-    require(len(names) > 1, f"reward_funcs has one function, {names[0]}: there is nothing to weigh; give two or more")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    require(not twice, f"reward_funcs has two functions named {', '.join(twice)}: set __name__, by which objectives are logged")
-    kind = type(method).__name__
-    given = args.reward_weights
-    require(given is None, f"GRPOConfig(reward_weights={given}) would be overwritten: leave it out and give {kind} its own weights")
+    told = f"multi_objective needs a trl.GRPOTrainer, got a {type(trainer).__name__}"
+    require(isinstance(trainer, trl.GRPOTrainer), told)
+    told = "this trainer has a method already: call multi_objective once, on a new trainer"
+    require(not hasattr(trainer, "_multi_objective"), told)
+    names, args, scale = trainer.reward_func_names, trainer.args, trainer.scale_rewards
+    told = f"reward_funcs has one function, {names[0]}: there is nothing to weigh; give two or more"
+    require(len(names) > 1, told)
+    told = f"reward_funcs has two functions of one name: {', '.join(names)}; set their __name__"
+    require(len(set(names)) == len(names), told)
+    told = f"GRPOConfig(reward_weights={args.reward_weights}) would be overwritten: leave it out"
+    require(args.reward_weights is None, f"{told} and give {kind} its own weights")
     how = getattr(trainer, "multi_objective_aggregation", "sum_then_normalize")
-    fits = how == "sum_then_normalize"
-    require(
-        fits, f"GRPOConfig(multi_objective_aggregation={how!r}) is a method of its own: leave it out, or take it alone in place of {kind}"
-    )
-    scale, known = trainer.scale_rewards, method.SCALES
-    told = "'group' (True in old TRL)" + (" or 'batch'" if "batch" in known else "")
-    require(scale in known, f"GRPOConfig(scale_rewards={scale!r}) does not go with {kind}, whose advantages have unit variance: set {told}")
-    _check_passes(trainer, method)
-
-
-def _check_passes(trainer, method: Method) -> None:
-    """Whether the passes of a generation let the method look at the updated policy."""
-    if not method.LOOK:
+    told = f"GRPOConfig(multi_objective_aggregation={how!r}) is a method of its own: leave it out"
+    require(how == "sum_then_normalize", f"{told}, or take it alone in place of {kind}")
+    told = f"GRPOConfig(scale_rewards={scale!r}) does not go with {kind}: leave it out, or take one"
+    require(scale in method.scales, f"{told} of {method.scales}")
+    if not method.look:
         return
-    kind, args = type(method).__name__, trainer.args
-    passes, accumulated = args.steps_per_generation * trainer.num_iterations, args.gradient_accumulation_steps
-    whole = passes % accumulated == 0
-    told = f"steps_per_generation * num_iterations = {passes} must be a multiple of gradient_accumulation_steps={accumulated}"
-    require(whole, f"{kind} looks at the policy after the last update of a generation: {told}")
-    require(
-        any(hasattr(trainer, name) for name in LOGPS), f"{kind} needs the trainer's {LOGPS[0]}, which this version of TRL does not have"
-    )
-    if method.LOOK == "fresh":
-        several = args.steps_per_generation >= 2 * accumulated
-        told = f"set steps_per_generation to {2 * accumulated} or more, it is {args.steps_per_generation}"
-        require(several, f"{kind} judges an update by completions it was not trained on: {told}")
-        liger = getattr(trainer, "use_liger_kernel", False) or getattr(trainer, "use_liger_loss", False)
-        require(not liger, f"{kind} reads the tokens' log-probabilities, which the liger kernel does not tell: switch it off in GRPOConfig")
+    each, accumulated = args.steps_per_generation, args.gradient_accumulation_steps
+    told = f"{kind} looks at the policy after the last update of a generation: steps_per_generation"
+    told = f"{told}={each} times num_iterations must be a multiple of gradient_accumulation_steps"
+    require(each * trainer.num_iterations % accumulated == 0, f"{told}={accumulated}")
+    if method.look == "fresh":
+        told = f"{kind} judges an update by completions it was not trained on: steps_per_generation"
+        require(each >= 2 * accumulated, f"{told}={each} must be {2 * accumulated} or more")
+        told = f"{kind} reads log-probabilities, which the liger kernel hides: switch it off"
+        liger = ("use_liger_kernel", "use_liger_loss")
+        require(not any(getattr(trainer, name, False) for name in liger), told)
 
 
 class _Session:
-    """One trainer and its method: the wrapped methods of the trainer, and what they have to remember between them."""
+    """One trainer and its controller: the wrapped methods of the trainer, and what they have to
+    remember between them. B completions of all processes, b of this one, K objectives."""
 
     def __init__(self, trainer, method: Method) -> None:
         self.trainer, self.method = trainer, method
-        self.rewards: Tensor | None = None  # [B, K] of the generation that is being scored
-        self.generation: Generation | None = None  # whose update the method waits for
+        self.objectives = list(trainer.reward_func_names)
+        self.controller = method.start(self.objectives)
+        self.rewards = None  # [B, K] of the newest generation; NaN where one does not apply
+        self.kept = {}  # its tensors, while the controller waits for its updates
         self.passes = self.updates = 0  # micro-batches and updates since then
-        self.row: Tensor | None = None  # [b] rows of the micro-batch whose loss is being computed, if they are to be looked at
-        wrapped = ["_calculate_rewards", "_generate_and_score_completions"]
-        if method.LOOK:
-            self.logps = next(name for name in LOGPS if hasattr(trainer, name))
-            wrapped += ["_compute_loss", self.logps]
-        self.own = {name: getattr(trainer, name) for name in wrapped}
-        trainer._calculate_rewards, trainer._generate_and_score_completions = self.calculate_rewards, self.generate
-        if method.LOOK:
-            trainer._compute_loss = self.compute_loss
-            setattr(trainer, self.logps, self.compute_logps)
+        self.micro = {}  # the tensors whose loss is computed, if they are to be looked at
+        wraps = {
+            "_calculate_rewards": self.calculate_rewards,
+            "_generate_and_score_completions": self.generate,
+        }
+        if method.look:
+            self.logps = LOGPS[0] if hasattr(trainer, LOGPS[0]) else LOGPS[1]
+            wraps |= {"_compute_loss": self.compute_loss, self.logps: self.compute_logps}
+        told = "multi_objective needs TRL 0.19.1 or newer, whose trainer has"
+        require(wraps.keys() <= set(dir(trainer)), f"{told} {', '.join(wraps)}")
+        self.own = {name: getattr(trainer, name) for name in wraps}
+        vars(trainer).update(wraps)
 
     # --- the trainer's methods ---
 
-    def calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        """In training: keep the rewards of all processes, and let a weight rule set the weights that TRL sums them with."""
-        trainer = self.trainer
-        rewards = self.own["_calculate_rewards"](inputs, prompts, completions, completion_ids_list)
-        if not trainer.model.training:
-            return rewards
-        self.rewards = _on_cpu(rewards)
-        if not isinstance(self.method, AdvantageRule):
-            lengths = torch.tensor([float(len(ids)) for ids in completion_ids_list], device=rewards.device)
-            weights = self.method.weigh(self.generated(lengths))
-            trainer.reward_weights = weights.to(trainer.reward_weights)
+    def calculate_rewards(self, *args, **kwargs):
+        """In training: keep the rewards of all processes, and set the weights of their sum."""
+        rewards, trainer = self.own["_calculate_rewards"](*args, **kwargs), self.trainer
+        if trainer.model.training:
+            self.rewards = _on_cpu(rewards)
+            if hasattr(self.controller, "weights"):
+                weights = self.method.ask(self.controller.weights, self.rewards)
+                trainer.reward_weights = (weights / weights.sum()).to(trainer.reward_weights)
         return rewards
 
     def generate(self, inputs):
-        """In training: let an advantage rule replace this process's advantages, and the method learn from those of all."""
-        trainer, method = self.trainer, self.method
+        """In training: replace this process's advantages, or learn from those of all."""
+        trainer, controller = self.trainer, self.controller
         out = self.own["_generate_and_score_completions"](inputs)
         if not trainer.model.training:
             return out
-        mask, own = _token_mask(out), out["advantages"]
-        generation = self.generated(mask.sum(1).double())
-        if isinstance(method, AdvantageRule):
-            weights, first = method.weigh(generation), trainer.accelerator.process_index * len(own)
-            advantages = method.advantages(generation).nan_to_num(0.0)  # a completion without advantage moves nothing, as in TRL
-            out["advantages"] = advantages[first : first + len(own)].to(own)
-            self.correct_table(advantages.tolist())
+        rewards, G, own = self.rewards, trainer.num_generations, out["advantages"]
+        lengths = self.gather(_token_mask(out).sum(1))  # [B], 0 where the loss leaves one out
+        if hasattr(controller, "weights"):
+            advantages, weights = self.gather(own), _on_cpu(trainer.reward_weights)
         else:
-            advantages, weights = _on_cpu(trainer.accelerator.gather(own)), trainer.reward_weights.double().cpu()
-        method.learn(generation, advantages)
-        covariance = generation.over_prompts(mathematics("linear").within_prompt_covariance, advantages)
-        self.log({"weight": weights, "cov": covariance} | ({} if method.LOOK else method.log))
-        if method.LOOK:
-            self.begin_look(generation, out, mask)
+            batch = (rewards, lengths, G, "grpo")
+            advantages, weights = self.method.ask(controller.advantages, *batch)
+            # a completion without any reward moves nothing, as in TRL
+            advantages = advantages.nan_to_num(0.0)
+            each = advantages.split(len(own))
+            out["advantages"] = each[trainer.accelerator.process_index].to(own)
+            self.correct_table(advantages.tolist())
+        covariance = self.method.script.within_prompt_covariance(advantages, rewards, G)
+        if self.method.look:
+            self.begin_look(out)
+        elif hasattr(controller, "learn"):
+            controller.learn(rewards, torch.where(lengths > 0, advantages, 0.0), G)
+        self.log({"weight": weights, "cov": covariance} | controller.log)
         return out
 
     def compute_loss(self, model, inputs):
-        """Note whose log-probabilities are computed next, if they tell of the policy after an update."""
-        if not self.trainer.model.training or self.generation is None:
-            return self.own["_compute_loss"](model, inputs)
+        """Note whose log-probabilities are computed next, if they tell of an updated policy."""
+        own = self.own["_compute_loss"]
+        if not (self.trainer.model.training and self.kept):
+            return own(model, inputs)
         first_pass = self.passes < self.trainer.args.steps_per_generation
-        self.row = inputs.get(ROW) if first_pass and self.updates else None
-        self.inputs = inputs
-        try:
-            return self.own["_compute_loss"](model, inputs)
-        finally:
-            self.row, self.passes = None, self.passes + 1
+        self.micro = inputs if ROW in inputs and first_pass and self.updates else {}
+        loss = own(model, inputs)
+        self.micro, self.passes = {}, self.passes + 1
+        return loss
 
     def compute_logps(self, *args, **kwargs):
-        """What TRL computes; the first of a loss are those of the policy that is being trained."""
-        result = self.own[self.logps](*args, **kwargs)
-        if self.row is not None:
-            logps, old = result if isinstance(result, Tensor) else result[0], self.inputs["old_per_token_logps"]
-            mask, rows = _token_mask(self.inputs), self.row.cpu()
-            self.measured[rows] = self.measure(logps.detach() - old, mask, self.inputs["advantages"])
-            self.age[rows], self.row = self.updates, None
+        """What TRL computes; in a loss those of the policy that is being trained."""
+        result, micro = self.own[self.logps](*args, **kwargs), self.micro
+        if micro:
+            moved = _on_cpu(result) - _on_cpu(micro["old_per_token_logps"])
+            rows = micro[ROW].cpu()
+            self.drift[rows] = (moved * _on_cpu(_token_mask(micro))).sum(1)
+            self.age[rows] = self.updates
         return result
 
     # --- what the updates did ---
 
-    def begin_look(self, generation: Generation, out: dict, mask: Tensor) -> None:
-        """Wait for the updates of this generation. One that was cut short, by a stop or the end of an epoch, is not looked at."""
-        self.generation, self.passes, self.updates = generation, 0, 0
-        self.measured, self.age = torch.zeros(2, len(mask), dtype=torch.float64)
-        if self.method.LOOK == "fresh":
-            out[ROW] = torch.arange(len(mask), device=mask.device)  # follows its row through TRL's shuffle
+    def begin_look(self, out: dict) -> None:
+        """Wait for the updates of this generation. One that was cut short, by a stop or the end of
+        an epoch, is not looked at."""
+        self.kept, self.passes, self.updates = out, 0, 0
+        ids = out["completion_ids"]
+        if self.method.look == "fresh":
+            self.drift, self.age = torch.zeros(2, len(ids))  # as common/meter.py has them
+            out[ROW] = torch.arange(len(ids), device=ids.device)  # goes through TRL's shuffle
             return
-        require("pixel_values" not in out, f"{type(self.method).__name__} looks at the completions anew, and does so for text alone")
-        self.kept = {name: out[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages")}
+        told = f"{type(self.method).__name__} looks at completions anew, and does so for text alone"
+        require("pixel_values" not in out, told)
         old = out.get("old_per_token_logps")
-        self.kept |= {"mask": mask, "old": self.logps_of_kept() if old is None else old}
+        self.old = self.logps_of_kept() if old is None else old
 
     @torch.no_grad()
-    def logps_of_kept(self) -> Tensor:
-        """Log-probabilities of this process's completions under the policy as it is, as TRL computes them. [b, T]."""
+    def logps_of_kept(self):
+        """Log-probabilities of this process's completions under the policy as it is, as TRL
+        computes them: [b, T], or the first of a tuple."""
         kept, trainer = self.kept, self.trainer
         ids = torch.cat([kept["prompt_ids"], kept["completion_ids"]], 1)
         attention = torch.cat([kept["prompt_mask"], kept["completion_mask"]], 1)
         width, size = kept["completion_ids"].size(1), trainer.args.per_device_train_batch_size
-        result = self.own[self.logps](trainer.model, ids, attention, width, batch_size=size)
-        return result if isinstance(result, Tensor) else result[0]
-
-    def measure(self, log_ratio: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
-        clip = self.trainer.epsilon_low, self.trainer.epsilon_high
-        return self.method.measure(_on_cpu(log_ratio), _on_cpu(mask), _on_cpu(advantages), clip)
+        return self.own[self.logps](trainer.model, ids, attention, width, batch_size=size)
 
     def stepped(self) -> None:
-        """The optimizer has made an update; after the last one of a generation the method is told. Collective, at the same step."""
-        if self.generation is None:
-            return
-        args, gather = self.trainer.args, self.trainer.accelerator.gather
+        """The optimizer has made an update; after the last one of a generation the controller
+        learns. Collective, at the same step."""
+        trainer, controller, kept = self.trainer, self.controller, self.kept
         self.updates += 1
-        if self.passes < args.steps_per_generation * self.trainer.num_iterations:
+        last = trainer.args.steps_per_generation * trainer.num_iterations
+        if not kept or self.passes < last:
             return
-        if self.method.LOOK == "same":
-            kept = self.kept
-            self.measured[:] = self.measure(self.logps_of_kept() - kept["old"], kept["mask"], kept["advantages"])
-            self.age[:] = self.updates
-        device = self.trainer.accelerator.device
-        measured, age = (_on_cpu(gather(each.float().to(device))) for each in (self.measured, self.age))
-        self.method.updated(self.generation, measured, age, self.updates)
-        self.log(self.method.log)
-        self.generation = self.kept = None
+        G = trainer.num_generations
+        if self.method.look == "fresh":
+            drift, age = self.gather(self.drift), self.gather(self.age)
+            controller.learn(self.rewards, drift, age, self.updates, G)
+        else:
+            log_ratio = (_on_cpu(self.logps_of_kept()) - _on_cpu(self.old)).clamp(-20, 20)
+            batch = (log_ratio, _on_cpu(_token_mask(kept)), _on_cpu(kept["advantages"]))
+            measured = controller.measure(*batch, trainer.epsilon_low, trainer.epsilon_high)
+            # NaN: a completion without tokens in the loss moves nothing
+            measured = self.gather(measured).to(measured).nan_to_num(0.0)
+            controller.learn(self.rewards, measured, G)
+        self.log(controller.log)
+        self.kept, controller.log = {}, {}
 
     # --- logs and state ---
 
-    def generated(self, lengths: Tensor) -> Generation:
-        """The generation that is being scored. lengths [b] of this process's completions. Collective."""
-        lengths = _on_cpu(self.trainer.accelerator.gather(lengths))
-        fits = len(lengths) == len(self.rewards) and len(lengths) % self.trainer.num_generations == 0
-        told = f"{len(self.rewards)} rewards for {len(lengths)} completions of groups of {self.trainer.num_generations}"
-        require(fits, f"{type(self.trainer).__name__} scores in a way that multi_objective does not know: {told}")
-        return Generation(self.rewards, lengths, self.trainer.num_generations)
+    def gather(self, values: Tensor) -> Tensor:
+        """[b] -> [B]. Collective."""
+        accelerator = self.trainer.accelerator
+        return _on_cpu(accelerator.gather(values.float().to(accelerator.device)))
 
-    def log(self, logged: dict[str, Tensor]) -> None:
-        """[K] each, as <name>/<objective> among the trainer's metrics; what is not known is left out."""
+    def log(self, logged: dict) -> None:
+        """Numbers and tensors [K], these as <name>/<objective>, among the trainer's metrics; what
+        is not known is left out."""
+        metrics = self.trainer._metrics["train"]
         for name, values in logged.items():
-            for objective, value in zip(self.method.objectives, values.tolist(), strict=True):
-                if value == value:
-                    self.trainer._metrics["train"][f"{name}/{objective}"].append(value)
+            if isinstance(values, float):
+                metrics[name].append(values)
+                continue
+            for objective, value in zip(self.objectives, values.tolist(), strict=True):
+                if math.isfinite(value):
+                    metrics[f"{name}/{objective}"].append(value)
 
     def correct_table(self, advantages: list[float]) -> None:
         """The trainer's table of completions has TRL's advantages; put these in their place."""
-        table = next((getattr(self.trainer, name) for name in ("_logs", "_textual_logs") if hasattr(self.trainer, name)), None)
-        if table is not None:
-            for _ in advantages:
-                table["advantages"].pop()
-            table["advantages"].extend(advantages)
+        for name in ("_logs", "_textual_logs"):  # now, and in TRL 0.19
+            if hasattr(self.trainer, name):
+                # as long as a generation, so that TRL's fall out
+                getattr(self.trainer, name)["advantages"].extend(advantages)
 
     def save(self) -> dict:
-        """What goes into trainer_state.json: plain numbers, None for what is not known yet."""
-        state = {name: _plain(value.tolist()) for name, value in self.method.state.items()}
-        return {"method": type(self.method).__name__, "objectives": self.method.objectives, "state": state}
+        """What goes into trainer_state.json, plain numbers."""
+        # -inf, the best reward before the first one, is no number in JSON
+        state = {
+            name: value.nan_to_num().tolist() if isinstance(value, Tensor) else value
+            for name, value in self.controller.state.items()
+        }
+        kind = type(self.method).__name__
+        return {"method": kind, "objectives": self.objectives, "state": state}
 
     def restore(self, saved: dict) -> None:
-        """Go on from what `save` gave. Raises SettingsError if that was another method, or other objectives."""
+        """Go on from what `save` gave. Raises SettingsError if that was another method, or other
+        objectives."""
         own = self.save()
-        same = saved["method"] == own["method"] and saved["objectives"] == own["objectives"]
-        was, now = (f"{each['method']} on {', '.join(each['objectives'])}" for each in (saved, own))
-        require(same, f"resume_from_checkpoint: the checkpoint is of {was}, this trainer has {now}; give the same, or train anew")
+        for key in ("method", "objectives"):
+            told = f"resume_from_checkpoint: its {key} {saved[key]!r}, this trainer's {own[key]!r}"
+            require(saved[key] == own[key], f"{told}: give the same, or train anew")
+        state = self.controller.state
         for name, value in saved["state"].items():
-            self.method.state[name] = torch.tensor(_numbers(value), dtype=torch.float64)
+            if isinstance(value, list):
+                value = torch.tensor(value, dtype=getattr(state[name], "dtype", None))
+            state[name] = value
 
 
 class _Callback(TrainerCallback, ExportableState):
@@ -266,11 +265,12 @@ class _Callback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         saved = state.stateful_callbacks.get(SAVED)
-        if saved is None:  # else transformers would look for the entry when it saves
-            logger.warning("resume_from_checkpoint: the checkpoint has no state of multi_objective, whose method begins anew")
+        if saved:
+            self.session.restore(saved["attributes"]["saved"])
+        else:  # transformers will look for the entry when it saves
+            told = "resume_from_checkpoint: the checkpoint has no state of multi_objective"
+            logger.warning("%s, whose method begins anew", told)
             state.stateful_callbacks[SAVED] = self.state()
-            return
-        self.session.restore(saved["attributes"]["saved"])
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.session.stepped()
@@ -285,14 +285,7 @@ def _token_mask(tensors: dict) -> Tensor:
     return mask * tensors["tool_mask"] if "tool_mask" in tensors else mask
 
 
-def _on_cpu(values: Tensor) -> Tensor:
-    return values.detach().double().cpu()
-
-
-def _plain(value):
-    """NaN, which JSON does not have, as None."""
-    return [_plain(each) for each in value] if isinstance(value, list) else (value if value == value else None)
-
-
-def _numbers(value):
-    return [_numbers(each) for each in value] if isinstance(value, list) else (torch.nan if value is None else value)
+def _on_cpu(values: Tensor | tuple) -> Tensor:
+    """In float32; of a tuple the first."""
+    values = values if isinstance(values, Tensor) else values[0]
+    return values.detach().float().cpu()
