@@ -40,10 +40,13 @@ def assert_well_laid_out(figure) -> None:
     assert max(figure.get_size_inches()) < 12
 
 
-@pytest.mark.parametrize("names", [["accuracy"], list(GOOD), ["$x$ $y$", "a", "b", "lost", "rare"]])
+LONG = ["$^$", "a_rather_long_objective_name", "and_an_even_longer_one", "lost", "rare"]
+
+
+@pytest.mark.parametrize("names", [["accuracy"], list(GOOD), LONG])
 def test_one_run(tmp_path, figures, names):
     means = dict(zip(names, [*GOOD.values(), [0.9, 0.5, 0.1], [0.01, 0.02, 0.03]], strict=False))
-    folder = write_run(tmp_path / "run $1$", means)
+    folder = write_run(tmp_path / "run $^$", means)
     before = sorted(folder.iterdir())
     draw(load_run(folder), folder / "curves.png")
     (figure,) = figures
@@ -55,6 +58,8 @@ def test_one_run(tmp_path, figures, names):
     assert [panel.get_title().split("\n")[0] for panel in objectives] == names
     assert list(lines_of(objectives[0])["sampled"].get_ydata()) == means[names[0]]
     assert len({line.get_linestyle() for line in weights.lines}) == min(3, len(names))
+    band = objectives[0].collections[0].get_datalim(objectives[0].transData)
+    assert (band.y0, band.y1) == pytest.approx((min(means[names[0]]) - 0.02, 0.92))
     if "lost" in names:
         lost, rare = objectives[3:]
         assert lost.get_title() == "lost\nheld-out 0.90 → 0.10 degraded"

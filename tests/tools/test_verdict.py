@@ -145,4 +145,4 @@ def test_a_collapse(tmp_path, flat, told):
     for row in run.rows[1:]:
         row |= {f"signal/{name}": 0.4 * (row["step"] <= 20 - flat) for name in GOOD}
         row["signal/accuracy"] = 0.0
-    assert ("From step 16 on no prompt's" in verdict(run)) == told
+    assert (f"From step {21 - flat} on no prompt's" in verdict(run)) == told
