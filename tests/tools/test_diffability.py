@@ -23,10 +23,14 @@ SCRIPTS = sorted((ROOT / "algos").glob("[a-z]*.py"))
 LINEAR, CTWA = ROOT / "algos/linear.py", ROOT / "algos/ctwa.py"
 A, B = "# --- SHARED: a ---\na = 1\n", "# --- SHARED: b ---\nb = 1\n"
 LEFT = """\"\"\"Adds.\"\"\"
+import os
 # --- SHARED: imports ---
 import math
 # --- ALGO: mathematics ---
 def f(x):
+    # Each number
+    # is given
+    # its successor.
     return x + 1
 # --- SHARED: set-up ---
 seed = 1
@@ -37,10 +41,14 @@ RIGHT = """\"\"\"Multiplies.
 
 In two paragraphs.
 \"\"\"
+import re
 # --- SHARED: imports ---
 import math
 # --- ALGO: mathematics ---
 def f(x):
+    # Each number
+    # is given
+    # its successor.
     x = 2 * x
     return x
 # --- SHARED: set-up ---
@@ -58,24 +66,28 @@ Multiplies.
 
 In two paragraphs.
 
+@@ -2 +5 @@ opening
+-import os
++import re
   … SHARED: imports, 2 lines, the same in both
-@@ -4 +7 @@ ALGO: mathematics
- # --- ALGO: mathematics ---
- def f(x):
+@@ -7 +10 @@ ALGO: mathematics
+     # Each number
+     # is given
+     # its successor.
 -    return x + 1
 +    x = 2 * x
 +    return x
-@@ -7 +11 @@ SHARED: set-up
+@@ -11 +15 @@ SHARED: set-up
  # --- SHARED: set-up ---
 -seed = 1
 +seed = 2
  steps = 3
-@@ -0 +14 @@ ALGO: more
+@@ -0 +18 @@ ALGO: more
 +# --- ALGO: more ---
 +more = True
   … SHARED: close, 1 line, the same in both
 
-7 lines differ: 2 -, 5 + (docstrings not counted)"""
+9 lines differ: 3 -, 6 + (docstrings not counted)"""
 
 
 def write(folder: Path, *texts: str) -> list[Path]:
@@ -218,7 +230,9 @@ def test_the_page_has_every_line_once_and_folds_only_what_is_the_same():
 
 def test_the_page_escapes_marks_words_and_shows_the_update(tmp_path):
     long = "A line of more than sixty-five characters that the margin has broken in"
-    told = f"<script>alert(1)</script>\n{long}\ntwo.\nA short one.\n\n    f(x)\n    g(x)\n- {long}\n- a"
+    told = (
+        f"<script>alert(1)</script>\n{long}\ntwo.\nA short one.\n\n    f(x)\n    g\n- {long}\n- a"
+    )
     codes = ["x = 1 < 2 and '<b>' & 3", "x = 1 < 2 and '<i>' & 3"]
     scripts = write(tmp_path, *(f'"""{told}"""\n# --- ALGO: a ---\n{code}\n' for code in codes))
     table = "| | equation |\n|---|---|\n| w | `a *b* < c` \\| **c** [d](e.md) |"
@@ -234,10 +248,12 @@ def test_the_page_escapes_marks_words_and_shows_the_update(tmp_path):
 
 BROKEN = """[...document.querySelectorAll('main')].flatMap(main => { const found = [];
 const walk = document.createTreeWalker(main, NodeFilter.SHOW_TEXT);
-for (let node; node = walk.nextNode();) for (const m of node.textContent.matchAll(/[\\w.]*\\w/g)) {
+for (let node; node = walk.nextNode();) {
+ const whole = node.parentNode.tagName === 'CODE'; // a flag, too, with its hyphens
+ for (const m of node.textContent.matchAll(whole ? /.+/g : /[\\w.]*\\w/g)) {
   const range = document.createRange(), end = m.index + m[0].length;
   range.setStart(node, m.index); range.setEnd(node, end);
-  if (new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1) found.push(m[0]); }
+  if (new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1) found.push(m[0]); } }
 return found; })"""
 READ = """(() => { const numbers = c => c.match(/[\\d.]+/g).map(Number);
 const over = (a, b) => b.map((v, i) => v + ((a[3] ?? 1) * (a[i] - v)));
