@@ -253,7 +253,8 @@ for (let node; node = walk.nextNode();) {
  for (const m of node.textContent.matchAll(whole ? /.+/g : /[\\w.]*\\w/g)) {
   const range = document.createRange(), end = m.index + m[0].length;
   range.setStart(node, m.index); range.setEnd(node, end);
-  if (new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1) found.push(m[0]); } }
+  const tops = [...range.getClientRects()].map(r => Math.round(r.top));
+  if (new Set(tops).size > 1) found.push(m[0]); } }
 return found; })"""
 READ = """(() => { const numbers = c => c.match(/[\\d.]+/g).map(Number);
 const over = (a, b) => b.map((v, i) => v + ((a[3] ?? 1) * (a[i] - v)));
