@@ -32,8 +32,7 @@ class Args:
 
 def main(argv: list[str]) -> None:
     """curves of one run, or of several in one picture, and each run's verdict"""
-    told = "Draw runs and judge them."
-    args = tyro.cli(Args, prog="python run.py plot", description=told, args=argv)
+    args = tyro.cli(Args, prog="python run.py plot", description=main.__doc__, args=argv)
     require(bool(args.runs), "plot: which run? python run.py plot RUN [RUN ...]")
     paths = {Path(path).resolve(): path for path in args.runs}  # a run given twice is one run
     runs = [load_run(path) for path in paths.values()]
@@ -43,9 +42,7 @@ def main(argv: list[str]) -> None:
     for run in runs:
         try:
             text = verdict(run)
-        except (
-            UserError
-        ) as error:  # such as a run that was not evaluated: the others have their say
+        except UserError as error:  # a run that was not evaluated: the others have their say
             text = str(error)
         print(f"{run.path}\n{textwrap.indent(text, '  ')}\n")
     replaced = out.exists()
@@ -72,9 +69,9 @@ def compare(runs: list[Run], out: Path) -> None:
     width = 2.4 * len(columns)
     fit = max(1, int(width / (0.065 * max(map(len, labels)) + 0.6)))  # inches: of a letter, a line
     with picture(out, width, 6.5 + 0.17 * len(labels) / fit) as figure:
-        for column, panels in enumerate(columns, start=1):
+        for column, panels in enumerate(columns):
             for row, (key, title) in enumerate(panels.items()):
-                place = row * len(columns) + column
+                place = row * len(columns) + column + 1
                 panel = figure.add_subplot(3, len(columns), place, title=title)
                 noisy = key.startswith(("cov", "loss"))
                 for k, (_, group) in enumerate(settings):
@@ -90,8 +87,8 @@ def compare(runs: list[Run], out: Path) -> None:
         figure.supxlabel("step")
         facts = [{str(run.args.get(fact)) for run in runs} for fact in FACTS]
         title = " · ".join(values.pop() for values in facts if len(values) == 1)
-        lines, labels = panel.get_legend_handles_labels()
-        figure.legend(lines, labels, title=title, loc="outside upper left", ncols=fit)
+        known = panel.get_legend_handles_labels()
+        figure.legend(*known, title=title, loc="outside upper left", ncols=fit)
 
 
 def _mean(series: list) -> tuple[list[int], list[float]]:
