@@ -1,7 +1,9 @@
-"""docs/explore.html anew from the data in it, after the template of `run.py explore` has changed: `python -m study.explore_page`.
+"""docs/explore.html anew from the data in it, after the template of `run.py explore` has changed.
 
-The data are of `OMP_NUM_THREADS=1 python run.py linear --seed 1 --steps 60 --out runs/linear-s1` and then
-`python run.py explore runs/linear-s1`.
+    python -m study.explore_page
+
+The data are of `OMP_NUM_THREADS=1 python run.py linear --seed 1 --steps 60 --out runs/linear-s1`
+and then `python run.py explore runs/linear-s1`.
 """
 
 import json
@@ -9,7 +11,6 @@ import re
 from pathlib import Path
 
 from tools.explore import page
-from common.files import write_whole
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "explore.html"
 
@@ -23,5 +24,5 @@ def embedded(text: str) -> dict:
 
 
 if __name__ == "__main__":
-    write_whole(PAGE, page(embedded(PAGE.read_text(encoding="utf-8"))))
+    PAGE.write_text(page(embedded(PAGE.read_text(encoding="utf-8"))), encoding="utf-8")
     print(f"wrote {PAGE}")

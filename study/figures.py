@@ -1,179 +1,203 @@
-"""The paper's figures at testbed scale, each from finished runs by one command, as PNG and PDF. Nothing is trained.
+"""The figures of docs/figures: the paper's at testbed scale, and those of docs/results.md and
+docs/realmodel.md. Nothing is trained.
 
-python -m study.figures 1 [2 ... 8 | readme | all] [--runs FOLDER ...] [--out docs/figures]
+    python -m study.figures 1 [2 ... 8 | readme | records | records-field | words | all]
 
-Figures of held-out rewards alone (1, 6, 7, 8 and the readme's) need no runs: where the default folder is not there they are drawn from the
-evaluations kept in docs/results.
+Most are drawn from the evaluations that docs/results keeps. Figures 2 to 5 take more of a run than
+these, and need run folders: docs/figures/README.md has the commands that make them.
 """
 
-import sys
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import Literal
 
+import pandas as pd
 import tyro
 
-from study import pictures as figures
-from tools.curves import write_figure
-from study.pictures import Runs, choose
-from tools.looks import STYLE
-from study.results import unpack
-from study.targets import SETTINGS
+from common.curves import DASHES, picture
 from common.errors import UserError, plain_errors, require
+from common.runs import Run, read_rows
+from study.results import DOCS, NAMES, RUN, base, kept, metrics
+from tools.leaderboard import iqm, load_finished
 
-STUDY, TARGETS, GRADIENTS = "results/study", "results/targets", "results/gradients"
-BENCH = "python run.py bench --algos all --seeds 5 --models"
-THREE_MODELS = ("testbed:fragile", "testbed:wavering", "testbed:robust")
-TESTBED = f"{BENCH} testbed testbed:wavering testbed:robust --out {STUDY}"
-README = ("linear", "ctwa", "ratchet")
-KEPT = {"1": ("curves.csv",), "6": ("curves.csv",), "7": ("curves.csv",), "8": ("curves.csv",), "readme": ("curves.csv", "field.csv")}
-PAPER_TARGETS = (None, SETTINGS["default"])  # None: not CTWA
+THREE = ["testbed", "testbed:wavering", "testbed:robust"]
+README = ["linear", "ctwa", "ratchet"]
+FIELD = ["gdpo", "sa_mrpo", "rvpo", "gated"]
 
-Found = list[tuple[Path, dict]]
+Lines = dict[str, pd.DataFrame]  # by label: values, a row per step and a column per seed
+Panels = dict[str, Lines]  # by title
 
 
 @dataclass
 class Args:
-    figures: tyro.conf.Positional[
-        Annotated[tuple[Literal["1", "2", "3", "4", "5", "6", "7", "8", "readme", "all"], ...], tyro.conf.arg(metavar="N")]
-    ]
-    """numbers of figures, or all"""
+    figures: tyro.conf.Positional[tuple[str, ...]]
+    """numbers or names of figures, or all"""
     runs: tuple[str, ...] = ()
-    """run folders, or folders that hold them, as bench makes them; default: results/study, with results/targets for figure 4, and
-    results/gradients for figure 5; the evaluations in docs/results where a figure needs no more"""
-    out: str = "docs/figures"
-    """folder of the pictures, made where it is missing; a picture of the same name is replaced"""
+    """figures 2 to 5: run folders, or results folders; default: those of docs/figures/README.md"""
+    kind: Literal["png", "pdf"] = "png"
+    """of the files"""
+    out: Path = DOCS / "figures"
+    """folder of the pictures; one of the same name is replaced"""
 
 
-def wanted(models: Collection[str], **flags: Collection) -> dict[str, Collection]:
-    """The flags that a figure's runs must have, as `choose` takes them."""
-    return {"model": models, "dataset": ("arithmetic",), "estimator": ("reinforce",), "cov_targets": PAPER_TARGETS} | flags
+def seeds(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A column of the rows of one setting as [step, seed]."""
+    return rows.dropna(subset=column).pivot(index="step", columns="seed", values=column)
 
 
-def curves(found: Found, models: Collection[str], **flags: Collection) -> tuple[object, list[str]]:
-    """Figures 1, 6, 7 and 8: every algorithm that has runs on one of the models."""
-    groups, notes = [], []
-    for model in models:
-        runs, said = choose(found, wanted((model,), **flags))
-        groups += [(model, runs)] if runs else []
-        absent = ", ".join(script for script in figures.ORDER if script not in runs) if runs else "runs"
-        notes += [*said, *([f"without {absent} on {model}"] if absent else [])]
-    return groups and figures.draw_curves(groups), notes
+def objectives(rows: pd.DataFrame, prefix: str = "") -> Lines:
+    return {name: seeds(rows, prefix + name) for name in NAMES}
 
 
-def readme(found: Found) -> tuple[object, list[str]]:
-    """The readme's figure: the baseline, the paper's algorithm and ours on the fragile model."""
-    runs, notes = choose(found, wanted(THREE_MODELS[:1], script=README))
-    return runs and figures.draw_readme({script: runs[script] for script in README if script in runs}), notes
+def by_script(rows: pd.DataFrame, column: str) -> Lines:
+    return {script: seeds(own, column) for script, own in rows.groupby("script")}
 
 
-def weights(found: Found) -> tuple[object, list[str]]:
-    """Figure 2: CTWA on the three models."""
-    chosen = {model: choose(found, wanted((model,), script=("ctwa",))) for model in THREE_MODELS}
-    models = {model: runs["ctwa"] for model, (runs, _) in chosen.items() if runs}
-    return models and figures.draw_weights(models), [note for _, said in chosen.values() for note in said]
+def draw(panels: Panels, across: int, words: str, out: Path, sharey: bool | str = True) -> None:
+    """Small multiples, `across` in a row: each seed thin, their interquartile mean thick, and
+    dashed the level at which the first of the lines started, before training."""
+    down = math.ceil(len(panels) / across)
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    with picture(out, 1.9 * across + 0.5, 1.5 * down + 1) as figure:
+        grid, drawn = figure.subplots(down, across, sharex=True, sharey=sharey, squeeze=False), {}
+        for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+            axes.set_title(title)
+            axes.grid(alpha=0.3)
+            for label, values in lines.items():
+                n = labels.index(label)
+                pen = {"color": f"C{n}", "linestyle": DASHES[n % len(DASHES)]}
+                for seed in values:
+                    axes.plot(values[seed].dropna(), linewidth=0.5, alpha=0.6, **pen)
+                mean = values.apply(lambda row: float(iqm(row.dropna())), axis=1)
+                (drawn[label],) = axes.plot(mean, **pen)
+            first = next(iter(lines.values()))
+            if first.index[0] == 0:
+                axes.axhline(first.iloc[0, 0], color="0.5", linewidth=0.8, linestyle="--")
+        for axes in grid.flat[len(panels) :]:
+            axes.remove()
+        figure.supxlabel("step")
+        title = f"{words}; thin: a seed, thick: their mean"
+        figure.legend(drawn.values(), drawn, title=title, loc="outside upper left", ncols=across)
 
 
-def covariances(found: Found) -> tuple[object, list[str]]:
-    """Figure 3: the methods that weigh rewards; with gradients weighed, no score of a completion says what the update does."""
-    runs, notes = choose(found, wanted(THREE_MODELS[:1], script=figures.REWARD_LEVEL))
-    return runs and figures.draw_covariances(runs), notes
+# --- from docs/results ---
 
 
-def targets(found: Found) -> tuple[object, list[str]]:
-    """Figure 4: the settings of study/targets.py, all of the same seeds: those that every setting has; linear from the study."""
-    settings: Runs = {}
-    notes = []
-    for name, values in SETTINGS.items():
-        runs, said = choose(found, wanted(THREE_MODELS[:1], script=("ctwa",), cov_targets=(values,)))
-        notes += said
-        if runs:
-            settings[f"{name}\n{' '.join(f'{value:g}' for value in values)}"] = runs["ctwa"]
-        else:
-            notes.append(f"without {name} targets")
-    if len(settings) < 2:  # the default is in the study
-        return None, notes
-    linear, said = choose(found, wanted(THREE_MODELS[:1], script=("linear",)))
-    shared = set.intersection(*({run.args["seed"] for run in runs} for runs in settings.values()))
-    require(bool(shared), "--runs: the settings of figure 4 have no seed in common; python -m study.targets trains what is missing")
-    settings = {label: [run for run in runs if run.args["seed"] in shared] for label, runs in settings.items()}
-    baseline = [run for run in linear.get("linear", []) if run.args["seed"] in shared]
-    notes += [*said, *([] if baseline else ["without linear of the same seeds"])]
-    return figures.draw_targets(settings, baseline), notes
+def curves(models: Sequence[str], estimator: str = "reinforce", scripts: Sequence = ()) -> Panels:
+    """A panel per base and script, the study's or those named."""
+    scripts = scripts or kept("curves.csv")["script"].unique()
+    rows = kept("curves.csv", "field.csv").query("estimator == @estimator and script in @scripts")
+    groups = rows.query("model in @models").groupby(["model", "script"], sort=False)
+    return {f"{base(model)}\n{script}": objectives(own) for (model, script), own in groups}
 
 
-def conflict(found: Found) -> tuple[object, list[str]]:
-    """Figure 5: runs in which the gradients were measured."""
-    runs, notes = choose(found, wanted(THREE_MODELS[:1]), file="gradients.jsonl")
-    return runs and figures.draw_conflict(runs), notes
+def records(scripts: Sequence[str]) -> Panels:
+    """A row per objective, a column per base, a line per script."""
+    rows = kept("curves.csv", "field.csv").query("estimator == 'reinforce' and script in @scripts")
+    bases = list(rows.groupby("model", sort=False))
+    return {
+        f"{base(model)}\n{name}": by_script(own, name) for name in NAMES for model, own in bases
+    }
 
 
-# For each figure: what draws it, where its runs are by default, and the command that makes them.
-FIGURES: dict[str, tuple[Callable[[Found], tuple[object, list[str]]], tuple[str, ...], str]] = {
-    "1": (lambda found: curves(found, THREE_MODELS), (STUDY,), TESTBED),
-    "2": (weights, (STUDY,), TESTBED.replace("all", "ctwa")),
-    "3": (covariances, (STUDY,), f"{BENCH} testbed --out {STUDY}"),
-    "4": (targets, (STUDY, TARGETS), "python -m study.targets"),
-    "5": (conflict, (GRADIENTS,), "python -m study.gradients"),
-    "6": (
-        lambda found: curves(found, ("testbed:fragile3",), dataset=("arithmetic3",)),
-        (STUDY,),
-        f"{BENCH} testbed:fragile3 --out {STUDY} -- --dataset arithmetic3 --max-new-tokens 80",
-    ),
-    "7": (lambda found: curves(found, ("testbed:fragile-gpt2",)), (STUDY,), f"{BENCH} testbed:fragile-gpt2 --out {STUDY}"),
-    "8": (lambda found: curves(found, THREE_MODELS, estimator=("grpo",)), (STUDY,), f"{TESTBED} --estimator grpo"),
-    "readme": (readme, (STUDY,), TESTBED.replace("all", " ".join(README)).replace(" testbed:wavering testbed:robust", "")),
+def words() -> Panels:
+    rows = pd.read_csv(DOCS / "results" / "words.csv")
+    return {name: by_script(rows, name) for name in ("accuracy", "units", "sentence")}
+
+
+# --- from runs ---
+
+
+def weights(runs: Sequence[Run]) -> Panels:
+    """CTWA: its weights, their shares, the covariance missing to the targets, held-out rewards."""
+    rows = metrics(runs).query("script == 'ctwa' and estimator == 'reinforce' and model in @THREE")
+    bases = list(rows.groupby("model"))
+    told = {"weight/": "weight", "weight_share/": "share", "ctwa/deficit/": "missing covariance"}
+    return {
+        f"{base(model)}\n{words}": objectives(own, prefix)
+        for prefix, words in {**told, "": "held-out reward"}.items()
+        for model, own in bases
+    }
+
+
+def covariances(runs: Sequence[Run]) -> Panels:
+    """Of advantage and reward within prompts, mean of nine steps. With gradients weighed, no score
+    of a completion says what the update does."""
+    rows = metrics(runs).query("model == 'testbed' and estimator == 'reinforce'")
+    rows = rows.query("script not in ['mgda', 'gradnorm', 'nash_mtl']")
+    return {
+        script: {k: v.rolling(9, 1, center=True).mean() for k, v in objectives(own, "cov/").items()}
+        for script, own in rows.groupby("script")
+    }
+
+
+def targets(runs: Sequence[Run]) -> Panels:
+    rows = metrics(runs, [*RUN, "cov_targets"])
+    return {told: objectives(own) for told, own in rows.groupby("cov_targets", sort=False)}
+
+
+def cosines(gram: list[list[float]]) -> dict[str, float]:
+    """Of the objectives' gradients, from their inner products [K,K] between two halves of a batch:
+    G_ij / sqrt(G_ii G_jj), cut at 1.5; none where noise makes a G_ii negative."""
+    found = {}
+    for i, j in combinations(range(len(NAMES)), 2):
+        if min(gram[i][i], gram[j][j]) > 0:
+            cosine = gram[i][j] / math.sqrt(gram[i][i] * gram[j][j])
+            found[f"{NAMES[i]}, {NAMES[j]}"] = max(-1.5, min(cosine, 1.5))
+    return found
+
+
+def conflict(runs: Sequence[Run]) -> Panels:
+    """Cosines of the objectives' gradients above their held-out rewards; a line per script."""
+    lines = [
+        {"path": str(run.path), "step": line["step"], **cosines(line["gram"])}
+        for run in runs
+        for line in read_rows(run.path / "gradients.jsonl")
+    ]
+    rows = metrics(runs).merge(pd.DataFrame(lines), how="left")
+    titles = [*rows.filter(like=", ").columns, *NAMES]
+    return {title: by_script(rows, title) for title in titles}
+
+
+# What draws a figure, how many panels stand in a row, what it is of, and, where it takes runs, the
+# folder that they are in by default.
+FIGURES: dict[str, tuple[Callable[..., Panels], int, str, str]] = {
+    "figure-1": (lambda: curves(THREE), 5, "Held-out rewards, REINFORCE", ""),
+    "figure-2": (weights, 3, "CTWA", "results/study"),
+    "figure-3": (covariances, 4, "Covariance of advantage and reward", "results/study"),
+    "figure-4": (targets, 4, "Held-out rewards, CTWA by its targets", "results/targets"),
+    "figure-5": (conflict, 3, "Cosines of gradients; held-out rewards", "results/gradients"),
+    "figure-6": (lambda: curves(["testbed:fragile3"]), 5, "Held-out rewards, three steps", ""),
+    "figure-7": (lambda: curves(["testbed:fragile-gpt2"]), 5, "Held-out rewards, GPT-2", ""),
+    "figure-8": (lambda: curves(THREE, "grpo"), 5, "Held-out rewards, GRPO", ""),
+    "figure-readme": (lambda: curves(["testbed"], scripts=README), 3, "Held-out rewards", ""),
+    "records": (lambda: records([*README, "pama"]), 5, "Held-out rewards, REINFORCE", ""),
+    "records-field": (lambda: records(FIELD), 5, "Held-out rewards, REINFORCE", ""),
+    "words": (words, 3, "SmolLM2-135M, word problems: a step's rewards", ""),
 }
 
 
-def draw(number: str, runs: tuple[str, ...], out: Path) -> list[str]:
-    """Write figure-NUMBER.png and .pdf into the folder `out`; returns a line about each run that is left out or missing.
-
-    runs: folders, or none for the figure's own. Raises UserError, with the command that makes them, where the figure has no finished run.
-    """
-    import matplotlib
-
-    drawing, folders, command = FIGURES[number]
-    there = runs or [folder for folder in folders if Path(folder).is_dir()]
-    if not there and number in KEPT:
-        with TemporaryDirectory() as kept:
-            unpack(Path(kept), KEPT[number])
-            return draw(number, (kept,), out)
-    found = figures.find_runs(there)
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        figure, notes = drawing(found)
-        require(bool(figure), f"figure {number}: no finished run of it in {' '.join(runs or folders)}; {command} makes them")
-        for ending in ("png", "pdf"):
-            write_figure(figure, out / f"figure-{number}.{ending}")
-    return [*notes, f"to make what is missing: {command}"] if any(note.startswith("without") for note in notes) else notes
-
-
 def main(args: Args) -> None:
-    """Draw the figures that can be drawn; raises UserError about the last of those that cannot, the others being told before."""
-    require(bool(args.figures), f"which figure? python -m study.figures N, with N of {', '.join(FIGURES)} or all")
-    out = Path(args.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be made ({error.strerror}); give a folder that can be written") from error
-    missing = []
-    for number in FIGURES if "all" in args.figures else dict.fromkeys(args.figures):
+    """Draw what can be drawn, then raise UserError about the rest."""
+    asked = [name if name in FIGURES else f"figure-{name}" for name in args.figures]
+    names, missing = list(FIGURES) if "all" in args.figures else asked, []
+    require(set(names) <= set(FIGURES), f"which figure? {', '.join(FIGURES)}, or all")
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        make, across, told, folder = FIGURES[name]
+        out = args.out / f"{name}.{args.kind}"
         try:
-            notes = draw(number, args.runs, out)
+            runs = [load_finished(args.runs or [folder])[0]] if folder else []
+            draw(make(*runs), across, told, out, "row" if folder else True)
+            print(f"wrote {out}", flush=True)
         except UserError as error:
-            missing.append(str(error))
-            continue
-        print(f"wrote {out / f'figure-{number}.png'} and .pdf", *notes, sep="\n  ", flush=True)
-    for error in missing[:-1]:
-        print(f"error: {error}", file=sys.stderr)
-    if missing:
-        raise UserError(missing[-1])
+            missing.append(f"{name}: {error}")
+    require(not missing, "; ".join(missing))
 
 
 if __name__ == "__main__":
     with plain_errors():
-        main(tyro.cli(Args, description=__doc__))
+        main(tyro.cli(Args, description=__doc__.splitlines()[0]))

@@ -1,35 +1,39 @@
-"""Do the objectives' gradients conflict while one of them is lost? And the PL ratio, how steep the scalar reward is where training stands.
+"""Do the objectives' gradients conflict while one is lost? And the PL ratio: how steep the scalar
+reward is where training stands.
 
-python -m study.gradients [--algos linear ctwa] [--seeds 2]
+    python -m study.gradients [--algos linear ctwa] [--seeds 2]
 
-Trains with the scripts, and every --every steps takes each objective's policy gradient on fresh completions of two disjoint halves of
-fixed training prompts. <g_i of one half, g_j of the other> has no bias; on one batch the objectives' gradients share the noise of its
-completions, and a cosine comes out too high. A run folder of the script is left with gradients.jsonl in it: `gram` [K,K], `objective` [K]
-and, for equal weights, `gap` = V* - V and `pl_ratio` = |grad V|^2 / (2 gap), which Theorem 6.4 bounds from below (docs/theory.md).
-The same command continues one that was stopped. `python -m study.figures 5` draws it.
+Trains with the scripts, and every --every steps takes each objective's policy gradient on fresh
+completions of two disjoint halves of fixed training prompts of the testbed. <g_i of one half, g_j
+of the other> has no bias; on one batch the gradients share the noise of its completions, and a
+cosine comes out too high. A run folder is left with gradients.jsonl in it: `gram` [K,K],
+`objective` [K] and, for equal weights, `gap` = V* - V and `pl_ratio` = |grad V|^2 / (2 gap), which
+Theorem 6.4 bounds from below (docs/theory.md). The same command continues one that was stopped.
 """
 
 import json
-from contextlib import redirect_stdout
+import subprocess
+import sys
 from dataclasses import dataclass
-from importlib import import_module
-from io import StringIO
 from pathlib import Path
 
 import torch
 import tyro
 from torch import Tensor, nn
-from tqdm import tqdm
 
-import rewards as reward_functions
-from tools.command_line import parse
-from common.batch import Batch, micro_batches, pad
-from common.errors import plain_errors, require
-from common.grads import backward_each
-from common.model import load_model, load_tokenizer, token_logprobs
+from common.batch import Batch, pad
+from common.data import Prompts
+from common.model import load_whole, token_logprobs
 from common.rollout import TransformersEngine
+from common.runs import load_run, read_rows
 from common.seeds import derive
-from prompts import Prompts, load_prompts
+from rewards.accuracy import accuracy
+from rewards.clarity import clarity
+from rewards.conciseness import conciseness
+from testbed.arithmetic import base_path, problems, tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+LONGEST = 56  # tokens of a completion, as in the scripts
 
 
 @dataclass
@@ -38,8 +42,6 @@ class Args:
     """algorithms to train"""
     seeds: int = 2
     """number of seeds, 1 to this"""
-    model: str = "testbed"
-    """testbed[:base]; another model's K gradients must fit in memory twice"""
     steps: int = 100
     """training steps"""
     every: int = 10
@@ -48,94 +50,103 @@ class Args:
     """training prompts to measure on, half of them in either half"""
     completions: int = 16
     """completions of each"""
-    out: str = "results/gradients"
+    out: Path = Path("results/gradients")
     """results folder"""
 
 
-def policy_gradients(policy: nn.Module, batch: Batch, rewards: Tensor, group_size: int) -> list[Tensor]:
-    """Unbiased gradient of every objective's mean reward, K flat tensors: E[(r - mean of the prompt's other completions) grad log pi(y)].
+def training_prompts(count: int, seed: int) -> Prompts:
+    """Those of the first step of a run on the testbed."""
+    columns = problems("train")
+    ids = tokenizer()(columns["prompt"], add_special_tokens=False)["input_ids"]
+    return Prompts(ids, columns).batch(1, count, seed)
 
-    rewards [B,K]; a prompt's group_size completions in adjacent rows.
-    """
-    groups = rewards.view(-1, group_size, rewards.size(1))
-    baselined = ((groups - groups.mean(1, keepdim=True)) * group_size / (group_size - 1)).flatten(0, 1)  # leave one out
+
+def sampled(
+    policy: nn.Module, prompts: Prompts, group: int, seeds: list[int], mean_length: float = 0.0
+) -> tuple[Batch, Tensor]:
+    """Completions of the testbed's prompts, a prompt's `group` in adjacent rows, and their rewards
+    [P, G, K] for accuracy, conciseness and clarity; by default conciseness compares with their own
+    mean length, as in the first step of a run."""
+    encoder = tokenizer()
+    engine = TransformersEngine(None, {encoder.eos_token_id}, encoder.pad_token_id, policy.device)
+    engine.sync(policy, 0)
+    ids, _ = engine.generate(prompts.ids, group, LONGEST, 1.0, seeds)
+    texts = encoder.batch_decode(ids, skip_special_tokens=True)
+    batch = pad([p for p in prompts.ids for _ in range(group)], ids, encoder.pad_token_id)
+    answers = [answer for answer in prompts.columns["answer"] for _ in range(group)]
+    mean_length = mean_length or batch.lengths.mean().item()
+    rewards = [
+        accuracy(completions=texts, answer=answers, answer_check="exact"),
+        conciseness(completion_ids=ids, mean_length=mean_length),
+        clarity(completions=texts),
+    ]
+    return batch, Tensor(rewards).T.view(len(prompts), group, -1)
+
+
+def policy_gradients(policy: nn.Module, batch: Batch, rewards: Tensor) -> list[Tensor]:
+    """Unbiased gradient of every objective's mean reward, K flat tensors in float64:
+    E[(r - mean of the prompt's other completions) grad log pi(y)]. rewards [P, G, K]."""
+    size = rewards.size(1)
+    weights = (rewards - rewards.mean(1, keepdim=True)) / (size - 1) / len(rewards)  # [P, G, K]
+    likelihood = token_logprobs(policy, batch, 1.0).sum(1)  # [B]
     parameters = list(policy.parameters())
-    gradients: list[list[Tensor | None]] = [[None] * len(parameters) for _ in range(rewards.size(1))]
-    for micro in micro_batches(batch, torch.arange(len(rewards)), 4096):
-        log_likelihood = (token_logprobs(policy, micro, 1.0) * micro.mask).sum(1)
-        backward_each([(column * log_likelihood).sum() / len(rewards) for column in baselined[micro.rows].T], parameters, gradients)
-    return [torch.cat([g.flatten() for g in gradient]).double() for gradient in gradients]
+    found = []
+    for weight in weights.flatten(0, 1).T:
+        gradient = torch.autograd.grad(
+            weight.to(likelihood) @ likelihood, parameters, retain_graph=True
+        )
+        found.append(torch.cat([part.flatten() for part in gradient]).double())
+    return found
 
 
 def cross_gram(first: list[Tensor], second: list[Tensor]) -> Tensor:
-    """Inner products of gradients of disjoint halves, the mean of <g_i, h_j> and <h_i, g_j>: unbiased also on the diagonal. [K, K]."""
+    """Inner products of gradients of disjoint halves, the mean of <g_i, h_j> and <h_i, g_j>:
+    unbiased also on the diagonal. [K, K]."""
     products = torch.stack(first) @ torch.stack(second).T
     return (products + products.T) / 2
 
 
-def measure(model: str, prompts: Prompts, tokenizer, objectives: dict, group_size: int, mean_length: float, seed: int, limit: int) -> dict:
-    """A line of gradients.jsonl for a policy: gram, objective, gap and pl_ratio at equal weights and highest rewards of 1."""
-    policy = load_model(model, torch.device("cpu"))
-    engine = TransformersEngine(policy, tokenizer)
-    halves, means = [], []
+def measure(model: Path, args: Args, mean_length: float, seed: int) -> dict:
+    """A line of gradients.jsonl for a policy; the highest reward is 1."""
+    policy, prompts = load_whole(str(model), "cpu"), training_prompts(args.prompts, 0)
+    gradients, means = [], []
     for half in range(2):
-        part = prompts.select(list(range(half, len(prompts), 2)))
-        ids, _ = engine.generate(part.ids, group_size, limit, 1.0, [derive(seed, half, i) for i in range(len(part))])
-        columns = part.repeat(group_size)
-        rewards = reward_functions.score(
-            objectives,
-            prompts=columns["prompt"],
-            completions=tokenizer.batch_decode(ids, skip_special_tokens=True),
-            completion_ids=ids,
-            mean_length=mean_length,
-            columns=columns,
-            answer_check="exact",
-        )
-        batch = pad([p for p in part.ids for _ in range(group_size)], ids, tokenizer.pad_token_id)
-        halves.append(policy_gradients(policy, batch, rewards, group_size))
-        means.append(rewards.mean(0))
-    gram, objective = cross_gram(*halves), torch.stack(means).mean(0)
+        part = prompts.select(range(half, args.prompts, 2))
+        seeds = [derive(seed, half, i) for i in range(len(part))]
+        batch, rewards = sampled(policy, part, args.completions, seeds, mean_length)
+        gradients.append(policy_gradients(policy, batch, rewards))
+        means.append(rewards.mean((0, 1)))
+    gram, objective = cross_gram(*gradients), torch.stack(means).mean(0)
     gap = 1 - objective.mean().item()
-    slope = gram.mean().item()  # |sum_k g_k / K|^2
-    return {"gram": gram.tolist(), "objective": objective.tolist(), "gap": gap, "pl_ratio": slope / (2 * gap) if gap > 0 else None}
+    line = {"gram": gram.tolist(), "objective": objective.tolist(), "gap": gap}
+    return line | {"pl_ratio": gram.mean().item() / (2 * gap) if gap > 0 else None}
 
 
-def follow(name: str, seed: int, args: Args, bar: tqdm) -> None:
+def follow(name: str, seed: int, args: Args) -> None:
     """Train one run in pieces of `every` steps and measure after each."""
-    folder = Path(args.out) / "runs" / f"{name}-s{seed}"
-    script, file = import_module(f"algos.{name}"), folder / "gradients.jsonl"
+    folder = args.out / "runs" / f"{name}-s{seed}"
+    file = folder / "gradients.jsonl"
     for step in range(args.every, args.steps + 1, args.every):
-        checkpoints = sorted((folder / "checkpoints").glob("step_??????"))
-        reached = int(checkpoints[-1].name[5:]) if checkpoints else 0
-        done = {json.loads(line)["step"] for line in file.read_text().splitlines()} if file.exists() else set()
-        if reached < step:
-            where = ["--resume", str(folder)] if reached else ["--out", str(folder), "--model", args.model, "--seed", str(seed)]
-            with redirect_stdout(StringIO()):  # a verdict after each piece
-                script.main(parse(script.Args, name, [*where, "--steps", str(step)]))
-        flags = json.loads((folder / "args.json").read_text())
-        tokenizer = load_tokenizer(args.model)
-        prompts = load_prompts(flags["dataset"], tokenizer, "", "", "", flags["max_prompt_length"])["train"].batch(1, args.prompts, 0)
-        start = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["eval/length"]
-        objectives = reward_functions.load(flags["rewards"])
-        for at, model in ((0, args.model), (step, str(folder / "model"))):
-            if at not in done and (at == 0 or reached <= step):
-                line = measure(model, prompts, tokenizer, objectives, args.completions, start, derive(seed, at), flags["max_new_tokens"])
-                with open(file, "a") as lines:
-                    lines.write(json.dumps({"step": at} | line) + "\n")
-                done.add(at)
-        bar.update(args.every)
+        done = [row["step"] for row in read_rows(file)] if file.exists() else []
+        if step in done:
+            continue
+        begun = (folder / "args.json").exists()
+        where = ["--resume", folder] if begun else ["--out", folder, "--seed", seed]
+        command = [sys.executable, ROOT / "algos" / f"{name}.py", *where, "--steps", step]
+        subprocess.run(list(map(str, command)), check=True)
+        length = load_run(folder).series("eval/length")[1][0]
+        for at, model in ((0, base_path("fragile")), (step, folder / "model")):
+            if at not in done:
+                line = {"step": at} | measure(model, args, length, derive(seed, at))
+                with file.open("a") as lines:
+                    lines.write(json.dumps(line) + "\n")
 
 
 def main(args: Args) -> None:
-    require(args.steps % args.every == 0, f"--steps {args.steps} must be a multiple of --every {args.every}")
-    require(args.prompts % 2 == 0 and args.completions >= 2, "--prompts must be even and --completions at least 2")
-    (Path(args.out) / "runs").mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(args.algos) * args.seeds * args.steps, unit="step", desc="gradients") as bar:
-        for seed in range(1, args.seeds + 1):
-            for name in args.algos:
-                follow(name, seed, args, bar)
+    for seed in range(1, args.seeds + 1):
+        for name in args.algos:
+            follow(name, seed, args)
 
 
 if __name__ == "__main__":
-    with plain_errors():
-        main(tyro.cli(Args, description=__doc__.splitlines()[0]))
+    main(tyro.cli(Args, description=__doc__.splitlines()[0]))

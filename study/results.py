@@ -1,160 +1,207 @@
-"""The tables of docs/results.md and docs/results/tables.md, from finished runs or from docs/results/table.json.
+"""The tables of docs/results.md and docs/results/tables.md, from every evaluation of every run that
+docs/results keeps.
 
-python -m study.results --runs results/study     # reads the runs, writes table.json, curves.csv and the pages' tables
-python -m study.results                          # the pages' tables alone, from table.json
+    python -m study.results                                        # the tables anew
+    python -m study.results --runs results/study                   # and these runs into curves.csv
+    python -m study.results --runs results/field --into field.csv  # of the scripts that came later
 
-`table.json` has the ends of every run, for other statistics, and `curves.csv` all its evaluations. docs/results.md has one table of
-verdicts, docs/results/tables.md a table per setting. They leave out the column of times: runs of the study shared their cores with each
-other and with other work (study/step_time.py compares times on equal work).
+A start is the evaluation before the first step, an end the mean of the last three. Standard errors
+are those of shares of 256 problems, taken as independent; a change counts beyond two of them.
 """
 
-import csv
-import io
-import json
-import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from typing import Literal
 
+import numpy as np
+import pandas as pd
 import tyro
 
-from tools import leaderboard as bench
-from tools.runs import Run
-from tools.verdict import NOISE
-from study.differing_lines import insert
-from common.errors import plain_errors
-from common.files import write_whole
-from rewards import OBJECTIVES
+from common.errors import plain_errors, require
+from common.flags import RunFlags
+from common.runs import Run
+from common.verdict import NOISE
+from tools.leaderboard import LAST, leaderboard, load_finished
 
-ROOT = Path(__file__).resolve().parents[1]
-VERDICTS, PAGE, DATA, CURVES = (
-    ROOT / "docs" / name for name in ("results.md", "results/tables.md", "results/table.json", "results/curves.csv")
-)
-VERDICT_MARKS = ("<!-- verdicts: begin -->", "<!-- verdicts: end -->")
-MARKS = ("<!-- tables: begin -->", "<!-- tables: end -->")
-RUN = ("model", "dataset", "estimator", "script", "seed")  # columns of curves.csv that tell a run apart
-ORDER = ("testbed", "testbed:wavering", "testbed:robust")  # others follow
-SIGNS = {"improved": "↑", "kept": "=", "lost": "↓"}
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+RUN = ["model", "dataset", "estimator", "script", "seed"]  # columns that tell a run apart
+NAMES = ["accuracy", "conciseness", "clarity"]
+BASES = [
+    "testbed",
+    *(f"testbed:{name}" for name in ("wavering", "robust", "fragile-gpt2", "fragile3")),
+]
+PROMPTS = RunFlags.eval_prompts  # held-out problems of every run of the study
 
 
 @dataclass
 class Args:
     runs: tuple[str, ...] = ()
-    """results folders of bench, or run folders; none: the values in docs/results/table.json"""
+    """run folders, or results folders, to add to what is kept; a run that is there is replaced"""
+    into: Literal["curves.csv", "field.csv"] = "curves.csv"
+    """the file in docs/results that they go to"""
 
 
-def in_order(section: dict) -> tuple[int, str, str]:
-    """Models from the most fragile on, REINFORCE before GRPO."""
-    model, estimator = section["args"]["model"], section["args"]["estimator"]
-    return ORDER.index(model) if model in ORDER else len(ORDER), model, "" if estimator == "reinforce" else estimator
+# --- reading ---
 
 
-def tables(board: dict) -> str:
-    """Every section of a board (tools.leaderboard.leaderboard) as Markdown."""
+def metrics(runs: Sequence[Run], flags: Sequence[str] = RUN) -> pd.DataFrame:
+    """The rows of metrics.jsonl of all runs with their `path` and these flags; what was evaluated
+    goes by its name alone, as in curves.csv.
+
+    Raises UserError where two runs agree in all flags: they would count as repetitions.
+    """
+    every = []
+    for run in runs:
+        about = {flag: str(run.args[flag]) for flag in flags}
+        every.append(pd.DataFrame(run.rows).assign(**about, path=str(run.path)))
+    rows = pd.concat(every, ignore_index=True).astype({"seed": int})
+    twice = rows.loc[rows.duplicated([*flags, "step"]), "path"].unique()
+    require(not len(twice), f"--runs: other runs have the flags and the seed of {', '.join(twice)}")
+    return rows.rename(columns=lambda key: key.removeprefix("eval/"))
+
+
+def kept(*names: str) -> pd.DataFrame:
+    """The evaluations in these files of docs/results: RUN, `step`, every objective's mean, a share
+    of PROMPTS that was rounded, and `length` in tokens."""
+    rows = in_order(pd.concat([pd.read_csv(DOCS / "results" / name) for name in names]))
+    return rows.assign(**(rows[NAMES] * PROMPTS).round() / PROMPTS)
+
+
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Models from the most fragile on, REINFORCE before GRPO, then scripts, seeds and steps."""
+    columns = ["model", "estimator", "script", "seed", "step"]
+    rows = rows.assign(model=pd.Categorical(rows["model"], BASES))
+    return rows.sort_values(columns, ascending=[True, False, True, True, True])
+
+
+def merged(old: pd.DataFrame, new: pd.DataFrame, run: Sequence[str] = RUN) -> pd.DataFrame:
+    """Both, in the columns of the old; a run of both, by the columns `run`, is the new one's."""
+    of_both = pd.MultiIndex.from_frame(old[run]).isin(pd.MultiIndex.from_frame(new[run]))
+    return pd.concat([old[~of_both], new])[old.columns]
+
+
+# --- what became of each run ---
+
+
+def base(model: str) -> str:
+    return model.removeprefix("testbed:").replace("testbed", "fragile")
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """A line per run: its base and setting (`fragile` REINFORCE), whether accuracy improved, was
+    kept or lost (↑ = ↓), the worst change of any objective, the step from which on all lie above
+    their starts (nan: never), accuracy's lowest evaluation and what that is from its start."""
+    found = []
+    for (model, _, estimator, script, _), run in rows.groupby(RUN, sort=False):
+        values, start, end = run[NAMES], run[NAMES].iloc[0], run[NAMES].iloc[-LAST:].mean()
+
+        def beyond(now, start=start):
+            """The change in units of what counts."""
+            variances = start * (1 - start) + now * (1 - now)
+            return (now - start) / (NOISE * np.sqrt(variances / (PROMPTS - 1)))
+
+        above = (beyond(values) > 1).all(axis=1)[::-1].cummin()  # from here to the last evaluation
+        moved, lowest = beyond(end)["accuracy"], values["accuracy"].min()
+        line = {"base": base(model), "setting": f"`{base(model)}` {estimator.upper()}"}
+        line |= {
+            "script": f"`{script}`",
+            "accuracy": "↑" if moved > 1 else "↓" if moved < -1 else "=",
+        }
+        line |= {"worst": (end - start).min(), "reached": run["step"][above].min()}
+        found.append(line | {"lowest": lowest, "dip": lowest - start["accuracy"]})
+    return pd.DataFrame(found)
+
+
+# --- the tables ---
+
+
+def markdown(table: pd.DataFrame) -> str:
+    lines = [table.columns, ["---"] * len(table.columns), *table.astype(str).values]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def across(runs: pd.DataFrame, cell: Callable[[pd.DataFrame], str]) -> pd.DataFrame:
+    """A cell per script and setting; a dash where a script has no run."""
+    cells = {key: cell(own) for key, own in runs.groupby(["script", "setting"])}
+    return pd.Series(cells).unstack()[runs["setting"].unique()].fillna("–")
+
+
+def verdicts(runs: pd.DataFrame) -> str:
+    """What became of accuracy in how many runs, and the lowest worst change of a setting. Fewest
+    losses first."""
+
+    def cell(own: pd.DataFrame) -> str:
+        counts = own["accuracy"].value_counts()
+        signs = " ".join(f"{counts[sign]}{sign}" for sign in "↑=↓" if sign in counts)
+        return f"{signs} ({own['worst'].min():+.2f})"
+
+    lost = (runs["accuracy"] == "↓").groupby(runs["script"]).agg(["mean", "sum", "size"])
+    lowest = runs.groupby(["script", "setting"])["worst"].min()
+    order = lost.assign(worst=-lowest.groupby("script").mean()).sort_values(["mean", "worst"]).index
+    table = across(runs, cell)
+    told = "**" + lost["sum"].astype(str) + "** of " + lost["size"].astype(str)
+    table.insert(0, "accuracy lost", told)
+    return markdown(table.loc[order].reset_index(names="algorithm"))
+
+
+def records(runs: pd.DataFrame) -> str:
+    """How many runs beat all their starts for good, the median of their steps, the lowest accuracy
+    of any and its difference from the start. Scripts of most bases first, of these the one with
+    most such runs."""
+
+    def cell(own: pd.DataFrame) -> str:
+        reached, worst = own["reached"].dropna(), own.loc[own["dip"].idxmin()]
+        steps = f", {reached.median():g} steps" if len(reached) else ""
+        return f"{len(reached)}/{len(own)}{steps}, {worst['lowest']:.2f} ({worst['dip']:+.2f})"
+
+    runs = runs.assign(beaten=runs["reached"].notna(), kept=runs["dip"] >= -0.05)
+    parts = {"base": "nunique", "beaten": "mean", "kept": "mean", "setting": "size"}
+    of = runs.groupby("script").agg(parts)
+    order = of.sort_values(["base", "beaten", "kept"], ascending=False, kind="stable").index
+    shares, table = of[["beaten", "kept"]].map("{:.0%}".format), across(runs, cell)
+    table.insert(0, "accuracy kept all the way", shares["kept"])
+    table.insert(0, "all beaten", shares["beaten"] + " of " + of["setting"].astype(str))
+    return markdown(table.loc[order].reset_index(names="script"))
+
+
+def tables(rows: pd.DataFrame) -> str:
+    """The leaderboard of every setting, without times: runs shared their cores with other work."""
     parts = []
-    for section in board["sections"]:
-        heads, rows = bench.heads(section), [bench.cells(section, row) for row in section["rows"]]
-        parts += [f"### {section['title']}", bench.table(heads[:-1], [cells[:-1] for cells in rows])]
+    for (model, dataset, estimator), section in rows.groupby(RUN[:3], sort=False):
+        runs = []
+        for (script, seed), run in section.groupby(["script", "seed"]):
+            table = run[[*NAMES, "length"]].add_prefix("eval/")
+            errors = (table * (1 - table) / (PROMPTS - 1)).abs() ** 0.5
+            table = table.join(errors.add_suffix("_se"))
+            # greedy evaluations, which a verdict asks for, were not kept
+            greedy = table.rename(columns=lambda key: key.replace("eval/", "eval/greedy/"))
+            lines = table.join(greedy).assign(step=run["step"]).to_dict("records")
+            args = {"script": script, "seed": seed, "objectives": NAMES}
+            runs.append(Run(Path(f"{script}-s{seed}"), args, lines))
+        found, _ = leaderboard(runs)
+        found = found.drop(columns=found.filter(regex="greed|second").columns)
+        parts += [f"### `{base(model)}` {estimator.upper()}, {dataset}", markdown(found)]
     return "\n\n".join(parts)
 
 
-def statuses(section: dict, row: dict, objective: str) -> list[str]:
-    """Per run, whether an objective of 0/1 rewards was "improved", "kept" or "lost" from start to end, beyond two standard errors of the
-    change or not. The errors are those of shares of `eval_prompts` problems, taken as independent, as in tools/verdict.py."""
-    start, prompts = row["objectives"][objective]["start"], section["args"]["eval_prompts"]
-    found = []
-    for end in row["objectives"][objective]["per_seed"]:
-        noise = NOISE * math.sqrt((start * (1 - start) + end * (1 - end)) / (prompts - 1))
-        found.append("improved" if end - start > noise else "lost" if start - end > noise else "kept")
-    return found
-
-
-def verdicts(board: dict, objective: str = "accuracy") -> str:
-    """One table of all sections: what became of an objective in how many runs, and the lowest worst change. Fewest losses first."""
-    sections = board["sections"]
-    names = list(dict.fromkeys(row["algorithm"] for section in sections for row in section["rows"]))
-    lines = []
-    for name in names:
-        cells, every, lowest = [], [], []
-        for section in sections:
-            (row,) = [row for row in section["rows"] if row["algorithm"] == name] or (None,)
-            if row is None:
-                cells.append("–")
-                continue
-            own = statuses(section, row, objective)
-            counts = [f"{own.count(status)}{sign}" for status, sign in SIGNS.items() if status in own]
-            every, lowest = every + own, [*lowest, min(row["worst_change"]["per_seed"])]
-            cells.append(f"{' '.join(counts)} ({lowest[-1]:+.2f})")
-        lost = every.count("lost")
-        lines.append((lost / len(every), -fmean(lowest), [f"`{name}`", f"**{lost}** of {len(every)}", *cells]))
-    heads = ["algorithm", f"{objective} lost"]
-    for section in sections:
-        base = section["args"]["model"].removeprefix("testbed:").replace("testbed", "fragile")
-        heads.append(f"`{base}` {section['args']['estimator'].upper()}")
-    return bench.table(heads, [cells for *_, cells in sorted(lines, key=lambda line: line[:2])])
-
-
-def curves(runs: Sequence[Run]) -> str:
-    """Every evaluation of every run as CSV: the run's flags that tell it apart, the step, each objective's mean on the held-out problems
-    (empty where a run has no such objective), and the mean length in tokens."""
-    names = list(dict.fromkeys(name for run in runs for name in run.objectives))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*RUN, "step", *names, "length"])
-    for run in sorted(runs, key=lambda run: (*in_order({"args": run.args}), run.args["script"], run.args["seed"])):
-        flags = [run.args[key] for key in RUN]
-        values = {name: dict(zip(*run.series(f"eval/{name}"), strict=True)) for name in (*names, "length")}
-        for step in values["length"]:
-            cells = (own.get(step) for own in values.values())
-            writer.writerow([*flags, step, *("" if cell is None else f"{cell:.5g}" for cell in cells)])
-    return text.getvalue()
-
-
-def evaluations(texts: Sequence[str]) -> dict[tuple[str, ...], dict[str, list[float]]]:
-    """Files that `curves` wrote -> by the columns `RUN`, every run's steps and held-out means of `OBJECTIVES`, in ascending order."""
-    runs: dict = defaultdict(lambda: defaultdict(list))
-    for row in (row for text in texts for row in csv.DictReader(text.splitlines())):
-        own = runs[tuple(row[key] for key in RUN)]
-        for name in ("step", *OBJECTIVES):
-            own[name].append(float(row[name]))
-    return dict(sorted(runs.items()))
-
-
-def unpack(folder: Path, names: Sequence[str] = ("curves.csv",)) -> None:
-    """Write the kept evaluations as run folders into `folder`, for what reads runs: the flags of their section in table.json, and of
-    metrics the held-out means alone. Runs of a setting that the table does not have are passed over."""
-    sections = {tuple(section["args"][key] for key in RUN[:3]): section["args"] for section in json.loads(DATA.read_text())["sections"]}
-    for key, own in evaluations([(DATA.parent / name).read_text(encoding="utf-8") for name in names]).items():
-        if key[:3] not in sections:
-            continue
-        script, seed = key[3:]
-        run = folder / "-".join(key).replace(":", "-")
-        run.mkdir(parents=True)
-        flags = (
-            sections[key[:3]] | {"script": script, "seed": int(seed), "out": str(run)} | ({"cov_targets": []} if script == "ctwa" else {})
-        )
-        write_whole(run / "args.json", json.dumps(flags))
-        rows = zip(own["step"], *(own[name] for name in OBJECTIVES), strict=True)
-        lines = ({"step": int(step)} | {f"eval/{name}": v for name, v in zip(OBJECTIVES, values, strict=True)} for step, *values in rows)
-        write_whole(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+def put(page: Path, mark: str, text: str) -> None:
+    """Write a text between a page's marks `<!-- MARK: begin -->` and `<!-- MARK: end -->`."""
+    begin, end = (f"<!-- {mark}: {edge} -->" for edge in ("begin", "end"))
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 def main(args: Args) -> None:
     if args.runs:
-        runs, left_out = bench.load_finished(args.runs)
-        board = bench.leaderboard(runs)
-        board["sections"].sort(key=in_order)
-        board["provenance"] = bench.provenance(runs, "python -m study.results --runs " + " ".join(args.runs))
-        print("\n".join([*board["provenance"], *(f"left out: {line}" for line in left_out)]))
-        DATA.parent.mkdir(exist_ok=True)
-        write_whole(DATA, json.dumps(board | {"definitions": bench.DEFINITIONS}, indent=1) + "\n")
-        write_whole(CURVES, curves(runs))
-    board = json.loads(DATA.read_text())
-    insert(VERDICTS, verdicts(board), VERDICT_MARKS)
-    insert(PAGE, tables(board), MARKS)
-    print(f"wrote {VERDICTS.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}")
+        new = metrics(load_finished(args.runs)[0]).dropna(subset="length")
+        both = in_order(merged(kept(args.into), new))
+        both.to_csv(DOCS / "results" / args.into, index=False, float_format="%.5g")
+    study = kept("curves.csv")
+    put(DOCS / "results.md", "verdicts", verdicts(summary(study)))
+    put(DOCS / "results.md", "records", records(summary(kept("curves.csv", "field.csv"))))
+    put(DOCS / "results" / "tables.md", "tables", tables(study))
+    print("wrote docs/results.md and docs/results/tables.md")
 
 
 if __name__ == "__main__":

@@ -1,196 +1,152 @@
-"""Do two checkouts train the same numbers? Every script, both estimators, one and two ranks, stopped and resumed, compared byte by byte.
+"""Do two checkouts train the same numbers? Every script, both estimators, one and two ranks,
+stopped and resumed, compared byte by byte.
 
     git worktree add --detach /tmp/before COMMIT
     python study/same_numbers.py /tmp/before . [SCRIPT ...]
 
-Compared are metrics.jsonl but for `time/*`, statistics.jsonl, completions.jsonl, args.json but for its folder, every file of model/, and
-what was printed. A run of the first checkout is also resumed by the second, from its checkpoint. Scripts that only one has are named.
+Compared are metrics.jsonl but for `time/*`, statistics.jsonl, completions.jsonl, the values of the
+flags that both have in args.json, and every file of model/. Scripts and flags that only one has are
+named; the end of what a run printed is told where it fails.
 """
 
-import filecmp
 import json
 import os
-import re
 import runpy
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
+from random import randrange
 
-SMALL = ["--steps", "4", "--checkpoint-every", "2", "--eval-every", "2", "--eval-prompts", "16", "--prompts", "4", "--completions", "4"]
-MORE = {  # settings that take other paths through the loop
-    "variants": "--kl-coef 0 --epochs 2 --lr-schedule linear --micro-batch-tokens 512 --tis-cap 2 --dual-clip 3",
-    "one-update": "--mini-batches 1 --temperature 0.7 --seed 3",
+import tyro
+from tyro.conf import Positional
+
+SMALL = (
+    "--steps 4 --checkpoint-every 2 --eval-every 2 --eval-prompts 16 --prompts 4 --completions 4"
+)
+MORE = "--kl-coef 0 --epochs 2 --lr-schedule linear --micro-batch-tokens 512 --tis-cap 2"
+RUNS = {  # ranks and flags
+    "reinforce": (1, "--estimator reinforce"),
+    "reinforce-2-ranks": (2, "--estimator reinforce"),
+    "grpo": (1, "--estimator grpo"),
+    "grpo-2-ranks": (2, "--estimator grpo"),
+    "variants": (1, f"--estimator grpo --dual-clip 3 {MORE}"),
+    "one-update": (1, "--estimator grpo --mini-batches 1 --temperature 0.7 --seed 3"),
 }
-PATIENCE = 300  # seconds for one run
+FILES = ["metrics.jsonl", "statistics.jsonl", "completions.jsonl", "args.json"]
 
 
-def jobs(scripts: list[str]) -> list[dict]:
-    """name, script, ranks and flags of every run."""
-    found = []
-    for script in scripts:
-        for estimator in ("reinforce", "grpo"):
-            flags = [*SMALL, "--estimator", estimator]
-            found += [{"name": f"{script}-{estimator}-{n}", "script": script, "ranks": n, "argv": flags} for n in (1, 2)]
-        for name, more in MORE.items():
-            flags = [*SMALL, "--estimator", "grpo", *more.split()]
-            found.append({"name": f"{script}-{name}-1", "script": script, "ranks": 1, "argv": flags})
-    return found
+def scripts_of(checkout: Path) -> set[str]:
+    return {path.stem for path in (checkout / "algos").glob("[a-z]*.py")}
 
 
 # --- training, in a process that has one checkout on its path ---
 
 
-def train(checkout: Path, out: Path, resumed: Path | None, scripts: list[str]) -> None:
-    """All runs of a checkout into `out`, then each again from its first checkpoint, into <name>-resumed; with `resumed`, the runs of that
-    folder from theirs, into <name>-taken-over. Forked, because importing takes longer than such a run."""
+def train(checkout: Path, out: Path, again: bool, scripts: list[str]) -> None:
+    """All runs into `out`, and with `again` those of one rank once more from their checkpoint
+    before the last, into NAME-resumed. Forked, because importing takes longer than such a run."""
+    os.chdir(checkout)
     sys.path.insert(0, str(checkout))
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    import torch._dynamo
-    import torch.distributed.checkpoint  # noqa: F401
-    from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
 
-    scripts = [script for script in scripts_of(checkout) if script in (scripts or [script])]
     for script in scripts:
-        import_module(f"algos.{script}")
-    for job in jobs(scripts):
-        folder = out / job["name"]
-        start(job, [*job["argv"], "--out", str(folder)], folder)
-        for source, ending in ((out, "resumed"), (resumed, "taken-over")):
-            if source and job["ranks"] == 1 and (source / job["name"]).exists():
-                copy = out / f"{job['name']}-{ending}"
-                shutil.copytree(source / job["name"], copy)
-                shutil.rmtree(copy / "checkpoints" / "step_000004")
+        file = import_module(f"algos.{script}").__file__
+        for name, (ranks, flags) in RUNS.items():
+            folder = out / f"{script}-{name}"
+            start(file, [*SMALL.split(), *flags.split(), "--out", str(folder)], folder, ranks)
+            if again and ranks == 1 and (folder / "model").exists():
+                copy = out / f"{script}-{name}-resumed"
+                shutil.copytree(folder, copy)
                 shutil.rmtree(copy / "model")
-                start(job, ["--resume", str(copy)], copy)
+                shutil.rmtree(max((copy / "checkpoints").glob("step_*")))
+                start(file, ["--resume", str(copy)], copy, 1)
 
 
-def scripts_of(checkout: Path) -> list[str]:
-    return sorted(path.stem for path in (checkout / "algos").glob("[a-z]*.py"))
+def start(file: str, argv: list[str], folder: Path, ranks: int) -> None:
+    """Run a script on its ranks and wait."""
+    log, processes = f"{folder}.log", []
+    world = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1"}
+    world |= {"MASTER_PORT": randrange(20000, 60000)}
+    for rank in range(ranks):
+        own = world | {"RANK": rank, "LOCAL_RANK": rank} if ranks > 1 else {}
+        arguments = (file, argv, own, os.devnull if rank else log)
+        processes.append(get_context("fork").Process(target=child, args=arguments))
+        processes[-1].start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        print(f"{folder.name} failed:\n{Path(log).read_text()[-2000:]}", flush=True)
 
 
-def start(job: dict, argv: list[str], folder: Path) -> None:
-    """Run a script on its ranks and wait. What rank 0 prints goes to <folder>.log."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pids = []
-    for rank in range(job["ranks"]):
-        pids.append(os.fork())
-        if pids[-1] == 0:
-            child(job, argv, folder, rank, port)
-    signal.alarm(PATIENCE)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    signal.alarm(0)
-    if any(codes):
-        sys.exit(f"{folder}: exit codes {codes}; see {folder}.log")
-
-
-def child(job: dict, argv: list[str], folder: Path, rank: int, port: int) -> None:
-    code = 1
-    try:
-        import torch
-
-        torch.set_num_threads(1)
-        log = open(f"{folder}.log" if rank == 0 else os.devnull, "w")  # noqa: SIM115
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        if job["ranks"] > 1:
-            world = str(job["ranks"])
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        sys.argv = [f"{job['script']}.py", *argv]
-        runpy.run_path(str(Path(import_module(f"algos.{job['script']}").__file__)), run_name="__main__")
-        code = 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def child(file: str, argv: list[str], environment: dict[str, object], log: str) -> None:
+    with open(log, "w") as printed:
+        os.dup2(printed.fileno(), 1)
+        os.dup2(printed.fileno(), 2)
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    sys.argv = [file, *argv]
+    runpy.run_path(file, run_name="__main__")
 
 
 # --- comparing ---
 
 
-def differences(left: Path, right: Path) -> list[str]:
-    """The files of two run folders that differ."""
-    found = []
-    for name in ("metrics.jsonl", "statistics.jsonl", "completions.jsonl", "args.json"):
-        if content(left / name) != content(right / name):
-            found.append(f"{name} ({flags_apart(left / name, right / name)})" if name == "args.json" else name)
-    if printed(left) != printed(right):
-        found.append("output")
-    names = sorted({path.name for folder in (left, right) for path in (folder / "model").iterdir()})
-    _, unequal, alone = filecmp.cmpfiles(left / "model", right / "model", names, shallow=False)
-    return found + [f"model/{name}" for name in (*unequal, *alone)]
+def content(file: Path) -> object:
+    """What a file of a run says, without clock readings; of a missing one, its name."""
+    if not file.exists():
+        return {str(file): "is not there"}
+    if file.suffix == ".jsonl":
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    return json.loads(file.read_text()) if file.name == "args.json" else file.read_bytes()
 
 
-def content(path: Path) -> str:
-    """The text of a file of a run folder, without clock readings and folder."""
-    if path.name == "metrics.jsonl":
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        return "\n".join(json.dumps({k: v for k, v in row.items() if not k.startswith("time/")}) for row in rows)
-    if path.name == "args.json":  # in whatever order
-        return json.dumps(json.loads(path.read_text()) | {"out": ""}, sort_keys=True)
-    return path.read_text()
+def differences(left: Path, right: Path) -> tuple[list[str], set[str]]:
+    """What differs between two run folders, files and flags, and the flags that only one has."""
+    models = {f"model/{file.name}" for run in (left, right) for file in (run / "model").glob("*")}
+    both = {name: (content(left / name), content(right / name)) for name in [*FILES, *models]}
+    one, other = both.pop("args.json")
+    found = [name for name, (a, b) in both.items() if a != b]
+    shared = (one.keys() & other.keys()) - {"out"}
+    return found + [
+        f"--{key}" for key in shared if one[key] != other[key]
+    ], one.keys() ^ other.keys()
 
 
-def flags_apart(left: Path, right: Path) -> str:
-    """The flags that only one of two runs has, or that differ."""
-    one, other = (json.loads(path.read_text()) | {"out": ""} for path in (left, right))
-    return ", ".join(sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)))
-
-
-def printed(folder: Path) -> str:
-    """The verdict of a run as it was printed, without progress bars and folder."""
-    text = Path(f"{folder}.log").read_text().replace(str(folder), "RUN")
-    return "\n".join(line for line in re.split(r"[\r\n]+", text) if not re.search(r"\d+%\||\d+step", line))
-
-
-def main(left: Path, right: Path, scripts: list[str]) -> None:
-    """Train both checkouts in a temporary folder and print what differs; exit code 1 if anything does. No scripts: all."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folders = [Path(temporary) / "left", Path(temporary) / "right"]
-        for checkout, out, resumed in ((left, folders[0], "-"), (right, folders[1], str(folders[0]))):
-            out.mkdir()
-            command = [sys.executable, str(Path(__file__).resolve()), "--train", str(checkout.resolve()), str(out), resumed, *scripts]
-            subprocess.run(command, check=True, cwd=checkout)
-        for name in sorted({*scripts_of(left)} ^ {*scripts_of(right)}):
-            print(f"{name}: in one checkout alone, not compared")
-        both = {*scripts_of(left)} & {*scripts_of(right)}
-        sys.exit(compare(*folders, [name for name in sorted(both) if name in (scripts or both)]))
-
-
-def compare(left: Path, right: Path, scripts: list[str]) -> bool:
+def compare(left: Path, right: Path) -> bool:
     """Print what differs between the runs of two folders; whether anything does."""
-    faults = compared = 0
-    for job in jobs(scripts):
-        pairs = [(left / job["name"], right / job["name"])]
-        if job["ranks"] == 1:
-            pairs += [(left / job["name"], right / f"{job['name']}-{ending}") for ending in ("resumed", "taken-over")]
-        for one, other in pairs:
-            # a resumed run prints no line about the evaluation before its first step
-            found = [name for name in differences(one, other) if name != "output" or one.name == other.name]
-            compared += 1
-            if found:
-                faults += 1
-                print(f"{other.name}: {', '.join(found)} differ")
-    print(f"{compared} pairs of runs compared, {faults} differ")
-    return bool(faults)
+    names, faults, alone = sorted(log.stem for log in right.glob("*.log")), 0, set()
+    for name in names:
+        found, flags = differences(left / name.removesuffix("-resumed"), right / name)
+        faults, alone = faults + bool(found), alone | flags
+        if found:
+            print(f"{name}: {', '.join(found)} differ")
+    print(f"flags that one checkout alone has: {', '.join(sorted(alone)) or 'none'}")
+    print(f"{len(names)} pairs of runs compared, {faults} differ")
+    return faults > 0 or not names
+
+
+def main(left: Positional[Path], right: Positional[Path], scripts: Positional[list[str]]) -> bool:
+    """Train both checkouts in a temporary folder, and compare. No scripts: all that both have. Whether
+    anything differs."""
+    one, other = scripts_of(left), scripts_of(right)
+    print(f"in one checkout alone: {', '.join(sorted(one ^ other)) or 'none'}", flush=True)
+    scripts = sorted((one & other).intersection(scripts or one))
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryDirectory() as temporary:
+        for checkout, name in ((left, "left"), (right, "right")):
+            out = Path(temporary) / name
+            out.mkdir()
+            arguments = (checkout.resolve(), out, checkout is right, scripts)
+            training = get_context("spawn").Process(target=train, args=arguments)
+            training.start()
+            training.join()
+            if training.exitcode:
+                return True  # it has said why
+        return compare(Path(temporary) / "left", Path(temporary) / "right")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--train"]:
-        checkout, out, resumed, *scripts = sys.argv[2:]
-        train(Path(checkout), Path(out), None if resumed == "-" else Path(resumed), scripts)
-    elif len(sys.argv) >= 3:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
-    else:
-        sys.exit(__doc__)
+    sys.exit(tyro.cli(main, description=__doc__))

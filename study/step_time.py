@@ -1,133 +1,162 @@
-"""Seconds per training step of every algorithm on the testbed, where they go, ratios to linear, and peak memory, measured in one run.
+"""Seconds per training step, in turn and on equal work: of scripts, of two checkouts, of TRL.
 
-With a learning rate of 0, so that all of them sample and train on the very same completions: trained, they soon differ in length.
+    python -m study.step_time
+    python -m study.step_time linear ctwa mgda --checkouts . /tmp/before
+    python -m study.step_time linear --trl --model smollm2-135m --dataset words --max-new-tokens 40
+    python -m study.step_time linear mgda --model 0.5b -- --engine vllm
 
-python -m study.step_time [--steps 20] [--rounds 2] [--threads 2]
+With a learning rate of 0 all sample and train on the same completions; trained, they soon differ in
+length. What follows -- is passed to the scripts. TRL's GRPOTrainer (pip install trl==1.16.0)
+samples as many completions of the same problems and takes one optimizer step without a KL term, so
+ours do so beside it: in float32, on a GPU in bfloat16, without gradient checkpointing.
 """
 
-import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from typing import Annotated, Literal
 
+import pandas as pd
+import torch
 import tyro
-from tqdm import tqdm
+
+from common.model import load_tokenizer, load_whole
+from common.pretrained import model_path
+from testbed import arithmetic, words
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = (
-    "rollout",
-    "reward",
-    "logprobs",
-    "update",
-    "weights",
-)  # logprobs: of the policy and the reference before it; weights: what an algorithm does after it
+SCRIPTS = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
+SIZES = {  # of Qwen2.5's; the weights are random
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
+    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24},
+    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28},
+}
+HEADS = {"tiny": 4, "0.5b": 14, "1.5b": 12}  # and two of keys and values
+WARM_UP = 2  # steps of a run that do not count
 
 
 @dataclass
 class Args:
-    steps: int = 20
-    """training steps of each run; the first three warm up and do not count"""
+    scripts: Annotated[tuple[str, ...], tyro.conf.Positional] = tuple(SCRIPTS)
+    """names; the first is what the others are compared with"""
+    checkouts: tuple[Path, ...] = (ROOT,)
+    """folders of this project, each with the scripts"""
+    trl: bool = False
+    """TRL beside them"""
+    model: str = "testbed"
+    """as in the scripts, or tiny, 0.5b, 1.5b: a Qwen2 of random weights"""
+    dataset: Literal["arithmetic", "words"] = "arithmetic"
+    """problems"""
+    prompts: int = 16
+    """prompts per step"""
+    completions: int = 16
+    """completions per prompt"""
+    max_new_tokens: int = 56
+    """longest completion; random weights seldom end one"""
+    steps: int = 10
+    """steps of a run that count"""
     rounds: int = 2
-    """runs of each algorithm, taken in turn, so that a drift of the machine falls on all of them"""
-    threads: int = os.cpu_count() or 1
-    """threads of each run (OMP_NUM_THREADS); runs never overlap"""
+    """runs of each side, in turn, so that a drift of the machine falls on all"""
 
 
-def measure(name: str, steps: int, threads: int) -> tuple[list[dict[str, float]], float]:
-    """Run one algorithm; returns the seconds of every step after the third by part, and the peak resident memory in MB."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        command = [sys.executable, f"algos/{name}.py", "--steps", str(steps), "--eval-every", str(steps), "--lr", "0", "--out", str(out)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        errors = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)  # this child's own peak, not the largest of all children
-        if os.waitstatus_to_exitcode(status) != 0:
-            raise RuntimeError(f"{name} failed:\n{errors}")
-        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    return [{part: row[f"time/{part}"] for part in PARTS} for row in rows[4:]], usage.ru_maxrss * unit / 1e6
+def written(model: str, folder: Path) -> str:
+    """The model's name, or the folder of one of SIZES with the testbed's tokenizer, in bfloat16."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    if model not in SIZES:
+        return model
+    encoder = arithmetic.tokenizer()
+    ends = {"eos_token_id": encoder.eos_token_id, "pad_token_id": encoder.pad_token_id}
+    heads = {"num_attention_heads": HEADS[model], "num_key_value_heads": 2, "bos_token_id": None}
+    config = Qwen2Config(**SIZES[model], **heads, **ends, tie_word_embeddings=True)
+    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    encoder.save_pretrained(folder)
+    return str(folder)
 
 
-def forward_and_backward(threads: int, repeats: int = 20) -> tuple[float, float]:
-    """Median seconds of a forward pass with its graph, and of a backward pass through it, over a step's mini-batch on the testbed."""
-    import torch
-
-    from common.batch import pad
-    from common.model import load_model, load_tokenizer, token_logprobs
-    from common.rollout import TransformersEngine
-    from prompts import load_prompts
-
-    torch.set_num_threads(threads)
-    tokenizer, policy = load_tokenizer("testbed"), load_model("testbed", torch.device("cpu"))
-    prompts = load_prompts("arithmetic", tokenizer, "", "", "", 64)["train"].batch(1, 8, 1).ids
-    ids, _ = TransformersEngine(policy, tokenizer).generate(prompts, 16, 56, 1.0, list(range(8)))
-    batch = pad([prompt for prompt in prompts for _ in range(16)], ids, tokenizer.pad_token_id)
-    seconds = []
-    for _ in range(repeats):
-        clock = [time.perf_counter()]
-        loss = (token_logprobs(policy, batch, 1.0) * batch.mask).mean()
-        clock.append(time.perf_counter())
-        loss.backward()
-        clock.append(time.perf_counter())
-        seconds.append((clock[1] - clock[0], clock[2] - clock[1]))
-    forward, backward = (median(values) for values in zip(*seconds, strict=True))
-    return forward, backward
+def run_script(
+    checkout: Path, script: str, args: Args, passed: list[str], out: Path
+) -> pd.DataFrame:
+    """The metrics of the steps that count. Raises CalledProcessError if the script fails."""
+    flags = {name: getattr(args, name) for name in ("model", "dataset", "prompts", "completions")}
+    flags |= {"max-new-tokens": args.max_new_tokens, "steps": args.steps + WARM_UP, "out": out}
+    flags |= {"lr": 0, "eval-prompts": 2, "eval-every": 1000, "checkpoint-every": 1000}
+    flags |= {"mini-batches": 1, "kl-coef": 0} if args.trl else {}
+    command = [f"--{name}={value}" for name, value in flags.items()]
+    command = [sys.executable, f"algos/{script}.py", *command, *passed]
+    subprocess.run(command, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
+    return pd.read_json(out / "metrics.jsonl", lines=True).iloc[1 + WARM_UP :]
 
 
-def law_and_statistics(threads: int, repeats: int = 20) -> float:
-    """Median seconds of what a step spends on the covariance law and on statistics.jsonl: 16 prompts x 16 completions, 3 objectives, with
-    the Gram matrices of two mini-batches. The drift that it reads is a by-product of the update."""
-    import torch
+def run_trl(args: Args, out: Path) -> pd.DataFrame:
+    """The same of GRPOTrainer, with the seconds of a step as `time/step`."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
 
-    from common.observe import first_order_change
-    from common.track import Tracker
+    from rewards.accuracy import accuracy
+    from rewards.clarity import clarity
 
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    rewards, (drift, advantages) = torch.randint(0, 2, (256, 3)).float(), torch.randn(2, 256)
-    age, lengths, gram = torch.arange(256) // 128, torch.randint(4, 57, (256,)), torch.randn(2, 3, 3)
-    kept = {"rewards": rewards, "advantages": advantages, "lengths": lengths, "drift": drift, "age": age, "gram": gram}
-    with tempfile.TemporaryDirectory() as folder:
-        tracker, seconds = Tracker(Path(folder), {}, None, False, False), []
-        for step in range(repeats):
-            start = time.perf_counter()
-            first_order_change(drift, age, advantages, rewards, 16, 2)
-            tracker.keep(step, kept)
-            seconds.append(time.perf_counter() - start)
-    return median(seconds)
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs) -> None:
+            self.at = [time.perf_counter()]
+
+        def on_step_end(self, *args, **kwargs) -> None:
+            self.at.append(time.perf_counter())
+
+    clock, gpu = Clock(), torch.cuda.is_available()
+    columns = {"arithmetic": arithmetic, "words": words}[args.dataset].problems("train")
+    path = model_path(args.model)
+    GRPOTrainer(
+        model=load_whole(path, "cuda" if gpu else "cpu"),
+        processing_class=load_tokenizer(path),
+        reward_funcs=[accuracy, clarity],
+        train_dataset=Dataset.from_dict({key: columns[key] for key in ("prompt", "answer")}),
+        callbacks=[clock],
+        args=GRPOConfig(
+            output_dir=str(out),
+            max_steps=args.steps + WARM_UP,
+            per_device_train_batch_size=args.prompts * args.completions,
+            num_generations=args.completions,
+            max_completion_length=args.max_new_tokens,
+            learning_rate=0.0,
+            beta=0.0,
+            gradient_checkpointing=False,
+            use_cpu=not gpu,
+            bf16=gpu,
+            report_to=[],
+            save_strategy="no",
+        ),
+    ).train()
+    return pd.DataFrame({"time/step": pd.Series(clock.at).diff()[1 + WARM_UP :]})
 
 
-def main(args: Args) -> None:
-    """Print the table."""
-    names = sorted((path.stem for path in (ROOT / "algos").glob("[a-z]*.py")), key=lambda name: (name != "linear", name))
-    seconds: dict[str, list] = {name: [] for name in names}
-    memory = dict.fromkeys(names, 0.0)
-    for name in tqdm(names * args.rounds, desc="runs"):
-        steps, peak = measure(name, args.steps, args.threads)
-        seconds[name] += steps
-        memory[name] = max(memory[name], peak)
-    totals = {name: median(sum(step.values()) for step in steps) for name, steps in seconds.items()}
-    print(f"\nmedian seconds per step, 16 prompts x 16 completions, {args.threads} threads, {args.rounds} runs of {args.steps} steps each")
-    print(f"{'':18}{'step':>8}{'/linear':>9}" + "".join(f"{part:>9}" for part in PARTS) + f"{'update/linear':>15}{'peak MB':>9}")
-    update = {name: median(step["update"] for step in steps) for name, steps in seconds.items()}
-    for name in names:
-        parts = "".join(f"{median(step[part] for step in seconds[name]):9.3f}" for part in PARTS)
-        ratios = totals[name] / totals["linear"], update[name] / update["linear"]
-        print(f"{name:18}{totals[name]:8.3f}{ratios[0]:9.2f}{parts}{ratios[1]:15.2f}{memory[name]:9.0f}")
-    forward, backward = forward_and_backward(args.threads)
-    print(
-        f"\nforward {forward:.3f} s, backward {backward:.3f} s over a mini-batch: with K = 3 objectives, one forward and K backward passes"
-    )
-    print(f"are (F + 3 B) / (F + B) = {(forward + 3 * backward) / (forward + backward):.2f} times one of each")
-    logged = law_and_statistics(args.threads)
-    print(f"the covariance law and statistics.jsonl of a step: {1000 * logged:.1f} ms, {logged / totals['linear']:.1%} of linear's step")
+def main(args: Args, passed: list[str]) -> None:
+    """Print a line per side: medians of the seconds of a step and its parts, the ratio to the first
+    side, tokens per second, the gap between sampler and trainer, and of a GPU the peak memory."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        args.model = written(args.model, folder / "model")
+        for _ in range(args.rounds):
+            for checkout in args.checkouts:
+                for script in args.scripts:
+                    found = run_script(checkout, script, args, passed, folder / f"run-{len(rows)}")
+                    rows.append(found.assign(side=f"{checkout.name or '.'}/{script}"))
+            if args.trl:
+                rows.append(run_trl(args, folder / "trl").assign(side="TRL"))
+    medians = pd.concat(rows).groupby("side", sort=False).median(numeric_only=True)
+    shown = medians.filter(like="time/").rename(columns=lambda key: key.removeprefix("time/"))
+    seconds = shown.sum(axis=1)
+    shown["s/step"], shown["ratio"] = seconds, seconds / seconds.iloc[0]
+    shown["tokens/s"] = medians["length/mean"] * args.prompts * args.completions / seconds
+    print(shown.join(medians.filter(regex="peak|gap")).to_string(float_format="{:.3f}".format))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    own = tyro.cli(Args, args=sys.argv[1:cut], description=__doc__.splitlines()[0])
+    main(own, sys.argv[cut + 1 :])

@@ -1,278 +1,571 @@
-"""The pictures of docs/theory.md, and the numbers beside them: everything is computed here, nothing is read from a run.
+"""The theory of the paper as functions that can be checked, and the pictures of docs/theory.md.
 
-python -m study.theory [--out docs/theory]
+    python -m study.theory [--out docs/theory]
+
+What the paper (arXiv 2602.06869, sections 4 and 6, appendices C and D) says of a finite set of
+completions is computed exactly, in float64. It was read as extracted text, without its formulas:
+equation numbers are the paper's, the statements around Theorem 6.4 are a reconstruction.
+docs/theory.md says what was checked and where each statement stops.
+
+Names: Y completions of one prompt, K objectives, L tokens in a completion, V tokens in the
+vocabulary, H features of a prefix, N = V^L completions of an enumerable model with D = V*H
+parameters. A leading `...` is any number of prompts. No function changes its arguments.
 """
 
+import copy
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 import tyro
+from torch import Tensor, nn
+from tyro.conf import Positional
 
-from algos.mgda import min_norm_weights
-from study import mathematics as theory
-from tools.looks import BROKEN, COLOURS, DOTTED, GREY, LABEL, START, STYLE
+from common.curves import DASHES, picture
+from common.model import load_whole
+from common.model import token_logprobs as model_logprobs
+from common.seeds import derive
+from study.gradients import policy_gradients, sampled, training_prompts
+from study.results import DOCS
+from testbed.arithmetic import base_path
 
-ROOT = Path(__file__).resolve().parents[1]
-ACCURACY, CONCISENESS = COLOURS[:2]  # as in every picture of objectives; black and grey are neither
-BLACK = "#000000"
-
-
-@dataclass
-class Args:
-    out: str = str(ROOT / "docs" / "theory")
-    """folder of the pictures"""
-    prompts: int = 16
-    """testbed: prompts of the step"""
-    completions: int = 16
-    """testbed: completions per prompt"""
-    draws: int = 4
-    """testbed: fresh draws of completions of the same prompts"""
+# --- the covariance law (section 4.1) ---
 
 
-def figure(words: str, *titles: str, width: float = 3.0, height: float = 2.1):
-    """A figure under a sentence that says what it is of, with one panel per title and room for the names at the ends of their lines."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def tilt(pi: Tensor, score: Tensor, eta: float) -> Tensor:
+    """Lemma 4.1: q = pi e^(eta s) / Z, which maximises E_q s - KL(q || pi) / eta.
+    pi [..., Y], score [..., Y] -> [..., Y].
 
-    size = (len(titles) * (width + 1.15), height + 1.15)
-    drawn = Figure(figsize=size)
-    drawn.text(0.1 / size[0], 1 - 0.1 / size[1], words, va="top", color="#444444", fontsize=LABEL)
-    FigureCanvasAgg(drawn)
-    panels = []
-    for i, title in enumerate(titles):
-        left = i * (width + 1.15) + 0.65
-        panel = drawn.add_axes((left / size[0], 0.45 / size[1], (width - 0.35) / size[0], height / size[1]))
-        panel.set_title(title, pad=6)
-        panel.tick_params(length=2.5, pad=2)
-        panels.append(panel)
-    return drawn, panels
+    What has no probability gets none (Remark D.1). The largest exponent is taken out first, so that
+    no step overflows.
+    """
+    return torch.softmax(pi.log() + eta * score, -1)
 
 
-def name(panel, x: float, y: float, words: str, colour: str, dx: float = 4, dy: float = 0, ha: str = "left") -> None:
-    panel.annotate(
-        words, (x, y), (dx, dy), textcoords="offset points", color=colour, fontsize=LABEL, va="center", ha=ha, annotation_clip=False
+def mean_rewards(pi: Tensor, rewards: Tensor) -> Tensor:
+    """J_k = E_pi r_k. pi [..., Y], rewards [..., Y, K] -> [..., K]."""
+    return (pi[..., None] * rewards).sum(-2)
+
+
+def covariance(pi: Tensor, rewards: Tensor, score: Tensor) -> Tensor:
+    """Cov_pi(r_k, s), the first order of the law (eq. 3).
+    pi [..., Y], rewards [..., Y, K], score [..., Y] -> [..., K]."""
+    return mean_rewards(pi * (score - (pi * score).sum(-1, keepdim=True)), rewards)
+
+
+def third_moment(pi: Tensor, rewards: Tensor, score: Tensor) -> Tensor:
+    """E_pi (r_k - rbar_k)(s - sbar)^2, twice the coefficient of eta^2. Shapes as `covariance`."""
+    return covariance(pi, rewards, (score - (pi * score).sum(-1, keepdim=True)) ** 2)
+
+
+def reward_covariance(pi: Tensor, rewards: Tensor) -> Tensor:
+    """C, with C w = Cov(r, s) for linear scores s = r w (Remark 4.3), which is the Gram matrix of
+    the objectives' natural gradients on a categorical policy (Corollary C.3).
+    pi [..., Y], rewards [..., Y, K] -> [..., K, K]."""
+    centred = rewards - mean_rewards(pi, rewards)[..., None, :]
+    return centred.mT @ (pi[..., None] * centred)
+
+
+class Law(NamedTuple):
+    """What a tilt by eta does to every objective, averaged over prompts; all [K]."""
+
+    change: Tensor  # J_k(q) - J_k(pi), exact
+    first: Tensor  # eta Cov(r_k, s)
+    second: Tensor  # eta^2 / 2 E (r_k - rbar_k)(s - sbar)^2
+    bound: Tensor  # of |change - first|: eta^2 range(r_k) range(s)^2 / 8
+
+
+def covariance_law(pi: Tensor, rewards: Tensor, score: Tensor, eta: float) -> Law:
+    """Theorem 4.2 (eq. 3) on P prompts. pi [P, Y], rewards [P, Y, K], score [P, Y].
+
+    The bound is ours; it makes "sufficiently small" a number. Along the tilt q_t, dJ_k/dt =
+    Cov_t(r_k, s) and d^2 J_k/dt^2 = Cov_t(r_k, X) with X = (s - sbar_t)^2 >= 0. With m the middle
+    of r_k's range, |Cov(r_k, X)| = |E (r_k - m)(X - EX)| <= range/2 * E|X - EX| <= range * EX,
+    since E|X - EX| <= 2 EX; and EX = Var_t(s) <= range(s)^2 / 4. Taylor with this remainder.
+    """
+    spread = score.amax(-1, keepdim=True) - score.amin(-1, keepdim=True)
+    terms = (
+        mean_rewards(tilt(pi, score, eta), rewards) - mean_rewards(pi, rewards),
+        eta * covariance(pi, rewards, score),
+        eta**2 / 2 * third_moment(pi, rewards, score),
+        eta**2 / 8 * (rewards.amax(-2) - rewards.amin(-2)) * spread**2,
+    )
+    return Law(*(term.mean(0) for term in terms))
+
+
+# --- two modes (section 4.2) ---
+
+
+def two_mode_probability(
+    p: Tensor, score_gap: Tensor, eta: float, steps: Tensor | int = 1
+) -> Tensor:
+    """Probability of the good mode after `steps` tilts: logit p + steps eta (s_g - s_b) (eq. 4)."""
+    return torch.sigmoid(torch.logit(p) + steps * eta * score_gap)
+
+
+def two_mode_covariance(p: Tensor, reward_gap: Tensor, score_gap: Tensor) -> Tensor:
+    """Cov(r, s) = p (1-p) (r_g - r_b) (s_g - s_b) (eq. 5)."""
+    return p * (1 - p) * reward_gap * score_gap
+
+
+# --- gradient steps (appendix C) ---
+
+
+def bandit_gradient(pi: Tensor, rewards: Tensor) -> Tensor:
+    """grad J_k = pi * (r_k - J_k) in the logits of a categorical policy (eq. 9).
+    pi [Y], rewards [Y, K] -> [Y, K]."""
+    return pi[:, None] * (rewards - mean_rewards(pi, rewards))
+
+
+def bandit_fisher(pi: Tensor) -> Tensor:
+    """F = diag(pi) - pi pi' of a categorical policy in its logits; F 1 = 0. pi [Y] -> [Y, Y]."""
+    return torch.diag(pi) - torch.outer(pi, pi)
+
+
+def bandit_smoothness(rewards: Tensor) -> Tensor:
+    """A Lipschitz constant of grad J_k in the logits, for Lemma C.1: range(r_k) / 2. [Y, K] -> [K].
+
+    u' (Hessian of J_k) u = Cov(r_k, (u - ubar)^2), at most range(r_k) Var(u) as in
+    `covariance_law`, and Var(u) <= ||u||^2 / 2. Ours; the constant usually quoted for rewards in
+    [0, 1] is 5/2 (Mei et al., 2020).
+    """
+    return (rewards.amax(0) - rewards.amin(0)) / 2
+
+
+def pseudo_inverse(fisher: Tensor) -> Tensor:
+    """F^+ [D, D]. Theorem C.2 assumes that F is invertible. With one logit per token it never is,
+    because equal logits change nothing; but gradients have no part along that direction."""
+    return torch.linalg.pinv(fisher, hermitian=True, rtol=1e-12)
+
+
+def guaranteed_gain(slope: Tensor, direction: Tensor, smoothness: Tensor, step: float) -> Tensor:
+    """Lemma C.1: J_k(theta + step d) - J_k(theta) >= step <grad J_k, d> - L_k step^2 ||d||^2 / 2.
+
+    slope [K] = <grad J_k, d>, direction [D], smoothness L_k [K] -> [K].
+    """
+    return step * slope - smoothness * step**2 / 2 * direction.square().sum()
+
+
+# --- enumerable autoregressive models ---
+
+
+def completions(vocabulary: int, length: int) -> Tensor:
+    """All V^L completions in lexicographic order, [N, L]."""
+    return torch.tensor(list(itertools.product(range(vocabulary), repeat=length)))
+
+
+def prefixes(vocabulary: int, length: int) -> Tensor:
+    """Number of the prefix that each token of each completion follows, shortest prefixes first,
+    [N, L] of 0 .. 1 + V + ... + V^(L-1)."""
+    tokens = completions(vocabulary, length)
+    places = torch.zeros_like(tokens)
+    for position in range(1, length):
+        places[:, position] = vocabulary * places[:, position - 1] + 1 + tokens[:, position - 1]
+    return places
+
+
+def token_logprobs(theta: Tensor, features: Tensor, length: int) -> Tensor:
+    """log pi(y_l | y_<l) of every completion; the logits that follow prefix number j are
+    theta @ features[j], [N, L].
+
+    theta [V, H], features [S, H] with S = 1 + V + ... + V^(L-1) prefixes; identity features make a
+    table, and L = H = 1 a categorical policy with the logits theta. Differentiable.
+    """
+    logp = torch.log_softmax(features @ theta.T, 1)  # [S, V]
+    return logp[prefixes(len(theta), length), completions(len(theta), length)]
+
+
+def residuals(theta: Tensor, features: Tensor, length: int) -> Tensor:
+    """e_y - p of every token of every completion, [N, L, V]. 1 - p_y is summed from the others, to
+    keep its digits near 0."""
+    one = torch.eye(len(theta), dtype=theta.dtype)
+    others = torch.softmax(features @ theta.T, 1)[:, None] * (1 - one)
+    every = one * others.sum(-1, keepdim=True) - others  # [S, V, V]
+    return every[prefixes(len(theta), length), completions(len(theta), length)]
+
+
+def token_features(theta: Tensor, features: Tensor, length: int) -> Tensor:
+    """phi = J'(e_y - p) = grad_theta log pi(y_l | y_<l) in closed form, [N, L, D] (eq. 7)."""
+    follow = features[prefixes(len(theta), length)]  # [N, L, H]
+    return torch.einsum("nlv,nlh->nlvh", residuals(theta, features, length), follow).flatten(2)
+
+
+def aggregated_fisher(pi: Tensor, phi: Tensor) -> Tensor:
+    """F = E sum_l phi_l phi_l' (Theorem C.2), the same as with the completion's whole gradient:
+    tokens' scores are martingale differences. pi [N], phi [N, L, D] -> [D, D]."""
+    return torch.einsum("n,nld,nle->de", pi, phi, phi)
+
+
+def policy_gradient(pi: Tensor, phi: Tensor, rewards: Tensor) -> Tensor:
+    """grad J_k = E r_k sum_l phi_l. pi [N], phi [N, L, D], rewards [N, K] -> [D, K]."""
+    return torch.einsum("n,nld,nk->dk", pi, phi, rewards)
+
+
+# --- clipping (section 4.3, Corollary C.4) ---
+
+
+class ClipMargins(NamedTuple):
+    """First-order change of every objective under the natural gradient of the surrogate, per unit
+    of step; all [K]."""
+
+    unclipped: Tensor
+    clipped: Tensor
+    bound: Tensor  # unclipped - ||grad J_k|| ||D|| in the norm of F^+, D what the clip removes
+
+
+def clip_margins(
+    old: Tensor, new: Tensor, phi: Tensor, advantages: Tensor, rewards: Tensor, clip: float
+) -> ClipMargins:
+    """Corollary C.4 without regularisers, at the current policy `new`, for completions of `old`.
+
+    old, new [N, L]: the two policies' token log-probabilities of all completions. phi [N, L, D]: of
+    `new`. advantages [N], rewards [N, K]. Clipped tokens (eq. 6) have no gradient.
+    """
+    ratio, gain = (new - old).exp(), advantages[:, None]
+    outside = torch.where(gain >= 0, ratio > 1 + clip, ratio < 1 - clip)
+    weight = old.sum(1, keepdim=True).exp() * gain * ratio  # W, unclipped
+    update, removed = (torch.einsum("nl,nld->d", w, phi) for w in (weight, weight * outside))
+    pi = new.sum(1).exp()
+    gradient = policy_gradient(pi, phi, rewards)  # [D, K]
+    inverse = pseudo_inverse(aggregated_fisher(pi, phi))
+    unclipped, lost = gradient.T @ inverse @ update, gradient.T @ inverse @ removed
+    squares = (gradient * (inverse @ gradient)).sum(0) * (removed @ inverse @ removed)
+    return ClipMargins(unclipped, unclipped - lost, unclipped - squares.clamp(min=0).sqrt())
+
+
+MODES = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 1, 1]], dtype=torch.float64)  # compact, long, rush
+
+
+def clipping_example(distance: float) -> tuple[Tensor, ClipMargins]:
+    """Where clipping turns the margin of an objective: (ratio [3], margins), at a tilt of the start
+    by `distance` times the advantages.
+
+    Three modes of the testbed, compact, long and rush (docs/testbed.md), start with probabilities
+    .22, .20 and .58; objectives in the order of rewards.OBJECTIVES, equal weights, clip 0.2. The
+    policy moves to where the update leads; the good mode leaves the window first, and what stays in
+    it pushes accuracy down.
+    """
+    start = torch.tensor([0.22, 0.20, 0.58], dtype=torch.float64)
+    advantages = MODES.mean(1) - start @ MODES.mean(1)
+    new = tilt(start, advantages, distance).log()[:, None]
+    phi = token_features(new, torch.ones(1, 1, dtype=torch.float64), 1)
+    margins = clip_margins(start.log()[:, None], new, phi, advantages, MODES, 0.2)
+    return new[:, 0].exp() / start, margins
+
+
+# --- the PL condition (section 6, appendix D.7) ---
+
+
+class Landscape(NamedTuple):
+    """An enumerable model and a score at one parameter: all that Theorem 6.4 speaks of. Numbers,
+    but for the gradients; the constants are the most favourable ones that its assumptions allow."""
+
+    p: float  # pi(y*), the best completion's probability
+    rest: float  # 1 - p
+    best: float  # s* = s(y*), the value V* that no policy exceeds
+    gap: float  # V* - V
+    gradient: Tensor  # grad V [D]
+    best_gradient: Tensor  # grad log pi(y*) [D]
+    score_bound: float  # B >= |s| (Assumption 6.1)
+    second: float  # highest suboptimal score (Assumption 6.1: best - second > 0)
+    worst: float  # lowest suboptimal score
+    delta: float  # every token of y* has probability <= 1 - delta (Assumption 6.2)
+    alignment: float  # c, least cosine between gradients of y*'s tokens (Assumption 6.3)
+    sigma_min: float  # least and greatest singular value of the Jacobians of the logits in theta
+    sigma_max: float
+    token_bound: float  # greatest ||e_y - p|| over all tokens after all prefixes; at most sqrt(2)
+    length: int
+    vocabulary: int
+
+    @property
+    def best_gradient_floor(self) -> float:
+        """Lemma D.3: ||grad log pi(y*)|| >= L sigma_min delta sqrt(c V / (V - 1))."""
+        ratio = max(self.alignment, 0.0) * self.vocabulary / (self.vocabulary - 1)
+        return self.length * self.sigma_min * self.delta * math.sqrt(ratio)
+
+    @property
+    def slope(self) -> float:
+        """<grad V, u> with u = grad log pi(y*) / ||grad log pi(y*)|| (eq. 15)."""
+        return float(self.gradient @ self.best_gradient / self.best_gradient.norm())
+
+
+def landscape(theta: Tensor, features: Tensor, score: Tensor, length: int) -> Landscape:
+    """Measure an enumerable model; the best completion must be unique. theta and features as
+    `token_logprobs`, score [N]."""
+    top, others = int(score.argmax()), torch.arange(len(score)) != score.argmax()
+    if score[others].max() >= score[top]:
+        raise ValueError("the best completion is not unique (Assumption 6.1)")
+    pi = token_logprobs(theta, features, length).sum(1).exp()
+    phi, residual = token_features(theta, features, length), residuals(theta, features, length)
+    unit = phi[top] / phi[top].norm(dim=1, keepdim=True)  # [L, D]
+    sigma = features.norm(dim=1)  # the Jacobian after a prefix is I (x) h', singular values ||h||
+    gap = (pi * (score[top] - score)).sum()  # not s* - V: near the optimum that loses its digits
+    return Landscape(
+        p=float(pi[top]),
+        rest=float(pi[others].sum()),
+        best=float(score[top]),
+        gap=float(gap),
+        gradient=policy_gradient(pi, phi, (score - score[top] + gap)[:, None])[:, 0],  # s - V
+        best_gradient=phi[top].sum(0),
+        score_bound=float(score.abs().max()),
+        second=float(score[others].max()),
+        worst=float(score[others].min()),
+        delta=float(residual[top].amax(1).min()),
+        alignment=float((unit @ unit.T).min().clamp(max=1)),
+        sigma_min=float(sigma.min()),
+        sigma_max=float(sigma.max()),
+        token_bound=float(residual.norm(dim=2).max()),
+        length=length,
+        vocabulary=len(theta),
     )
 
 
-def law(out: Path) -> None:
-    """Theorem 4.2 on one prompt with the three modes of the clipping example."""
-    rewards = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 1, 1]], dtype=torch.float64)[None]
+def pl_bracket(at: Landscape, token_bound: float = math.sqrt(2)) -> float:
+    """h(p), the lower bound of the slope (eq. 16, reconstructed); Theorem 6.4 needs it positive.
+
+    h = L [p s* sigma_min delta sqrt(c V / (V-1)) - beta sigma_max B (1-p)] with beta = token_bound
+    >= ||e_y - p||, sqrt(2) in the reconstruction and `at.token_bound` at its sharpest. It is never
+    positive; docs/theory.md has the proof.
+    """
+    lost = token_bound * at.sigma_max * at.length * at.score_bound * at.rest
+    return at.p * at.best * at.best_gradient_floor - lost
+
+
+def repaired_bracket(at: Landscape) -> float:
+    """A lower bound of the slope that can be positive: the bracket of s - b, with b the middle of
+    the suboptimal scores. Ours.
+
+    A constant added to the score changes no gradient, so it may be chosen: B is then half the range
+    of the suboptimal scores.
+    """
+    middle, half = (at.second + at.worst) / 2, (at.second - at.worst) / 2
+    lost = math.sqrt(2) * at.sigma_max * at.length * half * at.rest
+    return at.p * (at.best - middle) * at.best_gradient_floor - lost
+
+
+def pl_constant(bracket: float, at: Landscape, spread: float) -> float:
+    """mu with ||grad V||^2 / 2 >= mu (V* - V) at this parameter, from a lower bound of the slope; 0
+    where that is not positive.
+
+    spread: at least (V* - V) / (1-p). 2B gives the paper's h^2 / (4 B (1-p)) (Lemma D.5, eq. 18);
+    s* - min s is the sharpest.
+    """
+    return max(bracket, 0.0) ** 2 / (2 * spread * at.rest)
+
+
+def pl_ratio(at: Landscape) -> float:
+    """The empirical PL ratio ||grad V||^2 / (2 (V* - V)): no assumption, and the largest mu that
+    holds at this parameter."""
+    return float(at.gradient.square().sum()) / (2 * at.gap)
+
+
+def pl_ratio_ceiling(at: Landscape) -> float:
+    """4 L^2 sigma_max^2 (s* - min s)^2 (1-p) / Delta with Delta = s* - the next score, which the
+    ratio cannot exceed: no mu > 0 holds up to the optimum.
+
+    Ours. ||grad V|| <= E|s - V| * sqrt(2) L sigma_max; E|s - V| = 2 E max(V - s, 0) <= 2 (1-p)(s* -
+    min s); V* - V >= Delta (1-p).
+    """
+    reach = at.length * at.sigma_max * (at.best - at.worst)
+    return 4 * reach**2 * at.rest / (at.best - at.second)
+
+
+# --- a language model (the testbed) ---
+
+
+class FirstStep(NamedTuple):
+    """One update of a language model, and what it did to every objective; [K] unless said.
+
+    All but `fresh` is measured on the completions that the update was made from, whose own
+    log-probabilities it moves most.
+    """
+
+    change: Tensor  # of the rewards, the completions weighed anew by pi_new / pi_old
+    gradient: Tensor  # <grad J_k, theta_new - theta_old>: first order in the parameters
+    law: Tensor  # eta Cov(r_k, s), eta from regressing the tilt that was made on the score
+    fresh: Tensor  # [n, K] `change` as the other draws see it, which the update does not know
+    share: float  # squared correlation of that tilt with the score: 1 is the paper's update
+    size: float  # root mean square of log pi_new / pi_old within prompts, in nats
+
+
+def first_step(
+    policy: nn.Module, draws: Sequence, optimizer: str, lrs: Sequence[float]
+) -> list[FirstStep]:
+    """Ascend E s for s = the mean reward by one step from the same start, for every learning rate:
+    the plain policy gradient, completions centred within their prompt.
+
+    policy: a copy of it, in float64, is updated. draws: pairs (batch, rewards [P, G, K]); the first
+    makes the step. optimizer: SGD or AdamW, whose first step divides every entry of the gradient by
+    its own size; no weight decay, so that both go where the gradient says.
+    """
+    policy = copy.deepcopy(policy).double()
+    parameters, kind = list(policy.parameters()), getattr(torch.optim, optimizer)
+    rewards = [scored.double() for _, scored in draws]
+    score = rewards[0].mean(2)  # [P, G]
+    uniform = torch.full_like(score, 1 / score.size(1))
+
+    @torch.no_grad()
+    def logprobs() -> list[Tensor]:
+        return [model_logprobs(policy, of, 1.0).sum(1).view_as(score) for of, _ in draws]
+
+    start, before, steps = nn.utils.parameters_to_vector(parameters).detach(), logprobs(), []
+    # biased (1/G), as what is measured is
+    gradients = torch.stack(policy_gradients(policy, *draws[0])) * (1 - uniform[0, 0])  # [K, D]
+    for lr in lrs:
+        nn.utils.vector_to_parameters(start.clone(), parameters)
+        descent = kind(parameters, lr=lr, weight_decay=0.0)
+        descent.zero_grad()
+        (-gradients.mean(0) @ nn.utils.parameters_to_vector(parameters)).backward()
+        descent.step()
+        moved = nn.utils.parameters_to_vector(parameters).detach() - start
+        # these tilts are what the update did, so that the new policy is an exact tilt with step 1
+        tilts = [after - old for after, old in zip(logprobs(), before, strict=True)]
+        seen = zip(rewards, tilts, strict=True)
+        change, *fresh = (covariance_law(uniform, *each, 1.0).change for each in seen)
+        both = reward_covariance(uniform, torch.stack([score, tilts[0]], -1)).mean(0)
+        (variance, shared), (_, spread) = both.tolist()
+        law = shared / variance * covariance(uniform, rewards[0], score).mean(0)
+        numbers = shared**2 / (variance * spread), math.sqrt(spread)
+        steps.append(FirstStep(change, gradients @ moved, law, torch.stack(fresh), *numbers))
+    return steps
+
+
+def draw_testbed(prompts: int, group: int, seed: int, draws: int) -> tuple[nn.Module, list]:
+    """The testbed's base, and draws of completions of the same prompts: (policy, [(batch, rewards
+    [P, G, K])])."""
+    policy, asked = load_whole(str(base_path("fragile")), "cpu"), training_prompts(prompts, seed)
+    seeds = [[derive(seed, draw, i) for i in range(prompts)] for draw in range(1, draws + 1)]
+    return policy, [sampled(policy, asked, group, each) for each in seeds]
+
+
+# --- the pictures ---
+
+
+def plot(panel, x, lines: dict, **words) -> None:
+    """Lines by their labels, which differ in colour and dash."""
+    for n, (label, y) in enumerate(lines.items()):
+        panel.plot(x, y, DASHES[n % 3], label=label)
+    panel.legend()
+    panel.set(**words)
+
+
+def draw_law(left, right) -> None:
+    """Theorem 4.2 on one prompt with three modes."""
     pi = torch.tensor([[0.1, 0.5, 0.4]], dtype=torch.float64)
-    score = rewards.mean(2)
-    words = "One prompt, three modes: the exact change of two objectives under a step of size η along the score, and the law's η Cov"
-    drawn, (left, right) = figure(words, "what the step does", "what the law leaves out, accuracy")
-    etas = torch.linspace(0, 6, 121, dtype=torch.float64)
-    laws = [theory.covariance_law(pi, rewards, score, float(eta)) for eta in etas]
-    print("law: compact .1, long .5, rush .4, equal weights; covariances", [f"{x:+.4f}" for x in laws[1].first / etas[1]])
-    for k, (words, colour) in enumerate((("accuracy", ACCURACY), ("conciseness\nand clarity", CONCISENESS))):
-        exact, first = ([float(getattr(step, part)[k]) for step in laws] for part in ("change", "first"))
-        left.plot(etas, exact, color=colour)
-        left.plot(etas, first, color=colour, linestyle=DOTTED)
-        name(left, 6, exact[-1], words, colour, dy=-4 if k else 0)
-        name(left, 6, first[-1], "the law, η Cov", colour, dy=5 if k else 0)
-    left.axhline(0, color=GREY, linewidth=0.5)
-    left.set(xlabel="size of the step, η", ylabel="change of the objective", xlim=(0, 6))
-    etas = torch.logspace(-3, 1, 41, dtype=torch.float64)
-    laws = [theory.covariance_law(pi, rewards, score, float(eta)) for eta in etas]
-    residual = [float((step.change - step.first)[0].abs()) for step in laws]
-    second, bound = ([float(getattr(step, part)[0].abs()) for step in laws] for part in ("second", "bound"))
-    right.loglog(etas, residual, color=ACCURACY)
-    right.loglog(etas, second, color=BLACK, linestyle=DOTTED)
-    right.loglog(etas, bound, color=GREY, linestyle=BROKEN)
-    name(right, 10, residual[-1], "left out", ACCURACY, dy=2)
-    name(right, 10, second[-1], "second order", BLACK, dy=-7)
-    name(right, 10, bound[-1], "bound", GREY, dy=4)
-    right.set(xlabel="size of the step, η (log scale)", ylabel="what η Cov misses of the change (log scale)", xlim=(1e-3, 10))
-    drawn.savefig(out / "law.png", dpi=150)
+
+    def laws(etas) -> list[Law]:
+        return [covariance_law(pi, MODES[None], MODES[None].mean(2), eta) for eta in etas]
+
+    etas, lines = torch.linspace(0, 6, 121).tolist(), {}
+    for k, name in enumerate(("accuracy", "conciseness, clarity")):
+        lines[name] = [law.change[k] for law in laws(etas)]
+        lines[f"{name}: the law"] = [law.first[k] for law in laws(etas)]
+    plot(left, etas, lines, xlabel="size of the step, η", ylabel="change of the objective")
+    etas = torch.logspace(-3, 1, 41).tolist()
+    lines = {
+        "left out by the law, accuracy": [(law.change - law.first)[0].abs() for law in laws(etas)]
+    }
+    lines["second order"] = [law.second[0].abs() for law in laws(etas)]
+    lines["bound"] = [law.bound[0] for law in laws(etas)]
+    plot(right, etas, lines, xlabel="size of the step, η", xscale="log", yscale="log")
 
 
-def two_modes(out: Path) -> None:
+def draw_two_modes(left, right) -> None:
     """Equations 4 and 5 from three starts."""
-    words = "Two modes, and a score that prefers the bad one: the more probable the good mode is at the start (p₀), the later it is lost"
-    drawn, (left, right) = figure(words, "objective that prefers the good mode", "its covariance with the score")
-    steps = torch.arange(0, 41)
-    starts = ((0.99999, BLACK, "-"), (0.99, BLACK, BROKEN), (0.5, GREY, (0, (6, 1.5, 1, 1.5))))
-    for start, colour, dash in starts:
-        p = theory.two_mode_probability(torch.tensor(start, dtype=torch.float64), torch.tensor(-0.5), 1.0, steps)
-        values = (0.2 + 0.7 * p).tolist()
-        cov = theory.two_mode_covariance(p, torch.tensor(0.7), torch.tensor(-0.5)).tolist()
-        left.plot(steps, values, color=colour, linestyle=dash)
-        right.plot(steps, cov, color=colour, linestyle=dash)
-        middle = min(range(41), key=lambda n, v=values: abs(v[n] - 0.47))
-        name(left, middle, values[middle], f"p₀ = {start:g}", colour, dx=6, dy=4)
-        low = min(range(41), key=cov.__getitem__)
-        name(right, low, cov[low], f"p₀ = {start:g}", colour, dx=3, dy=-8)
-    left.axhline(0.2, **START)
-    name(left, 40, 0.2, "reward of the\nbad mode", GREY)
-    right.axhline(0, color=GREY, linewidth=0.5)
-    left.set(xlabel="step", ylabel="mean of the objective, J", xlim=(0, 40), ylim=(0.15, 0.95))
-    right.set(xlabel="step", ylabel="covariance of objective and score", xlim=(0, 40), ylim=(-0.105, 0.005))
-    drawn.savefig(out / "two_modes.png", dpi=150)
+    steps, gap = torch.arange(41), torch.tensor(-0.5).double()
+    starts = [torch.tensor(start).double() for start in (0.99999, 0.99, 0.5)]
+    p = {
+        f"{start:g} at the start": two_mode_probability(start, gap, 1.0, steps) for start in starts
+    }
+    lines = {key: 0.2 + 0.7 * values for key, values in p.items()}
+    plot(left, steps, lines, xlabel="step", ylabel="objective that prefers the good mode")
+    lines = {key: two_mode_covariance(values, 0.7, gap) for key, values in p.items()}
+    plot(right, steps, lines, xlabel="step", ylabel="its covariance with the score")
 
 
-def clipping(out: Path) -> None:
+def draw_clipping(*panels) -> None:
     """Corollary C.4 along the path of the update."""
     distances = [i / 400 for i in range(401)]
-    margins = [theory.clipping_example(distance)[1] for distance in distances]
-    words = "What one more step gains, with and without clipping, on the way from the policy that was sampled; below 0 it loses"
-    drawn, panels = figure(words, "accuracy", "conciseness, and clarity alike")
+    margins = [clipping_example(distance)[1] for distance in distances]
     for k, panel in enumerate(panels):
-        for part, colour, dash, words in (
-            ("unclipped", GREY, BROKEN, "unclipped"),
-            ("clipped", BLACK, "-", "clipped"),
-            ("bound", GREY, DOTTED, "lower bound"),
-        ):
-            values = [float(getattr(step, part)[k]) for step in margins]
-            panel.plot(distances, values, color=colour, linestyle=dash, zorder=3 if part == "clipped" else 2)
-            name(panel, 1, values[-1], words, colour)
-        panel.axhline(0, color=BLACK, linewidth=0.5)
-        panel.set(xlabel="distance from the sampling policy, in tilts by the advantage", xlim=(0, 1), ylim=(-0.095, 0.08))
-    panels[0].set_ylabel("gain per unit of step, ⟨grad J, F⁺v⟩")
-    for distance, height, words in ((0.5825, 0.062, "compact leaves\nthe window "), (0.6275, 0.062, " then long")):
-        panels[0].axvline(distance, **START)
-        name(panels[0], distance, height, words, GREY, dx=-2 if distance < 0.6 else 2, ha="right" if distance < 0.6 else "left")
-    drawn.savefig(out / "clipping.png", dpi=150)
-    for distance in (0.5, 0.61, 0.65):
-        ratio, step = theory.clipping_example(distance)
-        numbers = {key: [f"{x:+.4f}" for x in value.tolist()] for key, value in vars(step).items() if value.dim()}
-        print(f"clipping at {distance}: ratio {[f'{x:.3f}' for x in ratio.tolist()]}, {numbers}, distortion {float(step.distortion):.3f}")
+        lines = {key: [getattr(at, key)[k] for at in margins] for key in ClipMargins._fields}
+        plot(panel, distances, lines, xlabel="distance from the sampling policy, in tilts")
+        panel.set(title=("accuracy", "conciseness, and clarity alike")[k], ylabel="gain per step")
 
 
-def random_bandits(count: int):
+def bandits(count: int, seed: int = 0) -> Iterator[Landscape]:
     """Categorical policies of 2 to 9 completions, with scores in 0..1 of every spread."""
-    generator = torch.Generator().manual_seed(0)
+    drawn = torch.Generator().manual_seed(seed)
     for trial in range(count):
-        size = 2 + trial % 8
-        logits = (1 + trial % 5) * torch.randn(size, 1, generator=generator, dtype=torch.float64)
-        score = torch.rand(size, generator=generator, dtype=torch.float64)
-        yield theory.landscape(logits, torch.ones(1, 1, dtype=torch.float64), score, 1)
+        size, scale = 2 + trial % 8, 1 + trial % 5
+        logits = scale * torch.randn(size, 1, generator=drawn, dtype=torch.float64)
+        score = torch.rand(size, generator=drawn, dtype=torch.float64)
+        yield landscape(logits, torch.ones(1, 1, dtype=torch.float64), score, 1)
 
 
-def pl(out: Path) -> None:
-    """Theorem 6.4: the bracket, its repair, and the ratio that needs neither."""
-    words = (
-        "Theorem 6.4 on 4000 random policies, a point each: its lower bound says something where the bracket is above 0; right, the ratio "
-    )
-    words += "it bounds, measured"
-    drawn, (left, middle, right) = figure(words, "the theorem's bracket", "shifted by a baseline", "empirical PL ratio, two completions")
-    models = list(random_bandits(4000))
-    plain = [theory.pl_bracket(at) / (at.score_bound * at.rest) for at in models]
-    repaired = [theory.repaired_bracket(at) / (at.score_bound * at.rest) for at in models]
-    p = [at.p for at in models]
-    for panel, values, colour in ((left, plain, BLACK), (middle, repaired, BLACK)):
-        panel.plot(p, values, ".", color=colour, markersize=1.5, alpha=0.6, rasterized=True)
-        panel.axhline(0, color=GREY, linewidth=0.8)
-        panel.set(xlabel="probability p of the best completion", xlim=(0, 1), ylim=(-1.6, 1.6))
-    left.set_ylabel("bracket over B (1 − p)")
-    name(left, 1, 0, "needed:\nabove 0", BLACK)
-    share = sum(value > 0 for value in repaired) / len(repaired)
-    name(middle, 0.03, 1.4, f"positive in {share:.0%}", BLACK, dx=0)
-    grid = torch.linspace(0.002, 0.998, 250, dtype=torch.float64)
-    for gap, dash in ((1.0, "-"), (0.5, BROKEN), (0.2, DOTTED)):
-        score = torch.tensor([1.0, 1 - gap], dtype=torch.float64)
-        logits = [torch.tensor([[math.log(x / (1 - x))], [0.0]], dtype=torch.float64) for x in grid.tolist()]
-        ratios = [theory.pl_ratio(theory.landscape(x, torch.ones(1, 1, dtype=torch.float64), score, 1)) for x in logits]
-        right.plot(grid, ratios, color=BLACK, linestyle=dash)
-        name(right, 2 / 3, max(ratios), f"scores {gap:g} apart", BLACK, dx=0, dy=6, ha="center")
-    right.set(xlabel="probability p of the better one", ylabel="squared gradient / (2 × gap to the best)", xlim=(0, 1), ylim=(0, 0.17))
-    drawn.savefig(out / "pl.png", dpi=150)
-    wide = [value for value, at in zip(plain, models, strict=True) if at.vocabulary > 2]
-    print(f"pl: {len(models)} bandits; bracket / (B(1-p)) at most {max(plain):.2g}, {max(wide):.3f} with more than two completions")
-    below = all(at.slope >= theory.repaired_bracket(at) - 1e-12 for at in models)
-    print(f"pl: the shifted bracket is positive in {share:.1%}; below the slope in all: {below}")
-    more = [at for at in models if at.vocabulary > 2 and theory.repaired_bracket(at) > 0]
-    used = sorted(theory.pl_constant(theory.repaired_bracket(at), at, at.best - at.worst) / theory.pl_ratio(at) for at in more)
-    print(
-        f"pl: with more than two completions ({len(more)} positive) its constant is {used[len(used) // 2]:.2f} of the ratio in the median"
+def draw_pl(*panels) -> None:
+    """Theorem 6.4 on random policies: the bracket, its repair, and the ratio of two completions."""
+    models = list(bandits(4000))
+    for panel, bracket in zip(panels, (pl_bracket, repaired_bracket), strict=False):
+        heights = [bracket(at) / (at.score_bound * at.rest) for at in models]
+        panel.plot([at.p for at in models], heights, ".", markersize=1.5)
+        panel.set(xlabel="probability p of the best completion", ylim=(-1.6, 1.6))
+        panel.set_title(f"{bracket.__name__} over B (1 - p)")
+        panel.axhline(0, color="0.5")
+    p = torch.linspace(0, 1, 250)
+    lines = {f"scores {gap:g} apart": p**2 * (1 - p) * gap for gap in (1.0, 0.5, 0.2)}
+    plot(
+        panels[2], p, lines, title="PL ratio, two completions", xlabel="probability p of the better"
     )
 
 
-def language_model(out: Path, prompts: int, completions: int, draws: int) -> None:
-    """One step of the testbed's model, of many sizes."""
-    weights = torch.full((3,), 1 / 3)
-    words = (
-        "One step of the testbed's model, of many sizes: what the gradient predicts, and what happens on the same and on fresh completions"
-    )
-    drawn, (left, right) = figure(words, "first order against what happened", "change of accuracy per nat, AdamW")
-    for seed in (1, 2, 3):
-        policy, batch, rewards = theory.sample_testbed(prompts, completions, seed)
-        fresh = [theory.sample_testbed(prompts, completions, seed, draw)[1:] for draw in range(2, 2 + draws)]
-        for optimizer, lrs, own in (
-            ("sgd", torch.logspace(-4, -0.5, 8).tolist(), 1e-2),
-            ("adamw", torch.logspace(-6, -2.5, 8).tolist(), 1e-4),
-        ):
-            wanted = sorted([*lrs, own]) if seed == 1 else [own]
-            steps = dict(zip(wanted, theory.first_step(policy, batch, rewards, weights, optimizer, wanted, fresh), strict=True))
-            _report(seed, optimizer, own, steps[own])
-            if seed == 1:
-                _draw_steps(left, right, optimizer, steps, own)
-        C = theory.reward_covariance(torch.full(rewards.shape[:2], 1 / completions).double(), rewards.double()).mean(0)
-        safe = min_norm_weights(C)
-        print(f"model, seed {seed}: C w with equal weights {_words(C.mean(1))}; with weights {_words(safe)}: {_words(C @ safe)}")
-    left.set(xlabel="size of the step, nats per completion (log scale)", ylabel="relative error of the gradient (log scale)")
-    right.set(xlabel="size of the step, nats per completion (log scale)", ylabel="change of accuracy over size", xscale="log")
-    right.axhline(0, color=GREY, linewidth=0.5)
-    drawn.savefig(out / "model.png", dpi=150)
+def draw_model(left, right) -> None:
+    """One step of the testbed's model, of many sizes, and printed at the scripts' rate."""
+    rates = torch.logspace(-2, 1.5, 8).tolist()
+    for seed in (3, 2, 1):
+        policy, draws = draw_testbed(16, 16, seed, 5)
+        for optimizer, lr in (("SGD", 1e-2), ("AdamW", 1e-4)):
+            lrs = [lr, *(lr * rate for rate in rates if seed == 1)]
+            at, *steps = first_step(policy, draws, optimizer, lrs)
+            means = at.fresh.mean(0), at.fresh.std(0) / len(at.fresh) ** 0.5
+            told = at._replace(fresh=means)._asdict().items()
+            print(f"seed {seed}, {optimizer} {lr:g}:", *told, sep="\n    ")
+            sizes = [step.size for step in steps]
+            if sizes:
+                errors = [(s.change - s.gradient).norm() / s.change.norm() for s in steps]
+                plot(left, sizes, {optimizer: errors}, xscale="log", yscale="log")
+    keys = ("gradient", "change", "law")
+    lines = {key: [getattr(s, key)[0] / s.size for s in steps] for key in keys}
+    lines["change, fresh completions"] = [s.fresh[:, 0].mean() / s.size for s in steps]
+    told = {"xlabel": "nats per completion", "xscale": "log"}
+    plot(right, sizes, lines, **told, ylabel="change of accuracy per nat, AdamW")
+    left.set(xlabel="nats per completion", ylabel="relative error of the gradient")
 
 
-def _draw_steps(left, right, optimizer: str, steps: dict[float, theory.FirstStep], own: float) -> None:
-    colour, words, dy = (GREY, "SGD", -9) if optimizer == "sgd" else (BLACK, "AdamW", 8)
-    line = list(steps.values())
-    sizes, error = [step.size for step in line], [float((step.change - step.gradient).norm() / step.change.norm()) for step in line]
-    left.loglog(sizes, error, color=colour, linestyle=BROKEN if optimizer == "sgd" else "-")
-    name(left, sizes[3], error[3], words, colour, dx=3 if dy < 0 else -3, dy=dy, ha="left" if dy < 0 else "right")
-    if optimizer == "sgd":
-        return
-    at = list(steps).index(own)
-    left.plot(sizes[at], error[at], "o", color=colour, markersize=4)
-    name(left, sizes[at], error[at], "the scripts' rate, 1e-4", colour, dx=6, dy=-6)
-    curves = {key: [float(getattr(step, key)[0]) / step.size for step in line] for key in ("change", "gradient", "law")}
-    seen = torch.stack([step.fresh[:, 0] / step.size for step in line])  # [sizes, draws]
-    mean, se = seen.mean(1), seen.std(1) / seen.size(1) ** 0.5
-    right.fill_between(sizes, mean - se, mean + se, color=ACCURACY, alpha=0.2, linewidth=0)
-    right.plot(sizes, mean, color=ACCURACY)
-    looks = (
-        ("change", BLACK, "-", "the same\ncompletions", -12),
-        ("gradient", BLACK, BROKEN, "predicted by\nthe gradient", 0),
-        ("law", GREY, DOTTED, "by the law,\nη Cov(r, s)", 12),
-    )
-    for key, pen, dash, label, dy in looks:
-        right.plot(sizes, curves[key], color=pen, linestyle=dash)
-        name(right, sizes[-1], curves[key][-1], label, pen, dy=dy)
-    name(right, sizes[2], float(mean[2]), "fresh completions,\n± 1 standard error", ACCURACY, dx=-34, dy=-17)
-    right.axvline(sizes[at], **START)
-    name(right, sizes[at], max(curves["gradient"]), "lr 1e-4", GREY, dy=6)
+PICTURES = {  # by the names of their files, with the number of their panels
+    "law": (draw_law, 2),
+    "two_modes": (draw_two_modes, 2),
+    "clipping": (draw_clipping, 2),
+    "pl": (draw_pl, 3),
+    "model": (draw_model, 2),
+}
 
 
-def _report(seed: int, optimizer: str, lr: float, step: theory.FirstStep) -> None:
-    rows = {key: getattr(step, key) for key in ("gradient", "change", "realised", "law")} | {"fresh": step.fresh.mean(0)}
-    rows["fresh_se"] = step.fresh.std(0) / len(step.fresh) ** 0.5
-    print(f"model, seed {seed}: {optimizer} {lr:g}, size {step.size:.2f}, the score's share of the tilt {step.score_share:.2f}")
-    for key, values in rows.items():
-        print(f"    {key:9}", _words(values))
-
-
-def _words(values: torch.Tensor) -> str:
-    return " ".join(f"{value:+.4f}" for value in values.tolist())
-
-
-def main(args: Args) -> None:
-    import matplotlib
-
-    torch.set_num_threads(1)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        law(out)
-        two_modes(out)
-        clipping(out)
-        pl(out)
-        language_model(out, args.prompts, args.completions, args.draws)
+def main(
+    names: Positional[tuple[Literal[*PICTURES], ...]] = (), out: Path = DOCS / "theory"
+) -> None:
+    """Draw the pictures of docs/theory.md, all or those named, into a folder."""
+    for name in names or PICTURES:
+        draw, count = PICTURES[name]
+        with picture(out / f"{name}.png", 4.0 * count, 3.2) as figure:
+            draw(*figure.subplots(1, count))
+            for panel in figure.axes:
+                for axis in (panel.xaxis, panel.yaxis):
+                    axis.set_major_formatter("{x:g}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    tyro.cli(main)
