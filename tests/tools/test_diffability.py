@@ -195,8 +195,8 @@ def test_mistakes(arguments, told, monkeypatch):
 
 
 def test_output_into_head_does_not_complain():
-    command = f"set -o pipefail; {sys.executable} run.py diff linear linear | true"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True)
+    run = f"PYTHONUNBUFFERED= {sys.executable} run.py diff linear linear | true"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {run}"], cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
