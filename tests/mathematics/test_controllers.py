@@ -1,0 +1,89 @@
+"""One recorded run of every controller, and what else drives it: with the run's batches and nothing
+else of the run, each finds what the run used."""
+
+import copy
+from functools import cache
+from importlib import import_module
+
+import pytest
+import torch
+
+import integrations.trl
+from integrations.trl.scripts import controllers
+from support.pretended_trl import Trainer
+from support.running import OBJECTIVES, train
+
+ASKED = ("weights", "advantages", "follow", "see", "weigh", "measure", "learn")
+FIRST = ASKED[:4]  # in a step
+FLAGS = {"SmoothTchebycheff": {"variant": "smooth"}, "Tchebycheff": {"variant": "classical"}}
+GRADIENTS = {"DynamicWeighting", "GradNorm", "MGDA", "NashMTL"}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """recorded(name) -> (folder of a run, its script, its args, for each step what the script asked
+    of its controller: {method: [(inputs, answer), ...]})."""
+
+    @cache
+    def run(name: str) -> tuple:
+        stem, steps = controllers()[name], []
+        script, out = import_module(f"algos.{stem}"), tmp_path_factory.mktemp(name) / "run"
+        kind, flags = getattr(script, name), {"estimator": "grpo", **FLAGS.get(name, {})}
+
+        def noted(asked, function):
+            def wrapped(self, *inputs):
+                if asked in FIRST or not steps:
+                    steps.append({})
+                before, answer = copy.deepcopy(inputs), function(self, *inputs)
+                steps[-1].setdefault(asked, []).append((before, copy.deepcopy(answer)))
+                return answer
+
+            return wrapped
+
+        with pytest.MonkeyPatch.context() as patch:
+            for asked in vars(kind).keys() & ASKED:
+                patch.setattr(kind, asked, noted(asked, getattr(kind, asked)))
+            train(stem, out, **flags)
+        return out, script, script.Args(**flags), steps
+
+    return run
+
+
+@pytest.mark.parametrize("name", controllers())
+def test_a_controller_remembers_nothing_but_its_state(name, recorded):
+    """Another one every step, which is given the state of the one before."""
+    (_, script, args, steps), state = recorded(name), {}
+    assert steps
+    for step in steps:
+        controller = script.controller(args, list(OBJECTIVES), torch.device("cpu"))
+        controller.state.update(copy.deepcopy(state))
+        for asked, calls in step.items():
+            for inputs, answer in calls:
+                found = getattr(controller, asked)(*inputs)
+                torch.testing.assert_close(found, answer, rtol=0, atol=0)
+        state = controller.state
+
+
+@pytest.mark.parametrize("name", sorted(controllers().keys() - GRADIENTS))
+def test_trl_has_the_weights_and_advantages_of_the_run(name, recorded):
+    method = getattr(integrations.trl, name)
+    trainer = Trainer(method(**{"after_update": True} if "after_update" in method.defaults else {}))
+    exact = 1e-6 if name == "FAMO" else 0  # its float64 goes through a gather in float32
+    for step in recorded(name)[-1]:
+        [(rewards, *others), answer] = step.get("weights", step.get("advantages"))[0]
+        batch = {"mask": torch.ones(len(rewards), 1)}
+        if "advantages" in step:
+            batch["mask"] = (torch.arange(others[0].max()) < others[0][:, None]).float()
+        if "measure" in step:
+            [(moved, mask, advantages, *_), _] = step["measure"][0]
+            rows = torch.arange(len(rewards)).split(8)
+            batch = {"mask": mask, "advantages": advantages, "moved": moved, "rows": rows}
+        elif "learn" in step:
+            [(_, drift, age, *_), _] = step["learn"][0]
+            rows = [(age == updates).nonzero().flatten() for updates in (0, 1)]
+            batch |= {"mask": torch.ones(len(drift), 1), "moved": drift[:, None], "rows": rows}
+        advantages = trainer.step(rewards, **batch)
+        weights = answer / answer.sum() if "weights" in step else answer[1]
+        shown = [trainer._metrics["train"][f"weight/{each}"][-1] for each in "abc"]
+        torch.testing.assert_close(torch.tensor(shown), weights, rtol=exact, atol=exact)
+        assert "weights" in step or torch.equal(advantages, answer[0])
