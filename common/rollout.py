@@ -95,7 +95,7 @@ class TransformersEngine:
     seed, so a completion does not depend on the batch it stands in.
     """
 
-    prompts_once = False  # until `check_architecture` has found that the policy can
+    prompts_once = False  # until `reads_prompts_once` has found that the policy can
 
     def __init__(self, copy: nn.Module | None, stop_ids: set[int], pad_id: int, device) -> None:
         self.stop_ids, self.pad_id, self.version = stop_ids, pad_id, -1

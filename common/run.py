@@ -1,7 +1,6 @@
 """A run: what it stands on, its steps, log, evaluations and checkpoints. What is learned, and how,
 is the script's."""
 
-import json
 import os
 import signal
 import time
@@ -24,12 +23,12 @@ from common.evaluate import as_row, evaluate, score
 from common.log import Log, new_folder
 from common.meter import Meter, describe
 from common.model import (
-    check_architecture,
     compute_dtype,
     export,
     load_config,
     load_model,
     load_tokenizer,
+    reads_prompts_once,
 )
 from common.pretrained import model_path
 from common.rollout import Canary, make_engine, roll_out
@@ -82,7 +81,7 @@ class Run:
         self.engine = make_engine(*how, max_length=longest)
         how = (model, self.device, args.trust_remote_code, self.compute)
         self.policy = load_model(*how, activation_checkpointing=args.activation_checkpointing)
-        self.engine.prompts_once = check_architecture(model, self.policy, self.compute)
+        self.engine.prompts_once = reads_prompts_once(model, self.policy)
         self.reference = load_model(*how, frozen=True) if args.kl_coef > 0 else None
         # several threads do not make a small model faster: they spin, and starve other processes
         small = sum(parameter.numel() for parameter in self.policy.parameters()) < SMALL
@@ -96,10 +95,11 @@ class Run:
         args, self.optimizer, self.state = self.args, optimizer, state
         # seen: tokens and number of all training completions; yardstick: mean length of the
         # untrained model's, in tokens; first: metrics of the first evaluation; safe: the last step
-        # evaluated with no objective below its start
-        self.memory = {"seen": [0.0, 0], "yardstick": None, "first": {}, "safe": 0}
+        # evaluated with no objective below its start; pending: metrics of a step whose evaluation
+        # a reward broke off
+        self.memory = {"seen": [0.0, 0], "yardstick": None, "first": {}, "safe": 0, "pending": None}
         self.last_step, self.failures = 0, 0
-        self.flat, self.varied, self.fallen = 0, set(), set()  # see _alarm, _evaluate
+        self.flat, self.fallen = 0, set()  # see _alarm, _evaluate
         if args.resume:
             self.folder = Path(args.resume)
             self.last_step, saved = load_checkpoint(self.folder, self.policy, optimizer)
@@ -124,9 +124,9 @@ class Run:
         self.signals = Signals()
         first, last = self.last_step, self.args.steps
         if not self.args.resume:
-            self.log.metrics(0, self._evaluate(0))
-        elif self._due(first, self.args.eval_every) and (row := self._without_evaluation(first)):
-            self.log.metrics(first, row | self._evaluate(first))
+            self._log_evaluated(0, {})
+        elif (pending := self.memory["pending"]) is not None:
+            self._log_evaluated(first, pending)
         # a log file gets a line per evaluation, and no bar
         hidden = None if ranks.rank() == 0 else True  # None: where there is no terminal
         for step in tqdm(range(first + 1, last + 1), initial=first, total=last, disable=hidden):
@@ -205,16 +205,8 @@ class Run:
             rows = [{"step": step, "row": i} | as_row(objectives, *one) for i, *one in shown]
             self.log.append("training_completions.jsonl", rows)
         self._alarm(step, row)
-        self.last_step, failure = step, None
-        try:
-            row |= self._evaluate(step)
-        except UserError as error:
-            failure = error
-        self.log.metrics(step, row)
-        if "eval/length" in row:
-            self._draw()
-        if failure:
-            raise self._saved_before(failure)
+        self.last_step = step
+        self._log_evaluated(step, row)
         self._save_and_stop(step)
 
     def close(self) -> None:
@@ -255,36 +247,28 @@ class Run:
         self.fallen |= fallen
         return found
 
-    def _draw(self) -> None:
-        """The picture of the run so far, where there is one to draw."""
-        if ranks.rank() == 0:
+    def _log_evaluated(self, step: int, row: dict[str, float]) -> None:
+        """The step's metrics with those of its evaluation, and the picture so far."""
+        self.memory["pending"] = row
+        try:
+            row = row | self._evaluate(step)
+        except UserError as error:
+            raise self._saved_before(error) from error
+        self.memory["pending"] = None
+        self.log.metrics(step, row)
+        if "eval/length" in row and ranks.rank() == 0:
             try:
                 draw(load_run(self.folder), self.folder / "curves.png")
             except UserError as error:
                 self.log.say(str(error))
 
-    def _without_evaluation(self, step: int) -> dict[str, float]:
-        """The metrics of a step that was logged last and without its evaluation, out of the log."""
-
-        def take() -> dict[str, float]:
-            lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-            row = json.loads(lines[-1]) if lines else {}
-            if row.pop("step", None) != step or "eval/length" in row:
-                return {}
-            self.log.replace("metrics.jsonl", "".join(f"{line}\n" for line in lines[:-1]))
-            return {key: nan if value is None else value for key, value in row.items()}
-
-        return ranks.on_first(take)
-
     def _alarm(self, step: int, row: dict[str, float]) -> None:
-        """Tell, once each, of an objective that has hardly varied, and of a policy whose
-        completions no longer differ in any reward."""
-        varied = [name for name in self.objectives if row[f"reward_std/{name}"] >= LITTLE]
-        self.varied |= set(varied)
+        """Tell, once each, of an objective that hardly varies, and of a policy whose completions no
+        longer differ in any reward."""
         self.flat = 0 if any(row[f"signal/{name}"] for name in self.objectives) else self.flat + 1
-        still = ", ".join(name for name in self.objectives if name not in self.varied)
+        still = [name for name in self.objectives if row[f"reward_std/{name}"] < LITTLE]
         if step == PATIENCE and still:
-            told = f"{still} hardly varied so far, and little can be learned from it"
+            told = f"{', '.join(still)} hardly varied, and little can be learned from that"
             self.log.say(f"step {step}: {told}; look at it with python run.py score")
         if self.flat == PATIENCE:
             told = f"for {PATIENCE} steps no prompt's completions differed in any reward"
@@ -317,7 +301,7 @@ class Run:
         raise Stopped(number, f"{told} of {self.args.steps}; {then}")
 
     def _saved_before(self, error: UserError) -> UserError:
-        """The error of a reward, after a checkpoint of the last whole step."""
+        """The error of a reward, after a checkpoint of the last step."""
         if self.last_step == 0:
             return error
         if self.saved < self.last_step:
