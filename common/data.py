@@ -77,7 +77,7 @@ def load(args: RunFlags, tokenizer, objectives: Mapping, check: str) -> dict[str
     if check == gym.NAME:
         suffix = args.prompt_suffix or gym.SUFFIX
     for split, columns in _named(_tables(dataset), dataset).items():
-        columns = _usable(args, split, columns, objectives, check)
+        columns = usable(args, split, columns, objectives, check)
         where = f"--dataset {dataset}: a prompt of {split}"
         tools = columns.get("tools", [None] * len(columns["prompt"]))
         texts = [
@@ -114,17 +114,17 @@ def _named(tables: dict[str, Columns], dataset: str) -> dict[str, Columns]:
     return {split: found[split] for split in ("train", "tune", "test") if split in found}
 
 
-def _usable(args: RunFlags, split: str, columns: Columns, objectives, check: str) -> Columns:
+def usable(args: RunFlags, split: str, columns: Columns, objectives, check: str) -> Columns:
     """The rows with an answer that a completion could match; `prompt` and `answer` among their
     columns. Others are an error, or with --drop-unusable left out."""
     prompt = args.prompt_column or _first(PROMPT_COLUMNS, columns, "--prompt-column")
     answer = args.answer_column or _first(ANSWER_COLUMNS, columns, "--answer-column")
-    texts, cells = _column(columns, prompt, split), _column(columns, answer, split)
+    texts, cells = column(columns, prompt, split), column(columns, answer, split)
     taken = ", ".join(sorted(rewards.ARGUMENTS & columns.keys()))
     require(not taken, f"--dataset {args.dataset}: rename the column {taken}: rewards get another")
     by_entry = check == gym.NAME  # whose scorer reads the whole problem
     answers = cells if by_entry else [reference(cell) for cell in cells]
-    asked = _column(columns, "entry", split) if by_entry else answers
+    asked = column(columns, "entry", split) if by_entry else answers
     given = [one for one in asked if one is not None]
     reasons = {None: "no completion could be right"}
     reasons |= ranks.on_first(lambda: rewards.unusable(objectives, given, check))
@@ -146,7 +146,7 @@ def _first(candidates: tuple[str, ...], columns: Columns, flag: str) -> str:
     raise UserError(f"{flag} is needed: the dataset has the columns {', '.join(columns)}")
 
 
-def _column(columns: Columns, name: str, split: str) -> list:
+def column(columns: Columns, name: str, split: str) -> list:
     """A column by name, or a field inside one by a dotted name."""
     head, *fields = [name] if name in columns else name.split(".")
     try:
