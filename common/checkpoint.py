@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +111,7 @@ def told_as(what: str) -> Iterator[None]:
     """Turn what the disk or torch objects to into a UserError. Used as a decorator."""
     try:
         yield
-    except (UserError, OSError, RuntimeError, KeyError, ValueError, UnpicklingError) as error:
+    except Exception as error:  # of an empty or garbled file torch raises whatever it stumbles on
         raise UserError(f"{what} ({type(error).__name__}: {first_line(error)})") from error
 
 
