@@ -306,4 +306,5 @@ def _write(model: nn.Module, tokenizer, weights: dict, folder: Path, dtype: torc
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     except Exception as error:  # a full disk is a SafetensorError
-        raise UserError(f"{folder} cannot be written ({first_line(error)})") from error
+        told = f"{folder} cannot be written ({first_line(error)}): make room, then run.py export"
+        raise UserError(told) from error
