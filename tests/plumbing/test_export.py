@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from common.errors import UserError
 from common.model import export, load_tokenizer, load_whole
@@ -14,35 +14,23 @@ from support.models import Q, copy_of_base
 from support.running import ROOT, run_script, train, weights_of
 from tools.export import main
 
-FLOAT32 = torch.float32
-
-
-def generation_config(folder: Path, **values) -> tuple[dict, dict]:
-    """One that comes with a model, and what is exported of it."""
-    model = copy_of_base(folder)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]} | values))
-    export(load_whole(model, "cpu"), load_tokenizer(model), folder / "out", FLOAT32)
-    return (GenerationConfig.from_pretrained(at).to_diff_dict() for at in (folder, folder / "out"))
-
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "saved"),
     [
-        {"temperature": 0.9, "top_p": 0.6},  # as Llama 2's was
-        {"num_beams": 1, "length_penalty": 2.0},
-        {"output_scores": True},
+        ({"temperature": 0.9, "top_p": 0.6}, False),  # as Llama 2's was
+        ({"num_beams": 1, "length_penalty": 2.0}, False),
+        ({"temperature": 0.6, "do_sample": True}, True),
     ],
 )
-def test_of_a_generation_config_that_cannot_be_saved_the_tokens_are(values, tmp_path):
-    given, saved = generation_config(tmp_path / "m", pad_token_id=3, **values)
-    assert values.items() <= given.items()
-    assert not values.keys() & saved.keys()
-    assert (saved["eos_token_id"], saved["pad_token_id"]) == ([1, 7], 3)
-
-
-def test_a_generation_config_that_can_be_is_as_it_was(tmp_path):
-    given, saved = generation_config(tmp_path / "m", temperature=0.6, do_sample=True)
-    assert saved == given
+def test_of_a_generation_config_that_cannot_be_saved_the_tokens_are(values, saved, tmp_path):
+    model = copy_of_base(tmp_path / "m")
+    tokens = {"eos_token_id": [1, 7], "pad_token_id": 3}
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(tokens | values))
+    export(load_whole(model, "cpu"), load_tokenizer(model), tmp_path / "out", torch.float32)
+    found = GenerationConfig.from_pretrained(tmp_path / "out").to_diff_dict()
+    found.pop("transformers_version")
+    assert found == (tokens | values if saved else tokens)
 
 
 def test_an_export_that_fails_loses_nothing_else(tmp_path, capsys, monkeypatch):
@@ -65,8 +53,6 @@ def test_an_export_that_fails_loses_nothing_else(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == told
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", fail)
     with pytest.raises(UserError, match="cannot be written"):
-        main([str(run), "--step", "2"])
-    with pytest.raises(UserError, match="cannot be written"):
         main([str(run)])
     monkeypatch.undo()
     train("linear", tmp_path / "whole", lr=1e-3)
@@ -86,11 +72,8 @@ def test_a_checkpoint_of_two_ranks(tmp_path):
     done = run_script(script, "export", "run", "--out", "later", cwd=tmp_path)
     assert done.stdout == "wrote later, the model of step 2, in bfloat16\n", done.stderr
     wanted, found = weights_of(run / "model"), weights_of(tmp_path / "later")
-    assert {name: tensor.dtype for name, tensor in found.items()} == dict.fromkeys(
-        wanted, torch.bfloat16
-    )
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "later")) == 72
 
 
 def test_what_cannot_be_exported(tmp_path, monkeypatch):

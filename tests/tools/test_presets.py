@@ -4,8 +4,6 @@ import shlex
 from dataclasses import replace
 from importlib import import_module
 
-import pytest
-
 from common.launch import parse
 from common.presets import presets
 from support.running import NAMES
@@ -25,9 +23,3 @@ def test_what_is_printed_can_be_typed(capsys):
         typed = printed[name] + printed.get(f"the paper's, for {script}", [])
         wanted = parse(args_of, script, ["--preset", name])
         assert replace(parse(args_of, script, typed), preset=name) == wanted
-
-
-def test_a_word_too_many():
-    with pytest.raises(SystemExit) as stop:
-        main(["ctwa"])
-    assert stop.value.code == 2
