@@ -92,7 +92,8 @@ def test_a_completion_without_any_reward_moves_nothing(name):
 def test_famo_learns_in_float64():
     """In float32 Adam makes a full step of a rounding error, where all rewards are alike."""
     trainer, moved = Trainer(methods.FAMO()), MASK * REWARDS[:, :1]
-    trainer.step(torch.full((8, 3), 0.3), MASK, moved=moved, rows=torch.arange(8).split(4))
+    flat = torch.tensor([[0.25, 0.5, 0.75]]).expand(8, 3)
+    trainer.step(flat, MASK, moved=moved, rows=torch.arange(8).split(4))
     assert trainer.session.controller.state["logits"].abs().max() < 1e-6
 
 
