@@ -131,7 +131,7 @@ def train_missing(jobs: Jobs, out: Path, at_once: int) -> list[str]:
     def train(folder: Path) -> int:
         if folder.exists() and "--out" in commands[folder]:
             folder.rename(out / "stopped" / f"{folder.name}-{time.time_ns()}")
-        with open(out / "logs" / f"{folder.name}.log", "w") as log:
+        with open(out / "logs" / f"{folder.name}.log", "a") as log:
             print(code(), file=log, flush=True)
             how = {"stdout": log, "stderr": log, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
             process = subprocess.Popen(commands[folder], close_fds=False, **how)  # for the lock
@@ -142,7 +142,7 @@ def train_missing(jobs: Jobs, out: Path, at_once: int) -> list[str]:
     pool = ThreadPoolExecutor(at_once)
     try:
         futures = {pool.submit(train, folder): folder for folder in jobs if commands[folder]}
-        for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
+        for future in tqdm(as_completed(futures), total=len(futures), disable=not futures):
             folder = futures[future]
             if future.result() or _missing(folder, jobs[folder]):
                 log = out / "logs" / f"{folder.name}.log"

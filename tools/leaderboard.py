@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from common.errors import UserError, require
@@ -116,8 +117,6 @@ def measured(run: Run) -> dict:
     are of the same prompts, so averaging takes away the noise of sampling but not that of which
     prompts were drawn, and errors are taken too large rather than too small.
     """
-    import pandas as pd
-
     first, *later = evaluations(run)
     end = pd.DataFrame(later[-LAST:]).filter(like="eval/").apply(fmean)
     ended = Run(run.path, run.args, [first, later[-1] | end.to_dict()])
@@ -144,8 +143,6 @@ def leaderboard(runs: Sequence[Run]):
 
     Raises UserError when a seed stands twice in a row: it would count as a second repetition.
     """
-    import pandas as pd
-
     settings = group_settings(runs)
     lines = [{"algorithm": label} | measured(run) for label, own in settings for run in own]
     data = pd.DataFrame(lines).sort_values("seed")
@@ -193,7 +190,7 @@ def _estimate(*strata: ArrayLike, of: Callable = iqm) -> str:
 
 def code() -> str:
     """The commit of this repository, with -dirty where a file differs from it."""
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    git = ["git", "describe", "--always", "--dirty"]
     found = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True)
     return f"commit {found.stdout.strip() or 'unknown'}, torch {version('torch')}"
 
@@ -205,9 +202,9 @@ def make_table(paths: Sequence[str | Path], out: Path, note: str = "") -> str:
     runs, left_out = load_finished(paths)
     file, board = out / "table.json", []
     words = re.findall('"(.*?)"', file.read_text()) if file.exists() else []
-    before = {word for word in words if os.path.exists(f"{word}/args.json")}
+    before = {Path(word).resolve() for word in words if os.path.exists(f"{word}/args.json")}
     told = f"--out {out} holds the table of other runs: give another folder, or delete table.json"
-    require(before <= {str(run.path) for run in runs}, told)
+    require(before <= {run.path.resolve() for run in runs}, told)
     out.mkdir(parents=True, exist_ok=True)
     parts = ["# Leaderboard", note, *left_out]
     differing = [k for k in MEASURE if len({json.dumps(run.args.get(k)) for run in runs}) > 1]
