@@ -264,9 +264,8 @@ def main(args: Args) -> None:
                     meter.see(micro, logp, active, tokens, torch.zeros_like(kl), kl)
                     losses += torch.stack(terms).detach()
                 losses, gram = ranks.all_sum(losses).cpu(), gradients.gram(K)  # KL is no objective
-                # --- ALGO: weigh the gradients ---
-                mini_weights = algorithm.weigh(gram)  # [K]
                 # --- SHARED: weighted gradient ---
+                mini_weights = algorithm.weigh(gram)  # [K]
                 share = mini_weights.tolist()
                 gradients.combine([*share, 1.0] if reference else share)
                 meter.weighed(gram, mini_weights @ losses)
