@@ -125,8 +125,7 @@ def train_missing(jobs: Jobs, out: Path, at_once: int) -> list[str]:
     except OSError as error:
         told = "if another command, or runs that one left, are at work there, wait or end them"
         raise UserError(f"--out {out}: {error.strerror}; {told}: fuser {out}/.lock") from None
-    missing = {folder: _missing(folder, words) for folder, words in jobs.items()}
-    commands = {folder: command for folder, command in missing.items() if command}
+    commands = {folder: _missing(folder, words) for folder, words in jobs.items()}
     running, failed = [], []
 
     def train(folder: Path) -> int:
@@ -142,8 +141,8 @@ def train_missing(jobs: Jobs, out: Path, at_once: int) -> list[str]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves through `finally`
     pool = ThreadPoolExecutor(at_once)
     try:
-        futures = {pool.submit(train, folder): folder for folder in commands}
-        for future in tqdm(as_completed(futures), total=len(commands), unit="run"):
+        futures = {pool.submit(train, folder): folder for folder in jobs if commands[folder]}
+        for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
             folder = futures[future]
             if future.result() or _missing(folder, jobs[folder]):
                 log = out / "logs" / f"{folder.name}.log"

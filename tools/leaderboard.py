@@ -99,8 +99,8 @@ def load_finished(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
         for folder in sorted(path.glob("runs/*")) or [path]:
             try:
                 run = load_run(os.path.relpath(folder))
-                finished = run.rows[-1]["step"] >= run.args["steps"]
-                require(finished, f"{run.path} is not finished")
+                at, of = run.rows[-1]["step"], run.args["steps"]
+                require(at >= of, f"{run.path}: at step {at} of {of}")
                 runs[run.path] = run
             except UserError as error:
                 left_out.append(f"Left out: {error}.")
@@ -162,10 +162,10 @@ def leaderboard(runs: Sequence[Run]):
     worst = each["worst change"].agg(list)
     for label in flags if linear else ():
         # among several settings of linear, the one with the nearest flags
-        base = min(linear, key=lambda other: len(flags[label] ^ flags[other]))
+        base = min(linear, key=lambda other: len(flags[label] - flags[other]))
         if base != label:
-            chance = _estimate(worst[label], worst[base], of=better)
-            table.loc[label, "P(better than linear)"] = chance
+            pair = worst[label], worst[base]
+            table.loc[label, "P(better than linear)"] = _estimate(*pair, of=better)
     best = worst.map(iqm).sort_values(ascending=False).index
     return table.loc[best].reset_index().fillna("–"), data
 
