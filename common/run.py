@@ -170,16 +170,24 @@ class Run:
         self._lap("update")
 
     def finish(
-        self, step: int, meter: Meter, rewards: Tensor, advantages: Tensor, logged: dict
+        self,
+        step: int,
+        meter: Meter,
+        rewards: Tensor,
+        advantages: Tensor,
+        weights: Tensor,
+        logged: dict,
     ) -> None:
         """Log the step, evaluate and save when due, and stop where a signal asked for it.
 
-        rewards [B, K], advantages [B]; logged: see `describe`. Raises UserError, after a
-        checkpoint, where too many updates in a row had no finite gradient, and Stopped.
+        rewards [B, K], advantages [B], weights [K]; logged: what the algorithm logs beside. Raises
+        UserError, after a checkpoint, where too many updates in a row had no finite gradient, and
+        Stopped.
         """
         self._lap("weights")
         args, batch, objectives = self.args, self.batch, self.objectives
-        each, whole = describe(meter, objectives, rewards, advantages, args.completions, logged)
+        batch_of = (rewards, advantages, args.completions)
+        each, whole = describe(meter, objectives, *batch_of, weights, logged)
         skipped = [not norm < inf for norm in meter.norms]  # neither infinite nor NaN
         for failed in skipped:
             self.failures = self.failures + 1 if failed else 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import tyro
 
 from algos import linear
-from common.presets import presets
+from common.launch import presets
 from tools.scripts import algorithms
 
 USAGE = ""
