@@ -91,8 +91,10 @@ def test_the_table_says_what_was_put_in(folders, tmp_path, tables):
 @pytest.mark.parametrize("flag", [*SETTING, *MEASURE[1:]])
 def test_runs_that_differ_in_what_is_measured_are_not_compared(flag, folders, tmp_path, tables):
     flags = {flag: 40 if flag == "steps" else "that"}
-    other = finished(tmp_path / "other", 0.6, 0.7, 0.7, script="pama", **flags)
-    assert [len(rows) for rows in tables(*folders, other)] in ([1, 2], [2, 1])
+    other = finished(tmp_path / "other", 0.2, 0.3, 0.4, script="pama", **flags)
+    (apart,) = (rows for rows in tables(*folders, other) if "pama" in rows)
+    assert list(apart) == ["pama"]
+    assert apart["pama"]["interference"] == "0/1"  # accuracy is lost, but nothing rose
 
 
 def test_other_flags_are_another_row_beside_linear_of_the_nearest_flags(folders, tmp_path, tables):
@@ -152,10 +154,8 @@ def test_from_writes_a_table_and_a_picture_of_each_section(folders, tmp_path, ca
         ("--from a --seeds 3", "--from trains nothing, so --seeds has no use"),
         ("--from a -- --lr 1", "--from trains nothing, so -- --lr has no use"),
         ("--from", "no finished run"),
-        ("--jobs -1", "--jobs -1 must be at least 1"),
         ("--seeds 0", "--seeds 0 must be at least 1"),
         ("--algos linear -- --seed 3", "each run has its own"),
-        ("--algos linear --steps -1", "--steps -1 must be at least 1"),
         ("--algos linear linear", "would be two runs"),
     ],
 )
