@@ -79,7 +79,6 @@ def main(argv: list[str]) -> None:
         raise UserError(told.replace(f"--dataset: {file}", f"--completions {file}")) from error
 
 
-@pd.option_context("future.infer_string", False)  # texts stay what they are, and None is no NaN
 def look_at(args: Args) -> str:
     """The text that `python run.py score` prints. What is not given, a run's args.json says where
     the file lies beside it. Raises UserError naming a flag, or the reward."""
@@ -137,23 +136,24 @@ def read_completions(args: Args, source, functions, check: str) -> pd.DataFrame:
     frame = pd.DataFrame(read_table(Path(file)), dtype=object)
 
     def cells(name, *candidates):  # of a column that is named or found, None where there is none
-        there = (each for each in candidates if each.split(".")[0] in frame)
-        name = name or next(there, "")
-        return pd.Series(data.column(frame, name, file), frame.index, object) if name else None
+        known = (each for each in candidates if each.split(".")[0] in frame)
+        name = name or next(known, None)
+        return name and pd.Series(data.column(frame, name, file), frame.index, object)
 
-    def texts(cells):
-        told, plain = f"--completions {file}: row", SimpleNamespace(chat_template=None)
-        return [render(cell, "", plain, f"{told} {row}") for row, cell in cells.items()]
+    def text(row, cell):
+        plain = SimpleNamespace(chat_template=None)
+        return render(cell, "", plain, f"--completions {file}: row {row}")
 
-    def several(cell):
-        return cell if isinstance(cell, list) and cell and isinstance(cell[0], str) else [cell]
+    def texts(row, cell):
+        several = isinstance(cell, list) and cell and isinstance(cell[0], str)
+        return [text(row, each) for each in (cell if several else [cell])]
 
     found = cells(args.completion_column, "completion", "completions", "text")
     require(found is not None, f"--completion-column is needed: {file} has {', '.join(frame)}")
-    frame = frame.assign(completion=found.map(several)).explode("completion")
-    frame["completion"] = texts(frame["completion"])
+    frame["completion"] = [texts(*each) for each in found.items()]
+    frame = frame.explode("completion")
     asked = cells(args.prompt_column, *data.PROMPT_COLUMNS)
-    frame["prompt"] = "" if asked is None else texts(asked)
+    frame["prompt"] = "" if asked is None else [text(*each) for each in asked.items()]
     # a data set has the answers; reasoning-gym's are read by its scorers alone
     answers = cells("" if source.dataset else source.answer_column, *data.ANSWER_COLUMNS)
     if answers is not None and check != data.gym.NAME:

@@ -103,7 +103,6 @@ def test_what_is_constant_or_cancels_predicts_nothing_however_it_rounds():
     text = describe(weights, *found)
     assert re.findall(r"(.) is dead", text) == ["a", "b"]
     assert text.count("not told from 0") == 4
-    assert "given up" not in text
 
 
 def test_above_the_diagonal_are_all_completions_and_below_it_prompts():
@@ -235,5 +234,5 @@ def test_answers_are_read_as_strictly_as_in_training(bad, check, score):
         score(rows, flags)
     text = score(rows, f"{flags} --drop-unusable")
     assert re.search(
-        r"dropped: --answer.*\n.* 6 completions of 1 prompts\n(.*\n)+accuracy +0\.167 ", text
+        r"dropped: --.*\n.* 6 completions of 1 prompts\n(.*\n)+accuracy +0\.167 ", text
     )
