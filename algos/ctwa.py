@@ -203,7 +203,7 @@ class Args(flags.RunFlags):
     """ignore completions with |W| above this many medians; 0 is off (official code: 100)"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> CTWA:
+def controller(args: Args, objectives: list[str], device) -> CTWA:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     of = (objectives, device)
     weights = flags.one_each("--weights", args.weights, 1 / len(objectives), *of)
@@ -218,7 +218,7 @@ def controller(args: Args, objectives: list[str], device: torch.device) -> CTWA:
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

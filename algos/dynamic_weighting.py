@@ -166,7 +166,7 @@ class Args(flags.RunFlags):
     so that every objective can come back (official: none)"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> DynamicWeighting:
+def controller(args: Args, objectives: list[str], device) -> DynamicWeighting:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     K, floor = len(objectives), args.weight_floor
     weights = flags.shares("--weights", args.weights, objectives, device, some=False)
@@ -178,7 +178,7 @@ def controller(args: Args, objectives: list[str], device: torch.device) -> Dynam
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -208,7 +208,7 @@ class Args(flags.RunFlags):
     """decay of the logits towards equal weights (official code: 1e-5; FAMO's own: to 1e-2)"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> FAMO:
+def controller(args: Args, objectives: list[str], device) -> FAMO:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     reward_max = flags.one_each("--reward-max", args.reward_max, 1.0, objectives, device)
     flags.at_least(args, 0, "weight_lr", "gamma")
@@ -217,7 +217,7 @@ def controller(args: Args, objectives: list[str], device: torch.device) -> FAMO:
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -151,7 +151,7 @@ class Args(flags.RunFlags):
     """reward of the first objective from which on the others count"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> Gated:
+def controller(args: Args, objectives: list[str], device) -> Gated:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     require(len(objectives) > 1, "--rewards has one objective: there is nothing to gate")
     flags.at_least(args, -flags.LARGEST, "gate")
@@ -160,7 +160,7 @@ def controller(args: Args, objectives: list[str], device: torch.device) -> Gated
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -141,14 +141,14 @@ class Args(flags.RunFlags):
     Scaled to sum 1; only their ratios matter"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> GDPO:
+def controller(args: Args, objectives: list[str], device) -> GDPO:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     return GDPO(flags.shares("--weights", args.weights, objectives, device))
 
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

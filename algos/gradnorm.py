@@ -193,7 +193,7 @@ class Args(flags.RunFlags):
     """share of the newest batch in the average rewards"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> GradNorm:
+def controller(args: Args, objectives: list[str], device) -> GradNorm:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     reward_max = flags.one_each("--reward-max", args.reward_max, 1.0, objectives, device)
     flags.at_least(args, 0, "alpha", "weight_lr")
@@ -203,7 +203,7 @@ def controller(args: Args, objectives: list[str], device: torch.device) -> GradN
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -183,7 +183,7 @@ class Args(flags.RunFlags):
     """bound on each multiplier; reached where a target cannot be (paper: none)"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> Lagrangian:
+def controller(args: Args, objectives: list[str], device) -> Lagrangian:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     require(len(objectives) >= 2, "--rewards has one objective: nothing to constrain; use linear")
     told = f"--primary {args.primary} is not an objective; choose one of {', '.join(objectives)}"
@@ -204,7 +204,7 @@ def controller(args: Args, objectives: list[str], device: torch.device) -> Lagra
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -130,14 +130,14 @@ class Args(flags.RunFlags):
     """weight of each objective in the order of --rewards; default: equal (paper: .333 .333 .334)"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> Linear:
+def controller(args: Args, objectives: list[str], device) -> Linear:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     return Linear(flags.shares("--weights", args.weights, objectives, device))
 
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -195,7 +195,7 @@ class Args(flags.RunFlags):
     so that the shortest one does not take all the weight (paper: off)"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> MGDA:
+def controller(args: Args, objectives: list[str], device) -> MGDA:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     K = len(objectives)
     require(K <= 12, f"--rewards has {K} objectives: exact weights take 2^K solves, so 12 at most")
@@ -204,7 +204,7 @@ def controller(args: Args, objectives: list[str], device: torch.device) -> MGDA:
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -178,7 +178,7 @@ class Args(flags.RunFlags):
     without it opposed gradients have no solution (paper: 1e-8)"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> NashMTL:
+def controller(args: Args, objectives: list[str], device) -> NashMTL:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     flags.at_least(args, 0, "ridge")
     return NashMTL(args.ridge)
@@ -186,7 +186,7 @@ def controller(args: Args, objectives: list[str], device: torch.device) -> NashM
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

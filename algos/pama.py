@@ -166,14 +166,14 @@ class Args(flags.RunFlags):
     # it has none of its own
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> PAMA:
+def controller(args: Args, objectives: list[str], device) -> PAMA:
     """The algorithm, which has no flags."""
     return PAMA()
 
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

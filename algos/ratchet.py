@@ -206,7 +206,7 @@ class Args(flags.RunFlags):
     """bound of the multipliers, where the weights of the sum have the mean 1"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> Ratchet:
+def controller(args: Args, objectives: list[str], device) -> Ratchet:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     preference = flags.one_each("--weights", args.weights, 1.0, objectives, device)
     preference = flags.positive("--weights", preference, some=True)
@@ -221,7 +221,7 @@ def controller(args: Args, objectives: list[str], device: torch.device) -> Ratch
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -169,7 +169,7 @@ class Args(flags.RunFlags):
     near 0 the mean, large the minimum"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> RVPO:
+def controller(args: Args, objectives: list[str], device) -> RVPO:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     require(0 < args.kappa < torch.inf, f"--kappa {args.kappa} must be positive: 0 is gdpo.py")
     weights = flags.shares("--weights", args.weights, objectives, device, some=False)
@@ -178,7 +178,7 @@ def controller(args: Args, objectives: list[str], device: torch.device) -> RVPO:
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -168,7 +168,7 @@ class Args(flags.RunFlags):
     """best reward of each objective; default: 1"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> SAMRPO:
+def controller(args: Args, objectives: list[str], device) -> SAMRPO:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     weights = flags.shares("--weights", args.weights, objectives, device, some=False)
     lowest = flags.one_each("--lowest", args.lowest, 0.0, objectives, device)
@@ -180,7 +180,7 @@ def controller(args: Args, objectives: list[str], device: torch.device) -> SAMRP
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -205,7 +205,7 @@ class Args(flags.RunFlags):
     """smooth: share of the newest batch in the average rewards"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device):
+def controller(args: Args, objectives: list[str], device):
     """The --variant as its flags have it. Raises UserError naming the flag."""
     preference = flags.shares("--preference", args.preference, objectives, device, some=False)
     flags.at_least(args, 0, "weight_lr")
@@ -220,7 +220,7 @@ def controller(args: Args, objectives: list[str], device: torch.device):
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -47,8 +47,9 @@ class Run:
     in the order in which they stand here. Each measures the time since the call before it."""
 
     def __init__(self, args: flags.RunFlags, script: str) -> None:
-        """Start the ranks and find the rewards. Raises UserError naming the flag."""
-        self.args, self.script = args, script
+        """Start the ranks and find the rewards. script: its file. Raises UserError naming the
+        flag."""
+        self.args, self.script = args, Path(script).stem
         alone = args.engine == "vllm" or args.compute_dtype == "bfloat16"
         self.device = ranks.start(single=alone)
         flags.check(args, ranks.count())
