@@ -141,7 +141,7 @@ def usable(args: RunFlags, split: str, columns: Columns, objectives, check: str)
 
 def _first(candidates: tuple[str, ...], columns: Columns, flag: str) -> str:
     for name in candidates:
-        if name.split(".")[0] in columns:
+        if name in columns or name.split(".")[0] in columns:
             return name
     raise UserError(f"{flag} is needed: the dataset has the columns {', '.join(columns)}")
 
