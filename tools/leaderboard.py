@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.errors import UserError, require
 from common.runs import Run, load_run
-from common.verdict import NOISE, change_of, evaluations, number
-from tools.plot import BOOKKEEPING, compare, group_settings
+from common.verdict import NOISE, change_of, evaluations
+from tools.plot import BOOKKEEPING, compare, group_settings, number
 
 LAST = 3  # evaluations whose mean is a run's end
 # Runs that differ in one of these do not compare: what is measured, on what, after how long.
