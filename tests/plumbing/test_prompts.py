@@ -105,7 +105,6 @@ def test_values_of_csv_are_texts_and_parquet_has_its_own(tmp_path):
         ("x.jsonl", b'{"a": 1}\n\n{"a": \n{"a": 2}\n', "line 3"),
         ("x.jsonl", b'{"a": "\xe9"}', "utf-8"),
         ("x.csv", b"a,b\n1,2\n1,2,3\n", "row 3"),
-        ("x.csv", b"a,b\n1\n", "row 2"),
         ("x.csv", b'a,b\n1,2\n"1,2\n', "unexpected end"),
         ("x.parquet", b"a,b\n1,2\n", "arquet"),
         ("x.xlsx", b"PK", ".parquet, .json, .jsonl, .csv"),
@@ -245,7 +244,6 @@ def test_prompts_that_are_empty_or_long_are_dropped_and_counted(tmp_path, capsys
         ({}, {"prompt_column": "promt"}, "--prompt-column, .* no promt in train.* problem, answer"),
         ({}, {"answer_column": "answer.gold"}, "--answer-column: there is no answer.gold"),
         ({"problem": None}, {}, "a prompt of train is 'None': it must be a text"),
-        ({"problem": []}, {}, "a prompt of train is .* it must be a text"),
         ({"problem": [{"role": "user", "content": None}]}, {}, "a prompt of train is .* a text"),
         ({"prompts": 1, "completions": 2}, {}, "rename the column completions, prompts"),
     ],
@@ -303,7 +301,6 @@ SEARCH = [{"type": "function", "function": {"name": "search"}}]
         ([USER, OPEN], "<user>U!</><assistant><think>\n", "U!\n<think>\n"),
         ([USER, SAID, USER, OPEN],
          "<user>U</><assistant>A</><user>U!</><assistant><think>\n", "U\nA\nU!\n<think>\n"),
-        ([SYSTEM], "<system>S!</><assistant>", "S!"),
     ],
 )  # fmt: skip
 def test_a_prompt_through_a_template_and_without(prompt, text, plain):

@@ -54,21 +54,12 @@ def test_a_tasks_own_answer_is_right_and_others_are_less(task):
     assert max(judged(["nothing of the kind"] * 3, asked)) < 1
 
 
-def test_a_scorer_has_the_tasks_settings_and_gives_partial_credit():
+def test_a_scorer_has_the_tasks_settings():
     (asked, *_) = entries("puzzle24", max_value=9)
     other = json.loads(asked)
     other["settings"] |= {"min_value": 10, "max_value": 10}
     assert judged([gym.oracle(asked)], [asked]) == [1.0]
     assert judged([gym.oracle(asked)], [json.dumps(other)])[0] < 1
-    assert (
-        0 < judged(["0 or " + gym.oracle(entries("chain_sum")[0])], entries("chain_sum")[:1])[0] < 1
-    )
-
-
-def test_an_answer_that_its_own_scorer_refuses_is_named():
-    assert (
-        unusable([entry("chain_sum", answer="")], gym.NAME).popitem()[1] == "in a box it scores 0"
-    )
 
 
 def test_a_scorer_that_raises_gives_nothing():
