@@ -30,7 +30,6 @@ def test_all_is_well(count, flags, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"\npython run.py {flags[-1]} can start with these flags\n")
     assert re.search(rf"ranks +{count}, .* add up to {count * (count + 1) // 2}\n", done.stdout)
-    assert done.stdout.count("nats from the trainer after sync") == 2
     assert not list(tmp_path.glob("runs/*"))
 
 

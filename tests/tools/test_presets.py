@@ -5,7 +5,7 @@ from dataclasses import replace
 from importlib import import_module
 
 from common.launch import parse
-from common.presets import presets
+from common.launch import presets
 from support.running import NAMES
 from tools.presets import main
 
