@@ -4,8 +4,7 @@ import shlex
 from dataclasses import replace
 from importlib import import_module
 
-from common.launch import parse
-from common.launch import presets
+from common.launch import parse, presets
 from support.running import NAMES
 from tools.presets import main
 
