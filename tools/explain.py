@@ -226,12 +226,18 @@ def outvoted(run: Run, name: str, start: int, end: int) -> pd.Series:
     """Whose weight the covariance of the scalar reward with an objective comes from, over training
     steps start + 1 ... end: by objective j the mean of w_j Cov(r_name, r_j) within prompts, w_j its
     share. They add up to the covariance with sum_j w_j r_j."""
-    parts, names = [], run.objectives
+    import torch  # here: a mistake in the flags is told at once
+
+    from common.controllers import within_prompt_covariance
+
+    names, parts = run.objectives, []
     for line in load_statistics(run)[start:end]:
-        shares = [run.rows[line["step"]][f"weight_share/{other}"] for other in names]
-        groups = np.reshape(line["rewards"], (-1, run.args["completions"], len(names)))
-        groups = groups - groups.mean(1, keepdims=True)
-        parts.append(shares * (groups[..., [names.index(name)]] * groups).mean((0, 1)))
+        rewards = torch.tensor(line["rewards"], dtype=torch.float64)
+        own, row = rewards[:, names.index(name)], run.rows[line["step"]]
+        covariances = within_prompt_covariance(own, rewards, run.args["completions"])
+        parts.append(
+            [row[f"weight_share/{names[j]}"] * c.item() for j, c in enumerate(covariances)]
+        )
     return pd.DataFrame(parts, columns=names).mean()
 
 
@@ -402,4 +408,4 @@ def draw(run: Run, out: Path) -> None:
             below.axline((0, 0), slope=1, color="grey", linewidth=0.5)
             from_zero(above)
         keys = above.get_legend_handles_labels()
-        figure.legend(*keys, title=run.name, loc="outside upper left", ncols=3)
+        figure.legend(*keys, title=run.name, loc="outside upper left", ncols=2)
