@@ -69,8 +69,7 @@ class Args:
 
 
 def main(argv: list[str]) -> None:
-    """before training: rewards on a file of completions. Which differ within prompts, which pull
-    apart, which would a sum give up?"""
+    """before training: which rewards differ within prompts, pull apart, are given up by a sum?"""
     args = tyro.cli(Args, prog="python run.py score", args=argv)
     try:
         print(look_at(args))
