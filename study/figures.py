@@ -40,7 +40,7 @@ class Args:
     kind: Literal["png", "pdf"] = "png"
     """of the files"""
     out: Path = DOCS / "figures"
-    """folder of the pictures; one of the same name is replaced"""
+    """folder of the pictures, which is there; one of the same name is replaced"""
 
 
 def seeds(rows: pd.DataFrame, column: str, smooth: int = 1) -> pd.DataFrame:
@@ -183,7 +183,6 @@ def main(args: Args) -> None:
     asked = [name if name in FIGURES else f"figure-{name}" for name in args.figures]
     names = list(FIGURES) if "all" in args.figures else asked
     require(names and set(names) <= set(FIGURES), f"which figure? {', '.join(FIGURES)}, or all")
-    args.out.mkdir(parents=True, exist_ok=True)
     for name in names:
         make, across, told, folder = FIGURES[name]
         out = args.out / f"{name}.{args.kind}"

@@ -415,7 +415,7 @@ def plot(panel, x, lines: dict, **words) -> None:
     """Lines by their labels, which differ in colour and dash."""
     for n, (label, y) in enumerate(lines.items()):
         panel.plot(x, y, DASHES[n % 3], label=label)
-    panel.legend()
+    panel.legend(ncols=2)
     panel.set(**words)
 
 
@@ -488,7 +488,7 @@ def draw_model(left, right) -> None:
                 errors = (steps.change - steps.gradient).norm(dim=1) / steps.change.norm(dim=1)
                 plot(left, steps.size, {optimizer: errors}, **axes, yscale="log")
     lines = {key: getattr(steps, key)[:, 0] for key in ("gradient", "change", "law")}
-    lines["change, fresh completions"] = steps.fresh[:, :, 0].mean(1)
+    lines["fresh"] = steps.fresh[:, :, 0].mean(1)
     lines = {key: value / steps.size for key, value in lines.items()}
     plot(right, steps.size, lines, **axes, ylabel="change of accuracy per nat, AdamW")
     left.set_ylabel("relative error of the gradient")
