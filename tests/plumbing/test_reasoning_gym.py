@@ -4,7 +4,6 @@ import ast
 import importlib
 import inspect
 import json
-import re
 
 import pytest
 
@@ -16,7 +15,8 @@ from rewards.accuracy import accuracy, unusable
 from testbed.arithmetic import tokenizer
 
 package = pytest.importorskip("reasoning_gym", reason="pip install reasoning-gym")
-SUMS = "reasoning-gym:chain_sum:min_terms=2,max_terms=3,max_digits=1"
+SUMS = "reasoning-gym:basic_arithmetic:min_terms=2,max_terms=2,max_digits=1,"
+SUMS += 'operators=["+","*"],allow_parentheses=False'
 TASKS = ["base_conversion", "caesar_cipher", "chain_sum", "color_cube_rotation", "graph_color"]
 TASKS += ["fraction_simplification", "number_sorting", "rearc", "shortest_path", "tower_of_hanoi"]
 
@@ -54,21 +54,12 @@ def test_a_tasks_own_answer_is_right_and_others_are_less(task):
     assert max(judged(["nothing of the kind"] * 3, asked)) < 1
 
 
-def test_a_scorer_has_the_tasks_settings_and_gives_partial_credit():
+def test_a_scorer_has_the_tasks_settings():
     (asked, *_) = entries("puzzle24", max_value=9)
     other = json.loads(asked)
     other["settings"] |= {"min_value": 10, "max_value": 10}
     assert judged([gym.oracle(asked)], [asked]) == [1.0]
     assert judged([gym.oracle(asked)], [json.dumps(other)])[0] < 1
-    assert (
-        0 < judged(["0 or " + gym.oracle(entries("chain_sum")[0])], entries("chain_sum")[:1])[0] < 1
-    )
-
-
-def test_an_answer_that_its_own_scorer_refuses_is_named():
-    assert (
-        unusable([entry("chain_sum", answer="")], gym.NAME).popitem()[1] == "in a box it scores 0"
-    )
 
 
 def test_a_scorer_that_raises_gives_nothing():
@@ -84,7 +75,7 @@ def test_a_scorer_that_would_compute_for_ever_is_stopped(monkeypatch):
     assert judged(["9**9**9**9"], [endless]) == [0.0]
 
 
-@pytest.mark.parametrize("wrong", ["y", "{}", "7", entry("no_such_task")])
+@pytest.mark.parametrize("wrong", ["y", "{}", "7"])
 def test_what_is_no_entry_is_told(wrong):
     with pytest.raises(UserError, match="the dataset column 'entry' has .* is no problem of reaso"):
         judged(["x"], [wrong])
@@ -94,9 +85,8 @@ def test_what_is_no_entry_is_told(wrong):
 
 MATRIX = entry("spiral_matrix", answer="1 2")
 NUMBERS = entry("countdown", metadata={"numbers": [1], "target": 1})
-CALL = 'open("{file}", "w")'
 CODE = ['__import__("os")', "[].__class__", "().__class__.__base__", "1 .real", "exec('x')"]
-CODE += ["(open)('x')", "[open][0]('x')", "'a'.join(x)", "ｏｐｅｎ('x')", "sin('open\\x281)')"]
+CODE += ["[open][0]('x')", "'a'.join(x)", "ｏｐｅｎ('x')", "sin('open\\x281)')"]
 
 
 @pytest.mark.parametrize("code", CODE)
@@ -110,28 +100,19 @@ def test_code_does_not_reach_a_scorer(code, asked, monkeypatch):
     assert judged(["[[1, 2]]"], [asked]) == [1.0]
 
 
-def in_octal(text: str) -> str:
-    return "".join(f"\\{ord(sign):o}" for sign in text)
-
-
 @pytest.mark.parametrize(
     ("asked", "write"),
-    [
-        (MATRIX, "[{code}]"),
-        (NUMBERS, "S('{octal}')"),  # sympy evaluates the text
-        (NUMBERS, "S({letters})"),
-    ],
+    [(MATRIX, "[{code}]"), (NUMBERS, "S('{octal}')")],  # sympy evaluates the text
 )
 def test_what_the_package_would_run_is_not_run(asked, write, tmp_path):
     """Each of them writes a file where the package's own scorer gets it."""
-    code = f"open('{tmp_path}/made', 'w')"
-    letters = " ".join(map(repr, code))
-    content = write.format(code=code, octal=in_octal(code), letters=letters)
-    problem = json.loads(asked)
+    made, problem = tmp_path / "made", json.loads(asked)
+    code = f"open('{made}', 'w')"
+    content = write.format(code=code, octal="".join(f"\\{ord(sign):o}" for sign in code))
     package.get_score_answer_fn(problem["task"])(content, problem)
-    (tmp_path / "made").unlink()
+    made.unlink()
     assert gym.scorer(asked)(content) == 0.0
-    assert not (tmp_path / "made").exists()
+    assert not made.exists()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +147,7 @@ def test_every_task_whose_scorer_evaluates_is_known():
 # --- Problems ---
 
 
-def test_problems_are_the_same_in_every_process_and_settings_reach_the_task(monkeypatch):
+def test_problems_are_the_same_in_every_process(monkeypatch):
     """Those of isomorphic_strings come from a set of letters, of another order in each process."""
     found = []
     for seed in ("1", "2"):
@@ -175,17 +156,6 @@ def test_problems_are_the_same_in_every_process_and_settings_reach_the_task(monk
     assert found[0] == found[1]
     assert len(found[0]["prompt"]) == 5
     assert found[0].keys() == {"prompt", "answer", "entry"}
-    made = gym.problems('reasoning-gym:basic_arithmetic:size=9,operators=["+","*"],seed=3,'
-                        "allow_parentheses=False")  # fmt: skip
-    own = [json.loads(one)["question"] for one in made["entry"]]
-    assert made["prompt"] == [text.rstrip() for text in own]
-    assert any("*" in text for text in own)
-    assert not any(set("/(") & set(text) for text in own)
-    assert (
-        max(judged(made["answer"], made["entry"]))
-        == min(judged(made["answer"], made["entry"]))
-        == 1
-    )
 
 
 def test_a_dataset_is_divided_carries_the_instruction_and_has_its_own_check():
@@ -194,26 +164,18 @@ def test_a_dataset_is_divided_carries_the_instruction_and_has_its_own_check():
     texts = {split: set(prompts.columns["prompt"]) for split, prompts in found.items()}
     together = set.union(*texts.values())
     assert sum(map(len, found.values())) == 1280 > len(together) == sum(map(len, texts.values()))
-    assert len(texts["train"]) == pytest.approx(0.6 * len(together), abs=1)
     assert all(text.endswith(gym.SUFFIX) and text.count("boxed") == 1 for text in together)
-    sums = [re.search(r": (.*) =", text)[1].split() for text in together]
-    assert {len(terms) for terms in sums} == {3, 5}
-    assert max(int(term) for terms in sums for term in terms[::2]) == 9
+    asked = [text.removesuffix(gym.SUFFIX) for text in together]
+    assert any("*" in text for text in asked)
+    assert not any({*"/("} & {*text} for text in asked)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "told"),
-    [("chain_sums", "'chain_sums' not registered"), ("chain_sum:min_term=2", "argument 'min_term'"),
-     ("chain_sum:min_terms=9", "max_terms must be >= min_terms")],
-)  # fmt: skip
-def test_a_bad_task_or_setting_is_one_line(dataset, told):
-    where = f"--dataset reasoning-gym:{dataset}: "
-    with pytest.raises(UserError, match=f"^{where}.*{told}") as caught:
-        gym.problems(f"reasoning-gym:{dataset}")
-    assert "\n" not in str(caught.value)
+def test_a_bad_setting_is_one_line():
+    with pytest.raises(UserError, match="^--dataset reasoning-gym:gcd:x=1: .*argument 'x'") as e:
+        gym.problems("reasoning-gym:gcd:x=1")
+    assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize(("check", "dataset"), [(gym.NAME, "arithmetic"), ("exact", SUMS)])
-def test_checks_that_do_not_fit(check, dataset):
-    with pytest.raises(UserError, match=f"--answer-check {check} does not go with --dataset"):
-        data.answer_check(check, dataset)
+def test_a_check_that_does_not_fit():
+    with pytest.raises(UserError, match="--answer-check exact does not go with --dataset reaso"):
+        data.answer_check("exact", SUMS)
