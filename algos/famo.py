@@ -72,7 +72,8 @@ def reweighted_rewards(rewards: Tensor, log_ratio: Tensor, group_size: int) -> T
     """
     groups = rewards.view(-1, group_size, rewards.size(1))
     log_ratio = log_ratio.view(-1, group_size, 1).masked_fill(groups.isnan(), -torch.inf)
-    return (log_ratio.softmax(1) * groups).nansum(1).mean(0)
+    present = (~groups.isnan()).sum(1)  # [P, K]; a prompt counts as often as it has the objective
+    return ((log_ratio.softmax(1) * groups).nansum(1) * present).sum(0) / present.sum(0)
 
 
 class FAMO:

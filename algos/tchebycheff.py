@@ -41,7 +41,8 @@ def smooth_weights(
     mean_rewards: Tensor, preference: Tensor, ideal: Tensor, temperature: float
 ) -> Tensor:
     """p_k softmax(p (z - J) / T)_k over their sum (Lin et al.). All [K]."""
-    weights = preference * (preference * (ideal - mean_rewards) / temperature).softmax(0)
+    distance = preference * gaps(mean_rewards, ideal)
+    weights = preference * (distance / temperature).softmax(0)
     return weights / weights.sum()
 
 
@@ -49,15 +50,21 @@ def mirror_descent_step(
     log_weights: Tensor, preference: Tensor, mean_rewards: Tensor, ideal: Tensor, lr: float
 ) -> Tensor:
     """log w_k + lr p_k (z_k - J_k), not normalised (Liu et al.). All [K]."""
-    return log_weights + lr * preference * (ideal - mean_rewards)
+    return log_weights + lr * preference * gaps(mean_rewards, ideal)
+
+
+def gaps(mean_rewards: Tensor, ideal: Tensor) -> Tensor:
+    """z - J; 0 for an objective without a mean, since no completion has it. [K]"""
+    return (ideal - mean_rewards).masked_fill(mean_rewards.isnan(), 0.0)
 
 
 def approach(controller, rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean of the batch, best of training so far), [K] each; alike where no completion has one."""
+    """(mean of the batch, best of training so far), [K] each; the mean is NaN where no completion
+    has the objective."""
     ideal = torch.maximum(controller.state["ideal"], rewards.nan_to_num(-torch.inf).amax(0))
-    mean = torch.where(rewards.isnan().all(0), ideal, rewards.nanmean(0))
+    mean = rewards.nanmean(0)
     remember(controller.state, ideal=ideal)
-    distance = controller.preference * (ideal - mean)
+    distance = controller.preference * gaps(mean, ideal)
     controller.log = {"tchebycheff/ideal": ideal, "tchebycheff/distance": distance}
     return mean, ideal
 
@@ -87,7 +94,8 @@ class SmoothTchebycheff:
     def weights(self, rewards: Tensor) -> Tensor:
         (mean, ideal), ema = approach(self, rewards), self.state["ema"]
         remember(self.state, ema=mean if ema is None else (1 - self.tau) * ema + self.tau * mean)
-        return smooth_weights(self.state["ema"], self.preference, ideal, self.temperature)
+        ema = mean if self.state["ema"] is None else self.state["ema"]  # of all, or not yet
+        return smooth_weights(ema, self.preference, ideal, self.temperature)
 
 
 class Tchebycheff:

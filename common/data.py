@@ -8,7 +8,7 @@ import numpy as np
 
 import rewards
 from common import ranks
-from common.errors import UserError, require
+from common.errors import UserError, require, told_as
 from common.flags import RunFlags
 from common.seeds import derive
 from prompts.chat import render
@@ -192,7 +192,8 @@ def _rows(columns: Columns, rows: list[int]) -> Columns:
 def _tokenize(columns: Columns, tokenizer, longest: int, split: str) -> Prompts:
     # a chat template has written the special tokens already
     special = {"add_special_tokens": not tokenizer.chat_template}
-    ids = tokenizer(columns["prompt"], **special)["input_ids"]
+    with told_as(f"a {split} prompt of --dataset is no text for the tokenizer"):
+        ids = tokenizer(columns["prompt"], **special)["input_ids"]
     kept = [i for i, row in enumerate(ids) if 0 < len(row) <= longest]
     require(bool(kept), f"--max-prompt-length {longest} drops every {split} prompt")
     if len(kept) < len(ids):

@@ -41,8 +41,6 @@ def parse(args_class: type, script: str, argv: list[str]):
     differing = [k for k in known - FREE if args.resume and getattr(args, k) != getattr(default, k)]
     told = ", ".join(f"--{k.replace('_', '-')} (was {before.get(k)})" for k in sorted(differing))
     require(not differing, f"--resume {args.resume}: these flags differ from the run's: {told}")
-    if args.resume and args.lr_schedule == "linear" and args.steps != default.steps and speaks:
-        print("warning: --lr-schedule linear falls over all --steps: with others the rate jumps")
     return args
 
 

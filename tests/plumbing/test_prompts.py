@@ -135,7 +135,7 @@ def test_the_hub_is_asked_for_a_name_and_its_config(monkeypatch):
     expected = {"train": {"problem": ["a"]}, "test": {"problem": ["a"]}}
     assert read_splits("openai/gsm8k:main") == expected
     assert asked == [("openai/gsm8k", "main")]
-    with pytest.raises(UserError, match="^--dataset openai/gsm8k .* Config name is missing.$"):
+    with pytest.raises(UserError, match="^--dataset openai/gsm8k .* .Config name is missing.*$"):
         read_splits("openai/gsm8k")
 
 
