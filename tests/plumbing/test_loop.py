@@ -15,7 +15,7 @@ from common.data import Prompts, load
 from common.errors import UserError
 from common.evaluate import evaluate
 from common.flags import RunFlags
-from common.model import load_model, load_tokenizer, token_logprobs
+from common.model import clip_gradients, load_model, load_tokenizer, token_logprobs
 from common.pretrained import model_path
 from common.rollout import TransformersEngine
 from common.run import Run
@@ -137,6 +137,14 @@ def test_a_loss_is_a_mean_over_the_tokens_of_its_mini_batch(tmp_path):
     losses = [-np.average(advantages[age == n], weights=lengths[age == n]) for n in (0, 1)]
     assert abs(np.mean(losses)) > 1e-2
     assert row["loss/policy"] == pytest.approx(np.mean(losses), rel=1e-3)
+
+
+def test_gradients_are_clipped_to_the_norm_and_their_own_is_told():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    for given, after in (([3.0, 4.0], [0.6, 0.8]), ([0.3, 0.4], [0.3, 0.4])):
+        parameter.grad = torch.tensor(given)
+        assert clip_gradients([parameter], 1.0) == pytest.approx(np.linalg.norm(given))
+        torch.testing.assert_close(parameter.grad, torch.tensor(after))
 
 
 @pytest.mark.parametrize("name", ["linear", "mgda"])  # with one gradient, and one per objective
