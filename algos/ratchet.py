@@ -105,7 +105,7 @@ def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
 
     A reward that is NaN, for it does not apply, adds nothing; the score is NaN where none applies.
     """
-    return (rewards.nan_to_num(0.0) @ weights).masked_fill(rewards.isnan().all(1), torch.nan)
+    return (rewards.nan_to_num() @ weights).masked_fill(rewards.isnan().all(1), torch.nan)
 
 
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
@@ -122,7 +122,7 @@ def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estima
         variance = (lengths * centred**2).nansum() / (lengths.sum() - 1)
         return (centred * torch.rsqrt(variance + 1e-8)).to(scores)
     groups = exact.view(-1, group_size)
-    mean, present = groups.nanmean(1, keepdim=True), (~groups.isnan()).sum(1, keepdim=True)
+    mean, present = groups.nanmean(1, keepdim=True), groups.isfinite().sum(1, keepdim=True)
     std = torch.where(groups.isnan(), mean, groups).std(1, keepdim=True)
     std = std * ((group_size - 1) / (present - 1).clamp(min=1)).sqrt()
     return ((groups - mean) / (std + 1e-6)).flatten().to(scores)
