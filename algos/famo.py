@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import rewards as reward_functions
 from common import flags, launch
 from common.batch import micro_batches, mini_batches
 from common.meter import Meter
@@ -73,7 +72,8 @@ def reweighted_rewards(rewards: Tensor, log_ratio: Tensor, group_size: int) -> T
     """
     groups = rewards.view(-1, group_size, rewards.size(1))
     log_ratio = log_ratio.view(-1, group_size, 1).masked_fill(groups.isnan(), -torch.inf)
-    return (log_ratio.softmax(1) * groups).nansum(1).mean(0)
+    present = (~groups.isnan()).sum(1)  # [P, K]; a prompt counts as often as it has the objective
+    return ((log_ratio.softmax(1) * groups).nansum(1) * present).sum(0) / present.sum(0)
 
 
 class FAMO:
@@ -117,13 +117,16 @@ class FAMO:
 
 # --- SHARED: advantages and loss ---
 def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
-    """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B]. A reward that is
-    NaN, for it does not apply, adds nothing; the score is NaN where none applies."""
+    """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B].
+
+    A reward that is NaN, for it does not apply, adds nothing; the score is NaN where none applies.
+    """
     return (rewards.nan_to_num(0.0) @ weights).masked_fill(rewards.isnan().all(1), torch.nan)
 
 
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
     """One advantage per completion, shared by all its tokens. scores, lengths in tokens [B] -> [B].
+
     reinforce: REINFORCE++ (Hu et al., 2025), whitened over the batch, every token counted once.
     grpo (Shao et al., 2024): centred and scaled within a prompt. In float64: where all scores are
     alike, dividing would blow up float32's rounding error. Scores that are NaN are left out.
@@ -145,8 +148,10 @@ def policy_loss(
     ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float
 ) -> tuple[Tensor, Tensor]:
     """PPO's clipped surrogate per token, to be minimised, and where it has a gradient (eq. 6).
+
     ratio [B,T], advantages [B] -> [B,T] twice. Infinite clips give REINFORCE. dual_clip > 0 bounds
-    the loss of negative advantages at dual_clip * |advantage| (Ye et al., 2020)."""
+    the loss of negative advantages at dual_clip * |advantage| (Ye et al., 2020).
+    """
     advantages = advantages[:, None]
     active = torch.where(advantages >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
     loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
@@ -162,33 +167,13 @@ def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
     return (d.exp() - d - 1).clamp(-10, 10)
 
 
-def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_size: int) -> Tensor:
-    """Covariance law (eq. 3): mean over prompts of the covariance, over a prompt's completions, of
-    what the update weighs a completion with and of each reward; biased (1/G) as in the paper.
-    completion_weight [B], rewards [B,K] -> [K]."""
-    weight = completion_weight.view(-1, group_size, 1)
-    reward = rewards.view(-1, group_size, rewards.size(1))
-    products = (weight - weight.mean(1, keepdim=True)) * (reward - reward.nanmean(1, keepdim=True))
-    return products.nanmean((0, 1))
-
-
 # --- SHARED: args ---
 @dataclass
 class Args(flags.RunFlags):
-    seed: int = 1
-    """decides prompts, completions and mini-batches"""
-    steps: int = 100
-    """training steps, each on fresh completions (paper: 810)"""
     prompts: int = 16
     """prompts per step, P (paper: 32)"""
     completions: int = 16
     """completions per prompt, G (paper: 16)"""
-    max_new_tokens: int = 56
-    """longest completion, in tokens (paper: 1024)"""
-    temperature: float = 1.0
-    """sampling temperature of training and of the sampled evaluation"""
-    rewards: tuple[str, ...] = reward_functions.DEFAULT
-    """objectives as module:function or file.py:function, any number, named after the function"""
     estimator: Literal["reinforce", "grpo"] = "reinforce"
     """advantages: REINFORCE++ (whitened over the batch, no clip) or GRPO (per prompt, clipped)"""
     clip_low: float = 0.2
@@ -224,7 +209,7 @@ class Args(flags.RunFlags):
     """decay of the logits towards equal weights (official code: 1e-5; FAMO's own: to 1e-2)"""
 
 
-def controller(args: Args, objectives: list[str], device: torch.device) -> FAMO:
+def controller(args: Args, objectives: list[str], device) -> FAMO:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     reward_max = flags.one_each("--reward-max", args.reward_max, 1.0, objectives, device)
     flags.at_least(args, 0, "weight_lr", "gamma")
@@ -233,7 +218,7 @@ def controller(args: Args, objectives: list[str], device: torch.device) -> FAMO:
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, Path(__file__).stem)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks, rewards, folder, log
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
@@ -288,10 +273,7 @@ def main(args: Args) -> None:
         algorithm.learn(rewards, measured, G)
 
         # --- SHARED: log, evaluate, save ---
-        cov = within_prompt_covariance(advantages, rewards, G)
-        cov_active = within_prompt_covariance(advantages * meter.active, rewards, G)
-        logged = {"weight": weights, "cov": cov, "cov_active": cov_active, **algorithm.log}
-        run.finish(step, meter, rewards, advantages, logged)  # [B, K], [B], [K] each
+        run.finish(step, meter, rewards, advantages, weights, algorithm.log)
     run.close()  # model/, curves.png, and what became of each objective
 
 

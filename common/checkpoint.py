@@ -9,17 +9,14 @@ All are read with weights_only=True, so that no file runs code. Both functions a
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from common import ranks
-from common.errors import UserError, first_line, require
+from common.errors import UserError, require, told_as
 
 KEPT = 2
 
@@ -40,20 +37,21 @@ def save_checkpoint(run: Path, step: int, policy, optimizer, state: dict, kept: 
     sharded = [name for name, tensor in tensors.items() if isinstance(tensor, DTensor)]
     layout = {"ranks": ranks.count(), "sharded": sharded}
 
-    told = f"{folder} cannot be written; those before it are intact: make room, then --resume {run}"
+    then = f"; those before it are intact: make room, then --resume {run}"
+    told = (f"{folder} cannot be written", then)
 
-    @told_as(told)
+    @told_as(*told)
     def prepare() -> None:
         shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed while it wrote
         temporary.mkdir(parents=True)
         torch.save(state | {"layout": layout}, temporary / "state.pt")
 
-    @told_as(told)
+    @told_as(*told)
     def write_share() -> None:
         own = {name: _local(tensor).detach() for name, tensor in tensors.items()}
         torch.save(own, temporary / f"rank_{ranks.rank()}.pt")
 
-    @told_as(told)
+    @told_as(*told)
     def publish() -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was resumed from before it
         os.replace(temporary, folder)
@@ -105,15 +103,6 @@ def _load(folder: Path, policy: nn.Module, optimizer, state: dict) -> None:
                 moment = torch.zeros_like(like, dtype=whole.dtype).requires_grad_(False)
                 _fill(moment, whole)
                 optimizer.state[parameter][field] = moment
-
-
-@contextmanager
-def told_as(what: str) -> Iterator[None]:
-    """Turn what the disk or torch objects to into a UserError. Used as a decorator."""
-    try:
-        yield
-    except (UserError, OSError, RuntimeError, KeyError, ValueError, UnpicklingError) as error:
-        raise UserError(f"{what} ({type(error).__name__}: {first_line(error)})") from error
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -35,3 +35,13 @@ def remember(state: dict, **new: Tensor | int | list | None) -> None:
             old = state[name]
             value = None if old is None else torch.where(value.isfinite(), value, old)
         state[name] = value
+
+
+def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_size: int) -> Tensor:
+    """Covariance law (arXiv 2602.06869, eq. 3): mean over prompts of the covariance, over their
+    completions, of what the update weighs a completion with and of each reward; biased (1/G) as in
+    the paper. completion_weight [B], rewards [B,K] -> [K]."""
+    weight = completion_weight.view(-1, group_size, 1)
+    reward = rewards.view(-1, group_size, rewards.size(1))
+    products = (weight - weight.mean(1, keepdim=True)) * (reward - reward.nanmean(1, keepdim=True))
+    return products.nanmean((0, 1))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import told_as
 from common.runs import Run
 from common.verdict import change_of
 
@@ -23,18 +23,17 @@ def picture(out: Path, width: float, height: float):
     went wrong: no picture is worth a run.
     """
     temporary = out.with_name(f".{os.getpid()}.{out.name}")
-    try:
-        from matplotlib import figure, style  # here: training must not wait for it
+    with told_as(f"the picture {out} cannot be written"):
+        try:
+            from matplotlib import figure, style  # here: training must not wait for it
 
-        with style.context(["default", STYLE]):
-            drawn = figure.Figure((width, height), layout="constrained")
-            yield drawn
-            drawn.savefig(temporary, dpi=150)
-        temporary.replace(out)
-    except Exception as error:
-        raise UserError(f"the picture {out} cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+            with style.context(["default", STYLE]):
+                drawn = figure.Figure((width, height), layout="constrained")
+                yield drawn
+                drawn.savefig(temporary, dpi=150)
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def draw(run: Run, out: Path) -> None:

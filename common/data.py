@@ -8,7 +8,7 @@ import numpy as np
 
 import rewards
 from common import ranks
-from common.errors import UserError, require
+from common.errors import UserError, require, told_as
 from common.flags import RunFlags
 from common.seeds import derive
 from prompts.chat import render
@@ -77,7 +77,7 @@ def load(args: RunFlags, tokenizer, objectives: Mapping, check: str) -> dict[str
     if check == gym.NAME:
         suffix = args.prompt_suffix or gym.SUFFIX
     for split, columns in _named(_tables(dataset), dataset).items():
-        columns = _usable(args, split, columns, objectives, check)
+        columns = usable(args, split, columns, objectives, check)
         where = f"--dataset {dataset}: a prompt of {split}"
         tools = columns.get("tools", [None] * len(columns["prompt"]))
         texts = [
@@ -114,17 +114,17 @@ def _named(tables: dict[str, Columns], dataset: str) -> dict[str, Columns]:
     return {split: found[split] for split in ("train", "tune", "test") if split in found}
 
 
-def _usable(args: RunFlags, split: str, columns: Columns, objectives, check: str) -> Columns:
+def usable(args: RunFlags, split: str, columns: Columns, objectives, check: str) -> Columns:
     """The rows with an answer that a completion could match; `prompt` and `answer` among their
     columns. Others are an error, or with --drop-unusable left out."""
     prompt = args.prompt_column or _first(PROMPT_COLUMNS, columns, "--prompt-column")
     answer = args.answer_column or _first(ANSWER_COLUMNS, columns, "--answer-column")
-    texts, cells = _column(columns, prompt, split), _column(columns, answer, split)
+    texts, cells = column(columns, prompt, split), column(columns, answer, split)
     taken = ", ".join(sorted(rewards.ARGUMENTS & columns.keys()))
     require(not taken, f"--dataset {args.dataset}: rename the column {taken}: rewards get another")
     by_entry = check == gym.NAME  # whose scorer reads the whole problem
     answers = cells if by_entry else [reference(cell) for cell in cells]
-    asked = _column(columns, "entry", split) if by_entry else answers
+    asked = column(columns, "entry", split) if by_entry else answers
     given = [one for one in asked if one is not None]
     reasons = {None: "no completion could be right"}
     reasons |= ranks.on_first(lambda: rewards.unusable(objectives, given, check))
@@ -141,12 +141,12 @@ def _usable(args: RunFlags, split: str, columns: Columns, objectives, check: str
 
 def _first(candidates: tuple[str, ...], columns: Columns, flag: str) -> str:
     for name in candidates:
-        if name.split(".")[0] in columns:
+        if name in columns or name.split(".")[0] in columns:
             return name
     raise UserError(f"{flag} is needed: the dataset has the columns {', '.join(columns)}")
 
 
-def _column(columns: Columns, name: str, split: str) -> list:
+def column(columns: Columns, name: str, split: str) -> list:
     """A column by name, or a field inside one by a dotted name."""
     head, *fields = [name] if name in columns else name.split(".")
     try:
@@ -192,7 +192,8 @@ def _rows(columns: Columns, rows: list[int]) -> Columns:
 def _tokenize(columns: Columns, tokenizer, longest: int, split: str) -> Prompts:
     # a chat template has written the special tokens already
     special = {"add_special_tokens": not tokenizer.chat_template}
-    ids = tokenizer(columns["prompt"], **special)["input_ids"]
+    with told_as(f"a {split} prompt of --dataset is no text for the tokenizer"):
+        ids = tokenizer(columns["prompt"], **special)["input_ids"]
     kept = [i for i, row in enumerate(ids) if 0 < len(row) <= longest]
     require(bool(kept), f"--max-prompt-length {longest} drops every {split} prompt")
     if len(kept) < len(ids):

@@ -31,6 +31,18 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
+def told_as(what: str, then: str = "") -> Iterator[None]:
+    """Turn whatever a library or the disk objects to into a UserError: what failed, the cause in
+    brackets, what to do. A UserError stays as it is. Also a decorator."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # each library has its own
+        raise UserError(f"{what} ({first_line(error)}){then}") from error
+
+
+@contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn a `UserError` into its one line on stderr and exit code 2, and what stops a program into
     the shell's codes. Other exceptions keep their traceback: they are our bugs. Of several ranks,

@@ -1,6 +1,5 @@
-"""The flags that say where and how a run runs, and the checks of those that all scripts have.
-
-They change place, speed and what is looked at. What decides what is learned stands in the scripts.
+"""The flags that say what a run is trained on, where and how it runs, and the checks of those that
+all scripts have. How it learns stands in the scripts.
 """
 
 from dataclasses import dataclass
@@ -11,12 +10,24 @@ import torch
 from torch import Tensor
 
 from common.errors import require
+from rewards import DEFAULT
 
 LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass
 class RunFlags:
+    seed: int = 1
+    """decides prompts, completions and mini-batches"""
+    steps: int = 100
+    """training steps, each on fresh completions (paper: 810)"""
+    rewards: tuple[str, ...] = DEFAULT
+    """objectives as module:function or file.py:function, any number, named after the function"""
+    max_new_tokens: int = 56
+    """longest completion, in tokens (paper: 1024)"""
+    temperature: float = 1.0
+    """sampling temperature of training and of the sampled evaluation"""
+
     preset: str = ""
     """named values of flags (`python run.py presets` lists them); a flag given beside it wins"""
     out: str = ""

@@ -1,8 +1,10 @@
 """A script from the command line: its flags before, errors in one line, the ranks' end after."""
 
+import difflib
 import json
 import os
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,8 +13,8 @@ import tyro
 
 from common import ranks
 from common.errors import UserError, plain_errors, require
-from common.presets import preset
 
+PRESETS = Path(__file__).resolve().parents[1] / "algos" / "presets.toml"
 FREE = {"resume", "steps", "track"}  # flags that a resumed run may be given anew
 
 
@@ -39,8 +41,6 @@ def parse(args_class: type, script: str, argv: list[str]):
     differing = [k for k in known - FREE if args.resume and getattr(args, k) != getattr(default, k)]
     told = ", ".join(f"--{k.replace('_', '-')} (was {before.get(k)})" for k in sorted(differing))
     require(not differing, f"--resume {args.resume}: these flags differ from the run's: {told}")
-    if args.resume and args.lr_schedule == "linear" and args.steps != default.steps and speaks:
-        print("warning: --lr-schedule linear falls over all --steps: with others the rate jumps")
     return args
 
 
@@ -55,3 +55,23 @@ def saved_flags(folder: str, script: str) -> dict:
     told = f"--resume {folder}: that run is of {saved['script']}, not of {script}"
     require(saved["script"] == script, told)
     return saved
+
+
+def presets(script: str = "") -> dict[str, dict]:
+    """The flags of every preset, by its name; with what `script` adds to those of the paper."""
+    table = tomllib.loads(PRESETS.read_text())
+    own = table["scripts"].get(script, {})
+    papers = {
+        f"{model}-{data}": table["paper"] | flags | chosen | own
+        for model, flags in table["models"].items()
+        for data, chosen in table["datasets"].items()
+    }
+    return papers | table["others"]
+
+
+def preset(name: str, script: str) -> dict:
+    """The flags that --preset sets for a script. Raises UserError naming the nearest there is."""
+    known = presets(script)
+    near = ", ".join(difflib.get_close_matches(name, known, n=1) or known)
+    require(name in known, f"--preset {name} does not exist; there is {near}")
+    return known[name]

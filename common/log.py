@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import ranks
-from common.errors import UserError, first_line, require
+from common.errors import require, told_as
 
 LOGS = ("metrics.jsonl", "completions.jsonl", "training_completions.jsonl", "statistics.jsonl")
 
@@ -41,7 +41,8 @@ class Log:
         if last_step is not None:
             self.cut(last_step)
         name = config["track"]
-        try:
+        then = f": pip install {name}, log in, or leave it out"
+        with told_as(f"--track {name} could not start", then):
             if name == "tensorboard":
                 made = import_module("torch.utils.tensorboard").SummaryWriter
                 board = made(str(self.folder), purge_step=(last_step or -1) + 1)
@@ -52,9 +53,6 @@ class Log:
                 tracker = import_module(name)
                 tracker.init(project="cleanmoa", name=self.folder.name, config=config)
                 self.track, self.close = tracker.log, tracker.finish
-        except Exception as error:  # not installed, not logged in, no network
-            told = f"--track {name} could not start ({first_line(error)}): pip install {name}"
-            raise UserError(f"{told}, log in, or leave it out") from error
 
     def cut(self, last_step: int) -> None:
         """Drop the lines of later steps, and one that is half written."""

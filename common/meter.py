@@ -5,6 +5,7 @@ from torch import Tensor
 
 from common import ranks
 from common.batch import Batch
+from common.controllers import within_prompt_covariance
 
 
 class Meter:
@@ -67,26 +68,33 @@ class Meter:
 
 
 def describe(
-    meter: Meter, objectives, rewards: Tensor, advantages: Tensor, group_size: int, logged: dict
+    meter: Meter,
+    objectives: list[str],
+    rewards: Tensor,
+    advantages: Tensor,
+    group_size: int,
+    weights: Tensor,
+    logged: dict,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """(metrics of the script and per objective, as <name>/<objective>; metrics of the whole step).
 
-    rewards [B,K], advantages [B]. logged: what the script logs, numbers and tensors [K], `weight`,
-    `cov` and `cov_active` among them.
+    rewards [B,K], advantages [B], weights [K]; logged: what the algorithm logs beside, numbers and
+    tensors [K] by name.
     """
     groups = rewards.view(-1, group_size, rewards.size(1))
     law, rate, nats = first_order_change(
         meter.drift, meter.age, advantages, rewards, group_size, len(meter.norms)
     )
+    active = advantages * meter.active  # as far as the clip does not act
     observed = {
         "reward": rewards.mean(0),
         "reward_std": rewards.std(0),
         # share of prompts whose completions differ in this reward
         "signal": (groups != groups[:, :1]).any(1).float().mean(0),
-        "weight": logged["weight"],
-        "weight_share": logged["weight"] / logged["weight"].sum(),
-        "cov": logged["cov"],
-        "cov_active": logged["cov_active"],
+        "weight": weights,
+        "weight_share": weights / weights.sum(),
+        "cov": within_prompt_covariance(advantages, rewards, group_size),
+        "cov_active": within_prompt_covariance(active, rewards, group_size),
         "law": law,
         **logged,
     }

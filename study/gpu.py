@@ -21,7 +21,7 @@ PARTS = {
     "check": (
         "nvidia-smi",
         "python run.py doctor",
-        "python -m pytest -n0 tests/plumbing/test_models.py tests/plumbing/test_prompts_once.py",
+        "python -m pytest -n0 tests/plumbing/test_policy.py tests/plumbing/test_sampler.py",
     ),
     # seconds of a step by parts, tokens per second, peak memory
     "scale": (

@@ -72,37 +72,32 @@ def sampled(
     engine.sync(policy, 0)
     ids, _ = engine.generate(prompts.ids, group, LONGEST, 1.0, seeds)
     texts = encoder.batch_decode(ids, skip_special_tokens=True)
-    batch = pad([p for p in prompts.ids for _ in range(group)], ids, encoder.pad_token_id)
-    answers = [answer for answer in prompts.columns["answer"] for _ in range(group)]
+    asked = prompts.repeat(group)
+    batch = pad(asked.ids, ids, encoder.pad_token_id)
     mean_length = mean_length or batch.lengths.mean().item()
-    rewards = [
-        accuracy(completions=texts, answer=answers, answer_check="exact"),
-        conciseness(completion_ids=ids, mean_length=mean_length),
-        clarity(completions=texts),
-    ]
-    return batch, Tensor(rewards).T.view(len(prompts), group, -1)
+    rewards = accuracy(completions=texts, answer=asked.columns["answer"])
+    rewards += conciseness(completion_ids=ids, mean_length=mean_length)
+    rewards += clarity(completions=texts)
+    return batch, Tensor(rewards).view(3, len(prompts), group).permute(1, 2, 0)
 
 
-def policy_gradients(policy: nn.Module, batch: Batch, rewards: Tensor) -> list[Tensor]:
-    """Unbiased gradient of every objective's mean reward, K flat tensors in float64:
-    E[(r - mean of the prompt's other completions) grad log pi(y)]. rewards [P, G, K]."""
-    size = rewards.size(1)
+def policy_gradients(policy: nn.Module, batch: Batch, rewards: Tensor) -> Tensor:
+    """Unbiased gradient of every objective's mean reward in float64:
+    E[(r - mean of the prompt's other completions) grad log pi(y)]. rewards [P, G, K] -> [K, D]."""
+    size, parameters = rewards.size(1), list(policy.parameters())
     weights = (rewards - rewards.mean(1, keepdim=True)) / (size - 1) / len(rewards)  # [P, G, K]
     likelihood = token_logprobs(policy, batch, 1.0).sum(1)  # [B]
-    parameters = list(policy.parameters())
     found = []
-    for weight in weights.flatten(0, 1).T:
-        gradient = torch.autograd.grad(
-            weight.to(likelihood) @ likelihood, parameters, retain_graph=True
-        )
+    for mean in weights.flatten(0, 1).T.to(likelihood) @ likelihood:
+        gradient = torch.autograd.grad(mean, parameters, retain_graph=True)
         found.append(torch.cat([part.flatten() for part in gradient]).double())
-    return found
+    return torch.stack(found)
 
 
-def cross_gram(first: list[Tensor], second: list[Tensor]) -> Tensor:
-    """Inner products of gradients of disjoint halves, the mean of <g_i, h_j> and <h_i, g_j>:
+def cross_gram(first: Tensor, second: Tensor) -> Tensor:
+    """Inner products of gradients [K, D] of disjoint halves, the mean of <g_i, h_j> and <h_i, g_j>:
     unbiased also on the diagonal. [K, K]."""
-    products = torch.stack(first) @ torch.stack(second).T
+    products = first @ second.T
     return (products + products.T) / 2
 
 

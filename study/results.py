@@ -1,5 +1,4 @@
-"""The tables of docs/results.md and docs/results/tables.md, from every evaluation of every run that
-docs/results keeps.
+"""The tables of docs/results.md, from every evaluation of every run that docs/results keeps.
 
     python -m study.results                                        # the tables anew
     python -m study.results --runs results/study                   # and these runs into curves.csv
@@ -22,7 +21,7 @@ from common.errors import plain_errors, require
 from common.flags import RunFlags
 from common.runs import Run
 from common.verdict import NOISE
-from tools.leaderboard import LAST, leaderboard, load_finished
+from tools.leaderboard import LAST, load_finished
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RUN = ["model", "dataset", "estimator", "script", "seed"]  # columns that tell a run apart
@@ -165,26 +164,6 @@ def records(runs: pd.DataFrame) -> str:
     return markdown(table.loc[order].reset_index(names="script"))
 
 
-def tables(rows: pd.DataFrame) -> str:
-    """The leaderboard of every setting, without times: runs shared their cores with other work."""
-    parts = []
-    for (model, dataset, estimator), section in rows.groupby(RUN[:3], sort=False):
-        runs = []
-        for (script, seed), run in section.groupby(["script", "seed"]):
-            table = run[[*NAMES, "length"]].add_prefix("eval/")
-            errors = (table * (1 - table) / (PROMPTS - 1)).abs() ** 0.5
-            table = table.join(errors.add_suffix("_se"))
-            # greedy evaluations, which a verdict asks for, were not kept
-            greedy = table.rename(columns=lambda key: key.replace("eval/", "eval/greedy/"))
-            lines = table.join(greedy).assign(step=run["step"]).to_dict("records")
-            args = {"script": script, "seed": seed, "objectives": NAMES}
-            runs.append(Run(Path(f"{script}-s{seed}"), args, lines))
-        found, _ = leaderboard(runs)
-        found = found.drop(columns=found.filter(regex="greed|second").columns)
-        parts += [f"### `{base(model)}` {estimator.upper()}, {dataset}", markdown(found)]
-    return "\n\n".join(parts)
-
-
 def put(page: Path, mark: str, text: str) -> None:
     """Write a text between a page's marks `<!-- MARK: begin -->` and `<!-- MARK: end -->`."""
     begin, end = (f"<!-- {mark}: {edge} -->" for edge in ("begin", "end"))
@@ -197,11 +176,9 @@ def main(args: Args) -> None:
         new = metrics(load_finished(args.runs)[0]).dropna(subset="length")
         both = in_order(merged(kept(args.into), new))
         both.to_csv(DOCS / "results" / args.into, index=False, float_format="%.5g")
-    study = kept("curves.csv")
-    put(DOCS / "results.md", "verdicts", verdicts(summary(study)))
+    put(DOCS / "results.md", "verdicts", verdicts(summary(kept("curves.csv"))))
     put(DOCS / "results.md", "records", records(summary(kept("curves.csv", "field.csv"))))
-    put(DOCS / "results" / "tables.md", "tables", tables(study))
-    print("wrote docs/results.md and docs/results/tables.md")
+    print("wrote docs/results.md")
 
 
 if __name__ == "__main__":

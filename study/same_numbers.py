@@ -23,23 +23,17 @@ from random import randrange
 import tyro
 from tyro.conf import Positional
 
-SMALL = (
-    "--steps 4 --checkpoint-every 2 --eval-every 2 --eval-prompts 16 --prompts 4 --completions 4"
-)
+SMALL = "--steps 4 --checkpoint-every 2 --eval-every 2 --eval-prompts 8 --prompts 4 --completions 4"
 MORE = "--kl-coef 0 --epochs 2 --lr-schedule linear --micro-batch-tokens 512 --tis-cap 2"
-RUNS = {  # ranks and flags
-    "reinforce": (1, "--estimator reinforce"),
-    "reinforce-2-ranks": (2, "--estimator reinforce"),
-    "grpo": (1, "--estimator grpo"),
-    "grpo-2-ranks": (2, "--estimator grpo"),
-    "variants": (1, f"--estimator grpo --dual-clip 3 {MORE}"),
-    "one-update": (1, "--estimator grpo --mini-batches 1 --temperature 0.7 --seed 3"),
+RUNS = {  # flags by the names of the runs
+    "reinforce": "--estimator reinforce",
+    "reinforce-2-ranks": "--estimator reinforce",
+    "grpo": "--estimator grpo",
+    "grpo-2-ranks": "--estimator grpo",
+    "variants": f"--estimator grpo --dual-clip 3 {MORE}",
+    "one-update": "--estimator grpo --mini-batches 1 --temperature 0.7 --seed 3",
 }
 FILES = ["metrics.jsonl", "statistics.jsonl", "completions.jsonl", "args.json"]
-
-
-def scripts_of(checkout: Path) -> set[str]:
-    return {path.stem for path in (checkout / "algos").glob("[a-z]*.py")}
 
 
 # --- training, in a process that has one checkout on its path ---
@@ -54,25 +48,25 @@ def train(checkout: Path, out: Path, again: bool, scripts: list[str]) -> None:
 
     for script in scripts:
         file = import_module(f"algos.{script}").__file__
-        for name, (ranks, flags) in RUNS.items():
-            folder = out / f"{script}-{name}"
-            start(file, [*SMALL.split(), *flags.split(), "--out", str(folder)], folder, ranks)
+        for name, flags in RUNS.items():
+            folder, ranks = out / f"{script}-{name}", 1 + name.endswith("2-ranks")
+            start(file, f"{SMALL} {flags} --out {folder}", folder, ranks)
             if again and ranks == 1 and (folder / "model").exists():
                 copy = out / f"{script}-{name}-resumed"
                 shutil.copytree(folder, copy)
                 shutil.rmtree(copy / "model")
                 shutil.rmtree(max((copy / "checkpoints").glob("step_*")))
-                start(file, ["--resume", str(copy)], copy, 1)
+                start(file, f"--resume {copy}", copy, 1)
 
 
-def start(file: str, argv: list[str], folder: Path, ranks: int) -> None:
+def start(file: str, flags: str, folder: Path, ranks: int) -> None:
     """Run a script on its ranks and wait."""
     log, processes = f"{folder}.log", []
     world = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1"}
     world |= {"MASTER_PORT": randrange(20000, 60000)}
     for rank in range(ranks):
         own = world | {"RANK": rank, "LOCAL_RANK": rank} if ranks > 1 else {}
-        arguments = (file, argv, own, os.devnull if rank else log)
+        arguments = (file, flags, own, os.devnull if rank else log)
         processes.append(get_context("fork").Process(target=child, args=arguments))
         processes[-1].start()
     for process in processes:
@@ -81,12 +75,12 @@ def start(file: str, argv: list[str], folder: Path, ranks: int) -> None:
         print(f"{folder.name} failed:\n{Path(log).read_text()[-2000:]}", flush=True)
 
 
-def child(file: str, argv: list[str], environment: dict[str, object], log: str) -> None:
+def child(file: str, flags: str, environment: dict[str, object], log: str) -> None:
     with open(log, "w") as printed:
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)
     os.environ |= {name: str(value) for name, value in environment.items()}
-    sys.argv = [file, *argv]
+    sys.argv = [file, *flags.split()]
     runpy.run_path(file, run_name="__main__")
 
 
@@ -103,35 +97,35 @@ def content(file: Path) -> object:
     return json.loads(file.read_text()) if file.name == "args.json" else file.read_bytes()
 
 
-def differences(left: Path, right: Path) -> tuple[list[str], set[str]]:
-    """What differs between two run folders, files and flags, and the flags that only one has."""
+def differences(left: Path, right: Path) -> list[str]:
+    """The files of two run folders that differ, and of the flags that both have those that do."""
     models = {f"model/{file.name}" for run in (left, right) for file in (run / "model").glob("*")}
     both = {name: (content(left / name), content(right / name)) for name in [*FILES, *models]}
     one, other = both.pop("args.json")
     found = [name for name, (a, b) in both.items() if a != b]
-    shared = (one.keys() & other.keys()) - {"out"}
-    return found + [
-        f"--{key}" for key in shared if one[key] != other[key]
-    ], one.keys() ^ other.keys()
+    flags = (one.keys() & other.keys()) - {"out"}
+    return found + [f"--{flag}" for flag in flags if one[flag] != other[flag]]
 
 
 def compare(left: Path, right: Path) -> bool:
     """Print what differs between the runs of two folders; whether anything does."""
-    names, faults, alone = sorted(log.stem for log in right.glob("*.log")), 0, set()
+    names, faults = sorted(log.stem for log in right.glob("*.log")), 0
     for name in names:
-        found, flags = differences(left / name.removesuffix("-resumed"), right / name)
-        faults, alone = faults + bool(found), alone | flags
-        if found:
+        whole = left / name.removesuffix("-resumed")
+        if found := differences(whole, right / name):
+            faults += 1
             print(f"{name}: {', '.join(found)} differ")
-    print(f"flags that one checkout alone has: {', '.join(sorted(alone)) or 'none'}")
+    flags = [content(run / "args.json").keys() for run in (whole, right / name)]
+    print(f"flags that one checkout alone has: {', '.join(flags[0] ^ flags[1]) or 'none'}")
     print(f"{len(names)} pairs of runs compared, {faults} differ")
-    return faults > 0 or not names
+    return faults > 0
 
 
 def main(left: Positional[Path], right: Positional[Path], scripts: Positional[list[str]]) -> bool:
-    """Train both checkouts in a temporary folder, and compare. No scripts: all that both have. Whether
-    anything differs."""
-    one, other = scripts_of(left), scripts_of(right)
+    """Train both checkouts in a temporary folder, and compare; whether anything differs. No
+    scripts: all that both have."""
+    files = ((checkout / "algos").glob("[a-z]*.py") for checkout in (left, right))
+    one, other = ({file.stem for file in each} for each in files)
     print(f"in one checkout alone: {', '.join(sorted(one ^ other)) or 'none'}", flush=True)
     scripts = sorted((one & other).intersection(scripts or one))
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

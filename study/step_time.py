@@ -30,11 +30,10 @@ from testbed import arithmetic, words
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
 SIZES = {  # of Qwen2.5's; the weights are random
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
     "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24},
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28},
 }
-HEADS = {"tiny": 4, "0.5b": 14, "1.5b": 12}  # and two of keys and values
+HEADS = {"0.5b": 14, "1.5b": 12}  # and two of keys and values
 WARM_UP = 2  # steps of a run that do not count
 
 
@@ -42,12 +41,12 @@ WARM_UP = 2  # steps of a run that do not count
 class Args:
     scripts: Annotated[tuple[str, ...], tyro.conf.Positional] = tuple(SCRIPTS)
     """names; the first is what the others are compared with"""
-    checkouts: tuple[Path, ...] = (ROOT,)
+    checkouts: tuple[str, ...] = (str(ROOT),)
     """folders of this project, each with the scripts"""
     trl: bool = False
     """TRL beside them"""
     model: str = "testbed"
-    """as in the scripts, or tiny, 0.5b, 1.5b: a Qwen2 of random weights"""
+    """as in the scripts, or 0.5b, 1.5b: a Qwen2 of random weights"""
     dataset: Literal["arithmetic", "words"] = "arithmetic"
     """problems"""
     prompts: int = 16
@@ -78,7 +77,7 @@ def written(model: str, folder: Path) -> str:
 
 
 def run_script(
-    checkout: Path, script: str, args: Args, passed: list[str], out: Path
+    checkout: str, script: str, args: Args, passed: list[str], out: Path
 ) -> pd.DataFrame:
     """The metrics of the steps that count. Raises CalledProcessError if the script fails."""
     flags = {name: getattr(args, name) for name in ("model", "dataset", "prompts", "completions")}
@@ -145,7 +144,7 @@ def main(args: Args, passed: list[str]) -> None:
             for checkout in args.checkouts:
                 for script in args.scripts:
                     found = run_script(checkout, script, args, passed, folder / f"run-{len(rows)}")
-                    rows.append(found.assign(side=f"{checkout.name or '.'}/{script}"))
+                    rows.append(found.assign(side=f"{checkout}/{script}"))
             if args.trl:
                 rows.append(run_trl(args, folder / "trl").assign(side="TRL"))
     medians = pd.concat(rows).groupby("side", sort=False).median(numeric_only=True)

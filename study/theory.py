@@ -96,21 +96,6 @@ def covariance_law(pi: Tensor, rewards: Tensor, score: Tensor, eta: float) -> La
     return Law(*(term.mean(0) for term in terms))
 
 
-# --- two modes (section 4.2) ---
-
-
-def two_mode_probability(
-    p: Tensor, score_gap: Tensor, eta: float, steps: Tensor | int = 1
-) -> Tensor:
-    """Probability of the good mode after `steps` tilts: logit p + steps eta (s_g - s_b) (eq. 4)."""
-    return torch.sigmoid(torch.logit(p) + steps * eta * score_gap)
-
-
-def two_mode_covariance(p: Tensor, reward_gap: Tensor, score_gap: Tensor) -> Tensor:
-    """Cov(r, s) = p (1-p) (r_g - r_b) (s_g - s_b) (eq. 5)."""
-    return p * (1 - p) * reward_gap * score_gap
-
-
 # --- gradient steps (appendix C) ---
 
 
@@ -139,14 +124,6 @@ def pseudo_inverse(fisher: Tensor) -> Tensor:
     """F^+ [D, D]. Theorem C.2 assumes that F is invertible. With one logit per token it never is,
     because equal logits change nothing; but gradients have no part along that direction."""
     return torch.linalg.pinv(fisher, hermitian=True, rtol=1e-12)
-
-
-def guaranteed_gain(slope: Tensor, direction: Tensor, smoothness: Tensor, step: float) -> Tensor:
-    """Lemma C.1: J_k(theta + step d) - J_k(theta) >= step <grad J_k, d> - L_k step^2 ||d||^2 / 2.
-
-    slope [K] = <grad J_k, d>, direction [D], smoothness L_k [K] -> [K].
-    """
-    return step * slope - smoothness * step**2 / 2 * direction.square().sum()
 
 
 # --- enumerable autoregressive models ---
@@ -346,16 +323,6 @@ def repaired_bracket(at: Landscape) -> float:
     return at.p * (at.best - middle) * at.best_gradient_floor - lost
 
 
-def pl_constant(bracket: float, at: Landscape, spread: float) -> float:
-    """mu with ||grad V||^2 / 2 >= mu (V* - V) at this parameter, from a lower bound of the slope; 0
-    where that is not positive.
-
-    spread: at least (V* - V) / (1-p). 2B gives the paper's h^2 / (4 B (1-p)) (Lemma D.5, eq. 18);
-    s* - min s is the sharpest.
-    """
-    return max(bracket, 0.0) ** 2 / (2 * spread * at.rest)
-
-
 def pl_ratio(at: Landscape) -> float:
     """The empirical PL ratio ||grad V||^2 / (2 (V* - V)): no assumption, and the largest mu that
     holds at this parameter."""
@@ -387,8 +354,8 @@ class FirstStep(NamedTuple):
     gradient: Tensor  # <grad J_k, theta_new - theta_old>: first order in the parameters
     law: Tensor  # eta Cov(r_k, s), eta from regressing the tilt that was made on the score
     fresh: Tensor  # [n, K] `change` as the other draws see it, which the update does not know
-    share: float  # squared correlation of that tilt with the score: 1 is the paper's update
-    size: float  # root mean square of log pi_new / pi_old within prompts, in nats
+    share: Tensor  # squared correlation of that tilt with the score: 1 is the paper's update
+    size: Tensor  # root mean square of log pi_new / pi_old within prompts, in nats
 
 
 def first_step(
@@ -413,7 +380,7 @@ def first_step(
 
     start, before, steps = nn.utils.parameters_to_vector(parameters).detach(), logprobs(), []
     # biased (1/G), as what is measured is
-    gradients = torch.stack(policy_gradients(policy, *draws[0])) * (1 - uniform[0, 0])  # [K, D]
+    gradients = policy_gradients(policy, *draws[0]) * (1 - uniform[0, 0])  # [K, D]
     for lr in lrs:
         nn.utils.vector_to_parameters(start.clone(), parameters)
         descent = kind(parameters, lr=lr, weight_decay=0.0)
@@ -426,9 +393,9 @@ def first_step(
         seen = zip(rewards, tilts, strict=True)
         change, *fresh = (covariance_law(uniform, *each, 1.0).change for each in seen)
         both = reward_covariance(uniform, torch.stack([score, tilts[0]], -1)).mean(0)
-        (variance, shared), (_, spread) = both.tolist()
+        (variance, shared), (_, spread) = both
         law = shared / variance * covariance(uniform, rewards[0], score).mean(0)
-        numbers = shared**2 / (variance * spread), math.sqrt(spread)
+        numbers = shared**2 / (variance * spread), spread.sqrt()
         steps.append(FirstStep(change, gradients @ moved, law, torch.stack(fresh), *numbers))
     return steps
 
@@ -448,50 +415,36 @@ def plot(panel, x, lines: dict, **words) -> None:
     """Lines by their labels, which differ in colour and dash."""
     for n, (label, y) in enumerate(lines.items()):
         panel.plot(x, y, DASHES[n % 3], label=label)
-    panel.legend()
+    panel.legend(ncols=2)
     panel.set(**words)
+
+
+def stacked(found: Sequence[NamedTuple]) -> NamedTuple:
+    """Tuples of tensors as one, with their number before each tensor's shape."""
+    return type(found[0])(*map(torch.stack, zip(*found, strict=True)))
 
 
 def draw_law(left, right) -> None:
     """Theorem 4.2 on one prompt with three modes."""
-    pi = torch.tensor([[0.1, 0.5, 0.4]], dtype=torch.float64)
-
-    def laws(etas) -> list[Law]:
-        return [covariance_law(pi, MODES[None], MODES[None].mean(2), eta) for eta in etas]
-
-    etas, lines = torch.linspace(0, 6, 121).tolist(), {}
-    for k, name in enumerate(("accuracy", "conciseness, clarity")):
-        lines[name] = [law.change[k] for law in laws(etas)]
-        lines[f"{name}: the law"] = [law.first[k] for law in laws(etas)]
-    plot(left, etas, lines, xlabel="size of the step, η", ylabel="change of the objective")
-    etas = torch.logspace(-3, 1, 41).tolist()
-    lines = {
-        "left out by the law, accuracy": [(law.change - law.first)[0].abs() for law in laws(etas)]
-    }
-    lines["second order"] = [law.second[0].abs() for law in laws(etas)]
-    lines["bound"] = [law.bound[0] for law in laws(etas)]
-    plot(right, etas, lines, xlabel="size of the step, η", xscale="log", yscale="log")
-
-
-def draw_two_modes(left, right) -> None:
-    """Equations 4 and 5 from three starts."""
-    steps, gap = torch.arange(41), torch.tensor(-0.5).double()
-    starts = [torch.tensor(start).double() for start in (0.99999, 0.99, 0.5)]
-    p = {
-        f"{start:g} at the start": two_mode_probability(start, gap, 1.0, steps) for start in starts
-    }
-    lines = {key: 0.2 + 0.7 * values for key, values in p.items()}
-    plot(left, steps, lines, xlabel="step", ylabel="objective that prefers the good mode")
-    lines = {key: two_mode_covariance(values, 0.7, gap) for key, values in p.items()}
-    plot(right, steps, lines, xlabel="step", ylabel="its covariance with the score")
+    pi, rewards = torch.tensor([[0.1, 0.5, 0.4]], dtype=torch.float64), MODES[None]
+    for panel, etas in ((left, torch.linspace(0, 6, 121)), (right, torch.logspace(-3, 1, 41))):
+        laws = stacked([covariance_law(pi, rewards, rewards.mean(2), float(x)) for x in etas])
+        if panel is left:
+            lines = {"accuracy": laws.change[:, 0], "the law": laws.first[:, 0]}
+            lines |= {"conciseness, clarity": laws.change[:, 1], "its law": laws.first[:, 1]}
+            plot(left, etas, lines, xlabel="size of the step, η", ylabel="change of the objective")
+        else:
+            lines = {"accuracy's change beyond the law": (laws.change - laws.first)[:, 0].abs()}
+            lines |= {"second order": laws.second[:, 0].abs(), "bound": laws.bound[:, 0]}
+            plot(right, etas, lines, xlabel="size of the step, η", xscale="log", yscale="log")
 
 
 def draw_clipping(*panels) -> None:
     """Corollary C.4 along the path of the update."""
-    distances = [i / 400 for i in range(401)]
-    margins = [clipping_example(distance)[1] for distance in distances]
+    distances = torch.linspace(0, 1, 401)
+    margins = stacked([clipping_example(float(x))[1] for x in distances])
     for k, panel in enumerate(panels):
-        lines = {key: [getattr(at, key)[k] for at in margins] for key in ClipMargins._fields}
+        lines = {key: value[:, k] for key, value in margins._asdict().items()}
         plot(panel, distances, lines, xlabel="distance from the sampling policy, in tilts")
         panel.set(title=("accuracy", "conciseness, and clarity alike")[k], ylabel="gain per step")
 
@@ -517,37 +470,32 @@ def draw_pl(*panels) -> None:
         panel.axhline(0, color="0.5")
     p = torch.linspace(0, 1, 250)
     lines = {f"scores {gap:g} apart": p**2 * (1 - p) * gap for gap in (1.0, 0.5, 0.2)}
-    plot(
-        panels[2], p, lines, title="PL ratio, two completions", xlabel="probability p of the better"
-    )
+    plot(panels[2], p, lines, title="PL ratio, two completions", xlabel="probability of the better")
 
 
 def draw_model(left, right) -> None:
     """One step of the testbed's model, of many sizes, and printed at the scripts' rate."""
-    rates = torch.logspace(-2, 1.5, 8).tolist()
+    rates, axes = torch.logspace(-2, 1.5, 8), {"xlabel": "nats per completion", "xscale": "log"}
     for seed in (3, 2, 1):
         policy, draws = draw_testbed(16, 16, seed, 5)
         for optimizer, lr in (("SGD", 1e-2), ("AdamW", 1e-4)):
-            lrs = [lr, *(lr * rate for rate in rates if seed == 1)]
-            at, *steps = first_step(policy, draws, optimizer, lrs)
-            means = at.fresh.mean(0), at.fresh.std(0) / len(at.fresh) ** 0.5
-            told = at._replace(fresh=means)._asdict().items()
-            print(f"seed {seed}, {optimizer} {lr:g}:", *told, sep="\n    ")
-            sizes = [step.size for step in steps]
-            if sizes:
-                errors = [(s.change - s.gradient).norm() / s.change.norm() for s in steps]
-                plot(left, sizes, {optimizer: errors}, xscale="log", yscale="log")
-    keys = ("gradient", "change", "law")
-    lines = {key: [getattr(s, key)[0] / s.size for s in steps] for key in keys}
-    lines["change, fresh completions"] = [s.fresh[:, 0].mean() / s.size for s in steps]
-    told = {"xlabel": "nats per completion", "xscale": "log"}
-    plot(right, sizes, lines, **told, ylabel="change of accuracy per nat, AdamW")
-    left.set(xlabel="nats per completion", ylabel="relative error of the gradient")
+            (at,) = first_step(policy, draws, optimizer, [lr])
+            error = at.fresh.std(0) / len(at.fresh) ** 0.5
+            told = at._replace(fresh=at.fresh.mean(0))._asdict() | {"error of fresh": error}
+            print(f"seed {seed}, {optimizer} {lr:g}:", *told.items(), sep="\n    ")
+            if seed == 1:
+                steps = stacked(first_step(policy, draws, optimizer, (lr * rates).tolist()))
+                errors = (steps.change - steps.gradient).norm(dim=1) / steps.change.norm(dim=1)
+                plot(left, steps.size, {optimizer: errors}, **axes, yscale="log")
+    lines = {key: getattr(steps, key)[:, 0] for key in ("gradient", "change", "law")}
+    lines["fresh"] = steps.fresh[:, :, 0].mean(1)
+    lines = {key: value / steps.size for key, value in lines.items()}
+    plot(right, steps.size, lines, **axes, ylabel="change of accuracy per nat, AdamW")
+    left.set_ylabel("relative error of the gradient")
 
 
 PICTURES = {  # by the names of their files, with the number of their panels
     "law": (draw_law, 2),
-    "two_modes": (draw_two_modes, 2),
     "clipping": (draw_clipping, 2),
     "pl": (draw_pl, 3),
     "model": (draw_model, 2),

@@ -36,9 +36,8 @@ def concise():
     before: list[int] = []
 
     def reward(completion_ids: list[list[int]], **kwargs) -> list[float]:
-        lengths = [len(ids) for ids in completion_ids]
-        mean = fmean(before or lengths)
-        before.extend(lengths)
+        mean = fmean(before or map(len, completion_ids))
+        before.extend(map(len, completion_ids))
         return conciseness(completion_ids=completion_ids, mean_length=mean)
 
     reward.__name__ = "conciseness"
@@ -51,20 +50,16 @@ class Watch(TrainerCallback):
     def __init__(self, every: int) -> None:
         self.every, self.rows = every, []
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
-        if state.global_step % self.every == 0:
-            self.rows.append(self.look(model))
-
-    on_step_end = on_train_begin
-
     @torch.no_grad()
-    def look(self, model) -> list[float]:
-        encoder, held_out, state = tokenizer(), problems("test"), torch.get_rng_state()
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
+        if state.global_step % self.every:
+            return
+        encoder, held_out, drawn = tokenizer(), problems("test"), torch.get_rng_state()
         inputs = encoder(held_out["prompt"], return_tensors="pt", return_token_type_ids=False)
         torch.manual_seed(0)
         pad = encoder.pad_token_id
         ids = model.eval().generate(**inputs, **SAMPLING, max_new_tokens=LONGEST, pad_token_id=pad)
-        torch.set_rng_state(state)
+        torch.set_rng_state(drawn)
         model.train()
         rows = [row[row != pad].tolist() for row in ids[:, inputs["input_ids"].size(1) :]]
         texts, length = encoder.batch_decode(rows, skip_special_tokens=True), fmean(map(len, rows))
@@ -74,7 +69,9 @@ class Watch(TrainerCallback):
             conciseness(completion_ids=rows, mean_length=start),
             clarity(completions=texts),
         ]
-        return [*map(fmean, scores), length]
+        self.rows.append([*map(fmean, scores), length])
+
+    on_step_end = on_train_begin
 
 
 def train(method: str, seed: int, generations: int, warmup_steps: int) -> list[list[float]]:
@@ -98,9 +95,7 @@ def train(method: str, seed: int, generations: int, warmup_steps: int) -> list[l
             loss_type="bnpo",  # a mean over tokens, as in the scripts
             gradient_checkpointing=False,
             use_cpu=True,
-            bf16=False,
             report_to=[],
-            save_strategy="no",
             disable_tqdm=True,
         )
         trainer = GRPOTrainer(

@@ -1,17 +1,32 @@
-"""Of all tests: no hub, one thread (so that parallel runs do not fight), and the reference vectors."""
+"""Of all tests: no hub, one thread (so that parallel runs do not fight), and what they share."""
 
+import functools
 import json
 import os
 from pathlib import Path
 
-import pytest
-import torch
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub library: what asks for the network fails at once
+os.environ["OMP_NUM_THREADS"] = "1"
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub library is imported: a test that asks for the network fails at once
-torch.set_num_threads(1)
+import pytest
 
 
 @pytest.fixture(scope="session")
 def vectors() -> dict[str, dict]:
     """The reference vectors by name: inputs, expected, tol."""
-    return {entry["name"]: entry for entry in json.loads(Path(__file__).with_name("vectors.json").read_text())["vectors"]}
+    entries = json.loads(Path(__file__).with_name("vectors.json").read_text())["vectors"]
+    return {entry["name"]: entry for entry in entries}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Runs that several tests look at, and none changes: trained("linear", lr=1e-3) is a folder."""
+    from support.running import train  # here, for the tests of TRL are run without tyro
+
+    @functools.cache
+    def folder(name: str, **flags) -> Path:
+        out = tmp_path_factory.mktemp(name) / "run"
+        train(name, out, **flags)
+        return out
+
+    return folder

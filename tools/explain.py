@@ -1,527 +1,411 @@
-"""`python run.py explain`: why each objective of a run moved, or did not. The covariance law's prediction beside what was measured, and
-the number that decided.
+"""`python run.py explain`: why each objective of a run moved, or did not. The covariance law's
+prediction beside what was measured, and the number that decided.
 
-Two predictions stand in every run's metrics, each a change per training step, and are added up between two evaluations:
+Two predictions stand in every run's metrics, each a change per training step, and are added up
+between two evaluations:
 
-- by the score, the paper's law (eq. 3): `law/rate` * `cov/<objective>`, as if the step tilted the policy along its advantages;
-- by the move, `law/<objective>`: the covariance with what the step really did to log pi, on completions it had not been trained on.
+- by the score, the paper's law (eq. 3): `law/rate` * `cov/<objective>`, as if the step tilted the
+  policy along its advantages;
+- by the move, `law/<objective>`: the covariance with what the step really did to log pi, on
+  completions it had not been trained on.
 
-The first asks what was wanted, the second what the optimizer and the network made of it. Where they disagree in sign, an objective moves
-against its own covariance.
+The first asks what was wanted, the second what the optimizer and the network made of it. Where they
+disagree in sign, an objective moves against its own covariance.
 """
 
-import importlib
-import math
 import shutil
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import tyro
 
+from common.curves import from_zero, picture
+from common.errors import require
 from common.runs import Run, load_run, load_statistics
 from common.verdict import NOISE, change_of
-from tools.scripts import algorithms
-from common.errors import UserError
 
 USAGE = "RUN [RUN ...] [--steps S ...]"
-LITTLE = 0.1  # share of the prompts: with fewer that differ in a reward, next to nothing is learned about it
+LITTLE = 0.1  # share of the prompts: if fewer differ in a reward, next to nothing is learned of it
 FULL = 0.9  # of the way from the lowest to the highest reward seen: nothing much is left to gain
 SHOWN = 3  # phases of an objective in its line
 MOST = 0.5  # of the weights: what an objective must have to be the one that the steps served
 CLIPPED = 0.5  # of the covariance: what clipping must take away to be called the reason
+FIT = ("sign right", "corr", "slope")
+NEGATIVE = "negative covariance with the score"
+PLAIN = {  # reasons for which an objective falls, in other words
+    NEGATIVE: "answers that had more of it were paid less",
+    "positive covariance with the score": "although answers that had more of it were paid more",
+    "moved against the score": "the updates took it down, though answers with more were paid more",
+    "conflicting gradients": "its gradient conflicts with that of the weighted sum",
+    "moved against its own gradient": "what was gained on trained answers did not carry over",
+    "clipped away": "the clip took away what was for it",
+    "no push beyond noise": "no push on it stands out of the noise",
+    "no variance within groups": "the answers to a prompt hardly differed in it",
+    "saturated": "it was so high that the answers to a prompt hardly differed in it",
+}
 
 
 @dataclass
 class Args:
+    """Say why the objectives of a run moved."""
+
     runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN [RUN ...]")]]
     """run folders, finished or still running"""
     steps: tuple[int, ...] = ()
-    """training steps at which to show what each controller would have chosen; default: five over the run"""
+    """training steps at which to show what each controller would have chosen; default: five"""
     out: str = ""
-    """the picture, .png or .pdf, replaced if it exists, for one run; default: explain.png in the run's folder"""
+    """the picture, .png or .pdf, replaced if it exists, for one run; default: explain.png in the
+    run's folder"""
 
 
 def main(argv: list[str]) -> None:
-    """why each objective of a run moved or not, what the covariance law predicted, and what the other controllers would have chosen"""
-    args = tyro.cli(Args, prog="python run.py explain", description="Say why the objectives of a run moved.", args=argv)
-    if not args.runs:
-        raise UserError("explain: which run? python run.py explain RUN [RUN ...], such as runs/ctwa-s1")
-    if args.out and len(args.runs) > 1:
-        raise UserError("--out is one picture, and each run has its own: explain the runs one by one, or drop it")
-    if args.out:
-        require_picture(Path(args.out))
-    from tools.counterfactual import counterfactual_weights  # loads torch: a mistake in the flags is told at once
-
-    scripts = {name: importlib.import_module(f"algos.{name}") for name in algorithms()}
-    for run in map(load_run, args.runs):
-        out = Path(args.out) if args.out else run.path / "explain.png"
-        print(f"{explain(run)}\n")
-        try:
-            print(counterfactual_table(run, *counterfactual_weights(run, scripts), args.steps))
-        except UserError as error:  # a run whose statistics were deleted still has its explanation
-            if args.steps:
-                raise
-            print(error)
+    """why each objective of a run moved or not, what the covariance law predicted, and what the
+    other controllers would have chosen"""
+    args = tyro.cli(Args, prog="python run.py explain", args=argv)
+    require(bool(args.runs), "explain: which run? python run.py explain RUN [RUN ...]")
+    runs = list(map(load_run, args.runs))
+    outs = [Path(args.out or run.path / "explain.png") for run in runs]
+    fits = outs[0].suffix in (".png", ".pdf") and outs[0].parent.is_dir()
+    require(
+        fits and not (args.out and runs[1:]),
+        f"--out {args.out}: a picture of one run, a .png or a .pdf in a folder that is there",
+    )
+    texts = [explain(run, args.steps) for run in runs]  # mistakes are told before anything is
+    for run, text, out in zip(runs, texts, outs, strict=True):
         draw(run, out)
-        print(f"\nwrote {out}\n")
+        print(f"{text}\n\nwrote {out}\n")
 
 
-@dataclass(frozen=True)
-class Interval:
-    """One objective from one evaluation to the next. Means are over the training steps in between."""
-
-    start: int  # step of the first evaluation; training steps start + 1 ... end lie in between
-    end: int
-    measured: float  # change of the mean reward on the held-out prompts
-    se: float  # its standard error, the two evaluations taken as independent
-    move: float | None  # predicted by what the steps did to log pi; None where they say nothing, as with one mini-batch a step
-    move_se: float | None  # from its spread over the steps
-    score: float | None  # predicted by the covariance with the score
-    cov: float  # mean covariance of advantage and reward within prompts
-    cov_active: float  # the same with what clipping leaves of the advantage
-    signal: float  # mean share of prompts whose completions differ in this reward
-    level: float  # mean training reward
-
-    @property
-    def beyond_noise(self) -> bool:
-        return abs(self.measured) > NOISE * self.se
+# --- predicted and measured ---
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How well a prediction met the measured changes over the intervals of one objective, or of several."""
+def intervals(run: Run, name: str) -> pd.DataFrame:
+    """A row per pair of successive evaluations of an objective, ascending: `start` and `end`, their
+    steps; `held`, the held-out mean at the start; `measured`, its change, with the standard error
+    `se`, and whether it is `beyond` noise; what the `move` (with `move_se`, from its spread over
+    the steps) and the `score` predict, NaN where the steps tell none, as with one mini-batch a
+    step; and the means of all metrics over the training steps start + 1 ... end, those of the
+    objective without its name.
 
-    right: int  # intervals with the right sign,
-    judged: int  # of those whose measured change is beyond noise
-    correlation: float | None  # over all intervals; None with fewer than three, or where one side does not vary
-    slope: float | None  # measured per predicted, least squares through the origin
-    total: float  # sum of the predictions
-
-
-def intervals(run: Run, objective: str) -> list[Interval]:
-    """The intervals of an objective in ascending order. Raises UserError for a run with one evaluation, or without law/* in its metrics."""
-    steps, values = run.series(f"eval/{objective}")
-    if len(steps) < 2:
-        raise UserError(f"{run.path}: {objective} was evaluated {len(steps)} time(s); an explanation takes two (--eval-every)")
-    lacking = [row["step"] for row in run.rows if row["step"] > 0 and f"law/{objective}" not in row]
-    if lacking:
-        told = "it is of a version that did not; train it anew to have it explained"
-        raise UserError(f"{run.path} logs no law/{objective} in step {lacking[0]}: {told}")
-    errors = dict(zip(*run.series(f"eval/{objective}_se"), strict=True))
-    correction = run.args["completions"] / (run.args["completions"] - 1)  # cov/* divides by G, as the paper does; a prediction needs G - 1
-    found = []
-    for i, (start, end) in enumerate(pairwise(steps)):
-        rows = [row for row in run.rows if start < row["step"] <= end]
-        moves = [row[f"law/{objective}"] for row in rows]
-        scores = [row["law/rate"] * row[f"cov/{objective}"] * correction if row["law/rate"] is not None else None for row in rows]
-        told = None not in moves and None not in scores
-        found.append(
-            Interval(
-                start,
-                end,
-                values[i + 1] - values[i],
-                math.hypot(errors.get(start, 0.0), errors.get(end, 0.0)),
-                sum(moves) if told else None,
-                stdev(moves) * len(moves) ** 0.5 if told and len(moves) > 1 else None,
-                sum(scores) if told else None,
-                *(fmean(row[f"{key}/{objective}"] for row in rows) for key in ("cov", "cov_active", "signal", "reward")),
-            )
-        )
-    return found
-
-
-def agreement(found: list[Interval], prediction: str) -> Agreement | None:
-    """Compare the predictions `move` or `score` with what was measured; None where there are none."""
-    pairs = [(getattr(i, prediction), i.measured, i.beyond_noise) for i in found]
-    if any(predicted is None for predicted, _, _ in pairs):
-        return None
-    predicted, measured = [p for p, _, _ in pairs], [m for _, m, _ in pairs]
-    judged = [(p, m) for p, m, beyond in pairs if beyond]
-    varied = len(pairs) > 2 and len(set(predicted)) > 1 and len(set(measured)) > 1
-    squares = sum(p * p for p in predicted)
-    return Agreement(
-        sum(p * m > 0 for p, m in judged),
-        len(judged),
-        _correlation(predicted, measured) if varied else None,
-        sum(p * m for p, m in zip(predicted, measured, strict=True)) / squares if squares else None,
-        sum(predicted),
+    Raises UserError for a run with one evaluation.
+    """
+    rows, G = pd.DataFrame(run.rows).set_index("step").astype(float), run.args["completions"]
+    held = rows[f"eval/{name}"].dropna()
+    require(
+        len(held) > 1,
+        f"{run.path}: {name} was evaluated {len(held)} time(s); an explanation takes two "
+        "(--eval-every)",
+    )
+    errors = rows[f"eval/{name}_se"].dropna().to_numpy()
+    rows = rows.rename(columns=lambda key: key.removesuffix(f"/{name}"))
+    # cov/* divides by G, as the paper does; a prediction needs G - 1
+    rows["score"] = rows["law/rate"] * rows["cov"] * G / (G - 1)
+    groups = rows.groupby(pd.cut(rows.index, held.index, labels=False))
+    found, count = groups.mean(), groups.size()
+    return found.assign(
+        start=held.index[:-1],
+        end=held.index[1:],
+        held=held.to_numpy()[:-1],
+        measured=np.diff(held),
+        se=np.hypot(errors[:-1], errors[1:]),
+        beyond=lambda own: own.measured.abs() > NOISE * own.se,
+        move=found.law * count,
+        move_se=groups.law.std() * count**0.5,
+        score=found.score * count,
     )
 
 
-def _correlation(x: list[float], y: list[float]) -> float:
-    mean_x, mean_y = fmean(x), fmean(y)
-    products = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return products / math.sqrt(sum((a - mean_x) ** 2 for a in x) * sum((b - mean_y) ** 2 for b in y))
+def agreement(found: pd.DataFrame, prediction: str) -> list[str]:
+    """How well the predictions `move` or `score` met what was measured: their sum; how many have
+    the right sign, of how many measured beyond noise; correlation, of three or more; measured per
+    predicted, least squares through the origin. A dash where it is not told."""
+    told, measured = found[prediction], found.measured
+    if told.isna().any():
+        return ["–"] * 4
+    right = (told * measured > 0)[found.beyond]
+    slope = (told * measured).sum() / ((told**2).sum() or np.nan)
+    fit = f"{told.corr(measured, min_periods=3):.2f} {slope:.2f}".replace("nan", "–")
+    return [f"{told.sum():+.2f}", f"{right.sum()} of {len(right)}", *fit.split()]
 
 
 # --- reasons ---
 
 
-def reason(interval: Interval, lowest: float, highest: float, gradient_cosine: float | None = None) -> tuple[str, str]:
-    """Why an objective moves or does not in an interval: (reason, the number that decided).
+def reason(interval, lowest: float, highest: float, cosine: float) -> tuple[str, str]:
+    """Why an objective moves or does not in one of its `intervals`: (reason, the number that
+    decided). lowest, highest: its rewards in the whole run. cosine: of its gradient and the step's,
+    NaN where they were not taken apart.
 
-    lowest, highest: the objective's rewards in the whole run. gradient_cosine: of its gradient and the step's, where the run kept them.
-    In this order: nothing differs (saturated, or no variance within groups); the clip took the covariance away; the steps moved it
-    neither way beyond noise; they moved it as the score asked, down (negative covariance) or up (positive); they moved it down although
-    the score was for it: because its gradient conflicts with the step's, or, where it does not, because what the step gains on its own
-    completions does not carry over to fresh ones (moved against its own gradient); they moved it up in spite of the score.
+    In this order: nothing differs (saturated, or no variance within groups); the clip took the
+    covariance away; the steps moved it neither way beyond noise; they moved it as the score asked,
+    down (negative covariance) or up (positive); they moved it down although the score was for it:
+    because its gradient conflicts with the step's, or, where it does not, because what the step
+    gains on its own completions does not carry over to fresh ones (moved against its own gradient);
+    they moved it up in spite of the score.
     """
-    if interval.signal < LITTLE:
-        differ = f"{interval.signal:.0%} of the prompts differ in it"
-        height = (interval.level - lowest) / (highest - lowest) if highest > lowest else 0.0
-        return ("saturated", f"{interval.level:.2f} in training, {differ}") if height > FULL else ("no variance within groups", differ)
-    if interval.cov > 0 and interval.cov_active < CLIPPED * interval.cov:
-        return "clipped away", f"covariance {interval.cov:+.3f}, {interval.cov_active:+.3f} after clipping"
-    if interval.move is None:
-        return f"{'negative' if interval.cov < 0 else 'positive'} covariance with the score", f"{interval.cov:+.3f}"
-    moved = f"covariance {interval.cov:+.3f}, the steps moved it by {interval.move:+.3f}"
-    confirmed = interval.beyond_noise and interval.move * interval.measured > 0
-    if interval.move_se is not None and abs(interval.move) < NOISE * interval.move_se and not confirmed:
-        return "no push beyond noise", f"{moved} ± {NOISE * interval.move_se:.3f}"
-    if interval.move < 0 <= interval.cov:
-        if gradient_cosine is None:
+    i, covariance = interval, f"{interval.cov:+.3f}"
+    if i.signal < LITTLE:
+        differ = f"{i.signal:.0%} of the prompts differ in it"
+        if i.reward - lowest > FULL * (highest - lowest) > 0:
+            return "saturated", f"{i.reward:.2f} in training, {differ}"
+        return "no variance within groups", differ
+    if i.cov > 0 and i.cov_active < CLIPPED * i.cov:
+        return "clipped away", f"covariance {covariance}, {i.cov_active:+.3f} after clipping"
+    moved = f"covariance {covariance}, the steps moved it by {i.move:+.3f}"
+    if abs(i.move) < NOISE * i.move_se and not (i.beyond and i.move * i.measured > 0):
+        return "no push beyond noise", f"{moved} ± {NOISE * i.move_se:.3f}"
+    if i.move < 0 <= i.cov:
+        if np.isnan(cosine):
             return "moved against the score", moved
-        with_step = f"{moved}; cosine of its gradient with the step's {gradient_cosine:+.2f} on its own completions"
-        return "conflicting gradients" if gradient_cosine < 0 else "moved against its own gradient", with_step
-    if interval.cov < 0 < interval.move:
+        return (
+            "conflicting gradients" if cosine < 0 else "moved against its own gradient",
+            f"{moved}; cosine of its gradient with the step's {cosine:+.2f} on its own completions",
+        )
+    if i.cov < 0 < i.move:
         return "carried along against the score", moved
-    return f"{'negative' if interval.cov < 0 else 'positive'} covariance with the score", f"{interval.cov:+.3f}"
+    return NEGATIVE if i.cov < 0 else "positive covariance with the score", covariance
 
 
-@dataclass(frozen=True)
-class Phase:
-    """Successive intervals of one objective with one reason."""
-
-    start: int
-    end: int
-    reason: str
-    number: str  # of the interval in it that moved most
-    measured: float  # change over the whole phase
-    se: float  # of a change between two evaluations
-
-
-def phases(run: Run, objective: str, found: list[Interval]) -> list[Phase]:
-    """Join successive intervals of the same reason."""
-    statistics = _statistics(run)
-    k = run.objectives.index(objective)
-    seen = [reward[k] for line in statistics for reward in line["rewards"]] or [0.0, 1.0]
-    weights = {row["step"]: [row.get(f"weight/{name}") for name in run.objectives] for row in run.rows}
-    named = []
-    for interval in found:
-        lines = [line for line in statistics if interval.start < line["step"] <= interval.end and line.get("gram")]
-        cosines = [cosine for line in lines for gram in line["gram"] if (cosine := _with_step(gram, weights[line["step"]], k)) is not None]
-        why = reason(interval, min(seen), max(seen), fmean(cosines) if cosines else None)
-        if interval.move is not None and interval.move < 0 and why[0].endswith("the score"):
-            why = out_of_reach(run, objective, interval.start, interval.end) or why
-        named.append((interval, *why))
-    joined: list[list] = []
-    for entry in named:
-        if joined and joined[-1][-1][1] == entry[1]:
-            joined[-1].append(entry)
-        else:
-            joined.append([entry])
-    result = []
-    for group in joined:
-        strongest = max(group, key=lambda entry: abs(entry[0].measured))
-        first, last = group[0][0], group[-1][0]
-        measured = sum(entry[0].measured for entry in group)
-        result.append(Phase(first.start, last.end, strongest[1], strongest[2], measured, max(first.se, last.se)))
-    return result
-
-
-def out_of_reach(run: Run, objective: str, start: int, end: int) -> tuple[str, str] | None:
-    """(reason, number) where most of the weights of training steps start + 1 ... end belonged to another objective whose covariance
-    could not reach the target that its weight is raised for (`<script>/target/<objective>` above `<script>/reachable/<objective>`, the
-    product of the standard deviations); None where none did."""
-    rows, kind = [row for row in run.rows if start < row["step"] <= end], run.args.get("script")
+def out_of_reach(run: Run, interval: pd.Series, name: str) -> tuple[str, str] | None:
+    """(reason, number) where the steps of an interval moved an objective down and most of the
+    weights belonged to another one whose covariance could not reach the target that its weight is
+    raised for (`<script>/target/<objective>` above `<script>/reachable/<objective>`, the product of
+    the standard deviations); None where none did."""
+    keys = (f"{run.args['script']}/target", f"{run.args['script']}/reachable", "weight_share")
     for other in run.objectives:
-        series = [[row.get(f"{key}/{other}") for row in rows] for key in (f"{kind}/target", f"{kind}/reachable", "weight_share")]
-        if other == objective or any(value is None for values in series for value in values):
-            continue
-        target, reachable, share = (fmean(values) for values in series)
-        if target > reachable and share > MOST:
-            numbers = f"target {target:.2g}, at most {reachable:.2g} possible; its share of the weights {share:.2f}"
-            return f"the weight went to {other}, whose target is out of reach", numbers
+        target, reachable, share = (interval.get(f"{key}/{other}", np.nan) for key in keys)
+        if other != name and interval.move < 0 and target > reachable and share > MOST:
+            return (
+                f"the weight went to {other}, whose target is out of reach",
+                f"target {target:.2g}, at most {reachable:.2g} possible; its share of the weights "
+                f"{share:.2f}",
+            )
     return None
 
 
-def _statistics(run: Run) -> list[dict]:
-    try:
-        return load_statistics(run)
-    except UserError:  # of a run whose statistics were deleted to save space
-        return []
+def phases(run: Run, name: str) -> pd.DataFrame:
+    """The intervals of an objective, successive ones of the same `reason` joined: `start` and
+    `end`, the change `measured` over the whole phase, with the standard error `se` of a change
+    between two evaluations, and the `number` of the interval in it that moved most."""
+    found, lines, told = intervals(run, name), load_statistics(run), []
+    k = run.objectives.index(name)
+    seen = [rewards[k] for line in lines for rewards in line["rewards"]]
+    for i in found.itertuples():
+        why = reason(i, min(seen), max(seen), _cosine(run, lines[i.start : i.end], k))
+        if why[0].endswith("the score"):
+            why = out_of_reach(run, found.loc[i.Index], name) or why
+        told.append(why)
+    found[["reason", "number"]] = told
+    parts = (found.reason != found.reason.shift()).cumsum()
+    groups, strongest = found.groupby(parts), found.measured.abs().groupby(parts).idxmax()
+    return groups.first().assign(
+        end=groups.end.last(),
+        measured=groups.measured.sum(),
+        se=groups.se.first().combine(groups.se.last(), max),
+        number=found.number[strongest].to_numpy(),
+    )
 
 
-def _with_step(gram: list[list[float]], weights: list[float], k: int) -> float | None:
-    """Cosine of gradient k and the weighted sum of all; None where one of them is zero."""
-    along = sum(w * value for w, value in zip(weights, gram[k], strict=True))
-    length = sum(a * b * gram[i][j] for i, a in enumerate(weights) for j, b in enumerate(weights))
-    return along / math.sqrt(gram[k][k] * length) if gram[k][k] > 0 and length > 0 else None
+def _cosine(run: Run, lines: list[dict], k: int) -> float:
+    """Of the gradient of objective k and the weighted sum of all, mean over the updates; NaN where
+    they were not taken apart, or one is zero."""
+    found = []
+    for line in lines:
+        weights = [run.rows[line["step"]][f"weight/{name}"] for name in run.objectives]
+        for gram in np.array(line.get("gram", [])):
+            squares = gram[k, k] * (weights @ gram @ weights)
+            found += [gram[k] @ weights / squares**0.5] if squares > 0 else []
+    return np.mean(found) if found else np.nan
 
 
-def scalarised(run: Run, start: int, end: int) -> bool:
-    """Whether the advantages of training steps start + 1 ... end are the weighted sum of the rewards, shifted and scaled within each
-    prompt, as with methods that weigh rewards: their correlation is 1. Raises UserError if the run kept no statistics."""
-    shares = {row["step"]: [row.get(f"weight_share/{name}") or 0.0 for name in run.objectives] for row in run.rows}
-    for line in load_statistics(run):
-        if start < line["step"] <= end:
-            score = np.array(line["rewards"], dtype=float) @ shares[line["step"]]
-            groups = np.stack([score, np.array(line["advantages"], dtype=float)]).reshape(2, -1, run.args["completions"])
-            centred = groups - groups.mean(-1, keepdims=True)
-            products, squares = (centred[0] * centred[1]).sum(-1), (centred**2).sum(-1)
-            if (products < 0.999 * np.sqrt(squares[0] * squares[1]) - 1e-9).any() or ((squares[0] < 1e-9) & (squares[1] > 1e-6)).any():
-                return False
-    return True
+def outvoted(run: Run, name: str, start: int, end: int) -> pd.Series:
+    """Whose weight the covariance of the scalar reward with an objective comes from, over training
+    steps start + 1 ... end: by objective j the mean of w_j Cov(r_name, r_j) within prompts, w_j its
+    share. They add up to the covariance with sum_j w_j r_j."""
+    import torch  # here: a mistake in the flags is told at once
 
+    from common.controllers import within_prompt_covariance
 
-def outvoted(run: Run, objective: str, start: int, end: int) -> list[tuple[str, float]]:
-    """Whose weight the covariance of the scalar reward with an objective comes from, over training steps start + 1 ... end: for every
-    objective j the mean of w_j Cov(r_objective, r_j) within prompts, w_j its share. They add up to the covariance with sum_j w_j r_j."""
-    k, size = run.objectives.index(objective), run.args["completions"]
-    shares = {row["step"]: [row.get(f"weight_share/{name}") or 0.0 for name in run.objectives] for row in run.rows}
-    totals, count = [0.0] * len(run.objectives), 0
-    for line in load_statistics(run):
-        if start < line["step"] <= end:
-            for first in range(0, len(line["rewards"]), size):
-                columns = list(zip(*line["rewards"][first : first + size], strict=True))
-                means = [fmean(column) for column in columns]
-                for j, column in enumerate(columns):
-                    products = (a * b for a, b in zip(columns[k], column, strict=True))
-                    totals[j] += shares[line["step"]][j] * (sum(products) / size - means[k] * means[j])
-                count += 1
-    return [(name, total / max(count, 1)) for name, total in zip(run.objectives, totals, strict=True)]
-
-
-def by_length(run: Run, objective: str, start: int, end: int) -> tuple[float, float]:
-    """`cov/<objective>` of training steps start + 1 ... end in two parts, (between, within): between takes a completion's reward for the
-    mean reward of all completions of its length in the batch, within is the rest.
-
-    Where lengths tell modes apart, as on the testbed, "between" is what choosing among modes does to the objective, and "within" asks to
-    be better at a mode. The mean over the steps; raises UserError if the run kept no statistics.
-    """
-    k, size = run.objectives.index(objective), run.args["completions"]
-    between, total, prompts = 0.0, 0.0, 0
-    for line in load_statistics(run):
-        if start < line["step"] <= end:
-            alike: dict[int, list[float]] = {}
-            for rewards, length in zip(line["rewards"], line["lengths"], strict=True):
-                alike.setdefault(length, []).append(rewards[k])
-            usual = [fmean(alike[length]) for length in line["lengths"]]
-            for first in range(0, len(usual), size):
-                group = slice(first, first + size)
-                middle = fmean(line["advantages"][group])
-                for advantage, mean, rewards in zip(line["advantages"][group], usual[group], line["rewards"][group], strict=True):
-                    between += (advantage - middle) * mean / size
-                    total += (advantage - middle) * rewards[k] / size
-                prompts += 1
-    return between / max(prompts, 1), (total - between) / max(prompts, 1)
+    names, parts = run.objectives, []
+    for line in load_statistics(run)[start:end]:
+        rewards = torch.tensor(line["rewards"], dtype=torch.float64)
+        own, row = rewards[:, names.index(name)], run.rows[line["step"]]
+        covariances = within_prompt_covariance(own, rewards, run.args["completions"])
+        parts.append(
+            [row[f"weight_share/{names[j]}"] * c.item() for j, c in enumerate(covariances)]
+        )
+    return pd.DataFrame(parts, columns=names).mean()
 
 
 # --- words ---
 
 
-def explain(run: Run) -> str:
-    """The explanation of a run, to be printed. Raises UserError as `intervals` does."""
-    found = {name: intervals(run, name) for name in run.objectives}
-    facts = [str(run.args.get(key, "")) for key in ("script", "model", "dataset", "estimator")]
-    parts = [
-        f"{run.path}: {' · '.join(filter(None, facts))}, seed {run.args.get('seed')}, {run.rows[-1]['step']} steps",
-        _predictions(found),
-    ]
-    margin = max(map(len, run.objectives)) + 2
-    parts.append("Why\n" + "\n".join(_wrapped(name.ljust(margin), _why(run, name, found[name])) for name in run.objectives))
-    return "\n\n".join([*parts, "Where the law stops\n" + "\n".join(_wrapped("- ", line) for line in _limits_of_the_law(run, found))])
+def explain(run: Run, shown: tuple[int, ...] = ()) -> str:
+    """The explanation of a run, to be printed, with the other controllers' weights at five training
+    steps, or at those of `shown`. Raises UserError for one that the run does not have, for a run
+    without statistics, and as `intervals` does."""
+    from tools.counterfactual import choices  # loads torch: a mistake in the flags is told at once
+
+    last, names = run.rows[-1]["step"], run.objectives
+    for step in shown:
+        require(0 < step <= last, f"--steps {step}: {run.path} has the steps 1 to {last}")
+    rows = [["objective", "measured", "by the move", *FIT, "by the score", *FIT]]
+    for name in names:
+        own = intervals(run, name)
+        told = agreement(own, "move") + agreement(own, "score")
+        rows.append([name, f"{own.measured.sum():+.2f}", *told])
+    chosen, margin = choices(run, load_statistics(run)), max(map(len, names))
+    summed = chosen[run.args["script"]].summed
+    why = [_wrapped(f"  {name:{margin}}  ", _why(run, name, summed)) for name in names]
+    limits = [_wrapped("  - ", line) for line in _limits_of_the_law(run)]
+    facts = " · ".join(run.args[key] for key in ("script", "model", "dataset", "estimator"))
+    return "\n".join(
+        [
+            _wrapped("", _opening(run)),
+            f"\n{run.path}: {facts}, seed {run.args['seed']}, {last} steps\n\n{_table(rows)}\n\n"
+            f"Predicted and measured change, added up over {len(own)} intervals between "
+            "evaluations on the held-out prompts.\nSign right: of the intervals whose measured "
+            f"change is beyond {NOISE:g} standard errors. Slope: measured per predicted.",
+            "\nWhy",
+            *why,
+            "\nWhere the law stops",
+            *limits,
+            counterfactual_table(run, chosen, shown),
+        ]
+    )
 
 
 def _wrapped(head: str, words: str) -> str:
     columns = max(min(shutil.get_terminal_size().columns, 140), 60)
-    indent = " " * (len(head) + 2)
-    return textwrap.fill(words, columns, initial_indent=f"  {head}", subsequent_indent=indent, break_on_hyphens=False)
+    lines = textwrap.wrap(words, columns - len(head), break_on_hyphens=False)
+    return head + f"\n{' ' * len(head)}".join(lines)
 
 
-def _predictions(found: dict[str, list[Interval]]) -> str:
-    heads = ["objective", "measured", "by the move", "sign right", "corr", "slope", "by the score", "sign right", "corr", "slope"]
-    rows = [heads]
-    for name, own in found.items():
-        rows.append([name, f"{sum(i.measured for i in own):+.2f}"])
-        for prediction in ("move", "score"):
-            a = agreement(own, prediction)
-            cells = ["–"] * 4
-            if a is not None:
-                corr, slope = ("–" if value is None else f"{value:.2f}" for value in (a.correlation, a.slope))
-                cells = [f"{a.total:+.2f}", f"{a.right} of {a.judged}", corr, slope]
-            rows[-1] += cells
-    columns = [
-        [cell.ljust(max(map(len, c))) if c[0] == "objective" else cell.rjust(max(map(len, c))) for cell in c]
-        for c in zip(*rows, strict=True)
-    ]
-    count = len(next(iter(found.values())))
-    words = (
-        f"Predicted and measured change, added up over {count} intervals between evaluations on the held-out prompts.\n"
-        f"Sign right: of the intervals whose measured change is beyond {NOISE:g} standard errors. Slope: measured per predicted."
-    )
-    return words + "\n\n" + "\n".join("  " + "  ".join(row).rstrip() for row in zip(*columns, strict=True))
+def _opening(run: Run) -> str:
+    """One sentence on the objective that fell most, or that none did."""
+    changes = [change_of(run, name) for name in run.objectives]
+    risen = " and ".join(c.name for c in changes if c.sampled == "improved") or "nothing"
+    worst = min(changes, key=lambda change: change.change)
+    if worst.sampled != "degraded":
+        return f"No objective fell beyond noise; {risen} rose."
+    fell = f"{worst.name} fell from {worst.start:.2f} to {worst.end:.2f} while {risen} rose"
+    i = min(phases(run, worst.name).itertuples(), key=lambda phase: phase.measured)
+    why = PLAIN.get(i.reason, i.reason)
+    return f"{fell}, most of it in steps {i.start + 1}–{i.end}: {why}."
 
 
-def _why(run: Run, name: str, found: list[Interval]) -> str:
-    """One sentence: the change, the phases beyond noise (the strongest three), and the last phase where its reason is another."""
-    change, steps = change_of(run, name), phases(run, name, found)
-    moved = sorted((p for p in steps if abs(p.measured) > NOISE * p.se), key=lambda phase: -abs(phase.measured))[:SHOWN]
-    mixed = f" (improved in samples, greedy {change.greedy[0]:.2f} → {change.greedy[1]:.2f})" if change.status == "mixed" else ""
-    parts = [f"{change.start:.2f} → {change.end:.2f} {change.status}{mixed}"]
-    for phase in sorted(moved, key=lambda phase: phase.start):
-        words = f"{'rose' if phase.measured > 0 else 'fell'} by {abs(phase.measured):.2f} in steps {phase.start + 1}–{phase.end}"
-        parts.append(f"{words}: {phase.reason} ({phase.number})")
-        if phase.reason.startswith("negative"):
-            parts[-1] += _votes(run, name, phase)
-    last = steps[-1]
-    if last not in moved:
-        parts.append(f"since step {last.start + 1}: {last.reason} ({last.number})")
+def _table(rows: list[list[str]]) -> str:
+    """Columns of cells, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    line = "".join(f"  {{:>{width}}}" for width in widths).replace(">", "<", 1)
+    return "\n".join(line.format(*row) for row in rows)
+
+
+def _why(run: Run, name: str, summed: bool) -> str:
+    """One sentence: the change, the phases beyond noise (the strongest three), and the last phase
+    where its reason is another. summed: whether the score is a sum of rewards."""
+    change, found = change_of(run, name), phases(run, name)
+    parts = [f"{change.start:.2f} → {change.end:.2f} {change.status}"]
+    if change.status == "mixed":
+        greedy = change.greedy
+        parts[0] += f" (improved in samples, greedy {greedy.start:.2f} → {greedy.end:.2f})"
+    size = found.measured.abs()
+    moved = size[size > NOISE * found.se].nlargest(SHOWN).index
+    for i in found.itertuples():
+        told = f"{i.reason} ({i.number})"
+        if i.Index in moved:
+            way = f"{'rose' if i.measured > 0 else 'fell'} by {abs(i.measured):.2f} in steps"
+            votes = outvoted(run, name, i.start, i.end)
+            if summed and i.reason == NEGATIVE and votes.sum() < 0:
+                told += f", outvoted: its own weight {votes.pop(name):+.3f}"
+                told += "".join(f", {other} {v:+.3f}" for other, v in votes.items() if v < 0)
+            parts.append(f"{way} {i.start + 1}–{i.end}: {told}")
+        elif i.Index == found.index[-1]:
+            parts.append(f"since step {i.start + 1}: {told}")
     return "; ".join(parts)
 
 
-def _votes(run: Run, name: str, phase: Phase) -> str:
-    """Whose weight made the covariance negative, where the scalar reward tells: it does not for scores that are not linear in rewards."""
-    try:
-        parts = outvoted(run, name, phase.start, phase.end) if scalarised(run, phase.start, phase.end) else []
-    except UserError:
-        return ""
-    if sum(value for _, value in parts) >= 0:
-        return ""
-    against = ", ".join(f"{other} {value:+.3f}" for other, value in parts if other != name and value < 0)
-    own = next(value for other, value in parts if other == name)
-    return f", outvoted: its own weight {own:+.3f}, {against}"
-
-
-def _limits_of_the_law(run: Run, found: dict[str, list[Interval]]) -> list[str]:
+def _limits_of_the_law(run: Run) -> list[str]:
     sizes = run.series("law/nats")[1]
     if not sizes:
-        return ["A step is a single mini-batch, so no completion is fresh and the move is not known; --mini-batches 2 or more tells it."]
-    size = f"Size of a step: {fmean(sizes):.2f} nats on average, {max(sizes):.2f} at most."
-    doubtful, lines = False, [f"{size} A first-order law is a third off at .2 to .3 nats (docs/theory.md)."]
-    for name, own in found.items():
-        for i in own:
-            if i.beyond_noise and i.move is not None and i.move * i.measured < 0:
-                measured = f"{i.measured:+.2f} ± {NOISE * i.se:.2f}"
-                lines.append(
-                    f"Steps {i.start + 1}–{i.end}: {name} moved by {measured}, predicted {i.move:+.2f} by the move: the law is wrong."
-                )
-        against = [i for i in own if i.beyond_noise and i.score is not None and i.score * i.measured < 0]
-        if against:
-            spans = ", ".join(f"{i.start + 1}–{i.end}" for i in against)
-            lines.append(f"By the score, {name} has the wrong sign in steps {spans}: the network did not make of it what the score asked.")
-            doubtful = True
-    if doubtful and not any(line.get("gram") for line in _statistics(run)):
-        either = "Either gradients conflict, or what a step gains on its own completions does not carry over to fresh ones."
-        lines.append(f"{either} This run took no gradients apart; python -m study.gradients does.")
-    words = "where a reward means something else there, as conciseness does, whose yardstick moves in training, the two part."
-    return [*lines, f"Training rewards are predicted and held-out ones measured: {words}"]
+        return [
+            "A step is a single mini-batch, so no completion is fresh and the move is not known; "
+            "--mini-batches 2 or more tells it."
+        ]
+    said = [
+        f"Size of a step: {np.mean(sizes):.2f} nats on average, {max(sizes):.2f} at most. A "
+        "first-order law is a third off at .2 to .3 nats (docs/theory.md)."
+    ]
+    for name in run.objectives:
+        own = intervals(run, name)[lambda found: found.beyond]
+        for i in own[own.move * own.measured < 0].itertuples():
+            said.append(
+                f"Steps {i.start + 1}–{i.end}: {name} moved by {i.measured:+.2f} ± "
+                f"{NOISE * i.se:.2f}, predicted {i.move:+.2f} by the move: the law is wrong."
+            )
+        wrong = own[own.score * own.measured < 0].itertuples()
+        spans = ", ".join(f"{i.start + 1}–{i.end}" for i in wrong)
+        if spans:
+            said.append(
+                f"By the score, {name} has the wrong sign in steps {spans}: the network did not "
+                "make of it what the score asked. Either gradients conflict, or what a step gains "
+                "on its own completions does not carry over to fresh ones (python -m "
+                "study.gradients tells)."
+            )
+    said.append(
+        "Training rewards are predicted and held-out ones measured: where a reward means something "
+        "else there, as conciseness does, whose yardstick moves in training, the two part."
+    )
+    return said
+
+
+def counterfactual_table(run: Run, chosen: dict, shown: tuple[int, ...]) -> str:
+    """Weight shares of every controller at training steps, by default at five, as text; chosen: see
+    tools/counterfactual.py."""
+    last = run.rows[-1]["step"]
+    shown = shown or sorted({1, *(1 + last // part for part in (10, 4, 2)), last})
+    rows = [["controller", *(f"step {step}" for step in shown)]]
+    for name, choice in chosen.items():
+        mark = "~" * choice.estimated + " ←" * (name == run.args["script"])
+        weights = [choice.weights[step - 1] or [] for step in shown]
+        shares = [" ".join(f"{w:.2f}".lstrip("0")[:3] for w in own) or "–" for own in weights]
+        rows.append([name + mark, *shares])
+    return (
+        f"\nHad they watched this run: shares of the weights of {', '.join(run.objectives)}\n\n"
+        f"{_table(rows)}\n\n"
+        "Each controller moves its own weights on the batches that the run sampled; ← is the run's "
+        "own, computed anew.\n~ from the rewards' covariance within prompts, where a run took no "
+        "gradients apart.\n– needs what the run did not keep: gradients, log-probabilities, or a "
+        "best reward (--reward-max) for these rewards."
+    )
 
 
 # --- the picture ---
 
 
-def require_picture(out: Path) -> None:
-    """Raises UserError unless `out` is a .png or .pdf in a folder that is there."""
-    if out.suffix.lower() not in (".png", ".pdf") or not out.parent.is_dir():
-        raise UserError(f"--out {out}: a figure is a .png or a .pdf in a folder that is there; give such a file")
-
-
 def draw(run: Run, out: Path) -> None:
-    """A panel per objective: the held-out reward, and from each evaluation a line to where each prediction sees the next one; below,
-    predicted against measured. `out` is replaced whole. Raises UserError as `require_picture` does."""
-    import matplotlib
-
-    from tools.curves import held_out_limits, write_figure
-    from tools.looks import BROKEN, GREY, LABEL, NEUTRAL, STYLE, Key, Look, draw_keys, objective_look
-
-    require_picture(out)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    looks = {"move": Look("#000000", "-", "o", False), "score": Look(GREY, BROKEN, "x")}  # neither is an objective nor an algorithm
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        K = len(run.objectives)
-        figure = Figure(figsize=(0.6 + 2.5 * max(K, 2), 5.0))
-        FigureCanvasAgg(figure)
-        facts = " · ".join(str(run.args.get(key, "")) for key in ("script", "model", "dataset", "estimator"))
-        figure.text(0.01, 0.985, f"{facts} · seed {run.args.get('seed')}", va="top", color="#444444", fontsize=LABEL)
-        words = {"move": "predicted by the move", "score": "predicted by the score, the paper's law"}
-        keys = [Key("measured, ± 1 standard error", NEUTRAL, "band"), *(Key(words[key], look) for key, look in looks.items())]
-        draw_keys(figure, 0.1, 0.32, [*keys, Key("predicted = measured", NEUTRAL, "thin")])
+    """A panel per objective: the held-out reward, and from each evaluation a line to where each
+    prediction sees the next one; below, predicted against measured. Raises UserError like
+    `intervals` and `picture`."""
+    K = len(run.objectives)
+    with picture(out, 0.6 + 2.5 * max(K, 2), 5.4) as figure:
         panels = figure.subplots(2, K, squeeze=False)
-        width = 0.6 + 2.5 * max(K, 2)
-        figure.subplots_adjust(left=0.6 / width, right=1 - 0.1 / width, top=0.82, bottom=0.1, hspace=0.45, wspace=0.3)
-        changes = [0.0]
         for k, name in enumerate(run.objectives):
-            above, below = panels[:, k]
-            steps, values = run.series(f"eval/{name}")
-            errors = dict(zip(*run.series(f"eval/{name}_se"), strict=True))
-            edges = [[value + sign * errors.get(step, 0.0) for step, value in zip(steps, values, strict=True)] for sign in (-1, 1)]
-            seen = [*edges[0], *edges[1]]
-            measured = objective_look(k)
-            above.fill_between(steps, *edges, color=measured.colour, alpha=0.2, linewidth=0)
-            above.plot(steps, values, color=measured.colour, linewidth=2.4, label=name)
-            for i, value in zip(intervals(run, name), values, strict=False):
-                for key, look in looks.items():
-                    if (predicted := getattr(i, key)) is not None:
-                        way = [i.start, i.end], [value, value + predicted]
-                        above.plot(*way, linewidth=0.9, markevery=[1], clip_on=False, label=key, **look.pen, **look.points)
-                        pen = {"color": look.colour, "elinewidth": 0.6, "linestyle": ""}
-                        below.errorbar(predicted, i.measured, i.se, **pen, **look.points)
-                        seen.append(value + predicted)
-                        changes += [predicted, i.measured - i.se, i.measured + i.se]
-            above.set_title(name, pad=5)
-            lowest, highest = held_out_limits([seen])
-            margin = 0.05 * (highest - lowest)
-            above.set(ylim=(lowest - margin, highest + margin), xlim=(0, steps[-1]))
-            above.set_xlabel("step", labelpad=2)
-        low, high = min(changes) - 0.02, max(changes) + 0.02
-        for panel in panels[1]:
-            panel.plot([low, high], [low, high], color=GREY, linewidth=0.5)
-            panel.axhline(0, color=GREY, linewidth=0.5)
-            panel.axvline(0, color=GREY, linewidth=0.5)
-            panel.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-            panel.set_xlabel("predicted change", labelpad=2)
-        for panel in panels.flat:
-            panel.tick_params(length=2.5, pad=2)
-            panel.locator_params(nbins=5)
-        panels[0][0].set_ylabel("held-out reward")
-        panels[1][0].set_ylabel("measured change,\nevaluation to evaluation")
-        write_figure(figure, out)
-
-
-# --- what other controllers would have chosen ---
-
-
-def counterfactual_table(run: Run, steps: list[int], chosen: dict, estimated: bool, shown: Sequence[int] = ()) -> str:
-    """Weight shares of every controller at a few steps (a fifth apart, or those of `shown`), as text; see tools/counterfactual.py."""
-    if missing := sorted(set(shown) - set(steps)):
-        raise UserError(f"--steps {missing[0]}: the run kept steps {steps[0]} to {steps[-1]}")
-    places = [steps.index(step) for step in shown] if shown else sorted({round(f * (len(steps) - 1)) for f in (0, 0.1, 0.25, 0.5, 1)})
-    rows = [["controller", *(f"step {steps[i]}" for i in places)]]
-    for name, weights in chosen.items():
-        mark = ("~" if estimated and name in ("mgda", "nash_mtl") else "") + (" ←" if name == run.args.get("script") else "")
-        rows.append([name + mark, *(_shares(weights[i]) for i in places)])
-    columns = [[cell.ljust(max(map(len, column))) for cell in column] for column in zip(*rows, strict=True)]
-    words = [
-        f"Had they watched this run: shares of the weights in the order {', '.join(run.objectives)}. Each controller",
-        "moves its own weights on the batches that the run sampled; ← is the run's own, computed anew.",
-    ]
-    if estimated:
-        words.append("~ from the rewards' covariance within prompts, since this run took no gradients apart.")
-    if any(weights is None for own in chosen.values() for weights in own):
-        words.append("– needs what the run did not keep: gradients, log-probabilities, or a best reward (--reward-max) for these rewards.")
-    return "\n".join([*words, "", *("  " + "  ".join(row).rstrip() for row in zip(*columns, strict=True))])
-
-
-def _shares(weights) -> str:
-    return "–" if weights is None else " ".join(f"{w:.2f}".lstrip("0") if w < 0.995 else "1.0" for w in weights.tolist())
+            (above, below), own = panels[:, k], intervals(run, name)
+            errors, told = run.series(f"eval/{name}_se")[1], "measured, ± 1 standard error"
+            above.errorbar(*run.series(f"eval/{name}"), errors, color=f"C{k}", label=told)
+            for key, look in {"move": "ko-", "score": "C7x--"}.items():
+                ways = [[own.start, own.end], [own.held, own.held + own[key]]]
+                lines = above.plot(*ways, look, markevery=[1], markersize=4, linewidth=0.9)
+                lines[0].set_label(f"predicted by the {key}")
+                below.errorbar(own[key], own.measured, own.se, fmt=look.strip("-"), markersize=4)
+            above.set(title=name, xlabel="step", ylabel="held-out reward")
+            below.set(xlabel="predicted change", ylabel="measured change")
+            below.axline((0, 0), slope=1, color="grey", linewidth=0.5)
+            from_zero(above)
+        keys = above.get_legend_handles_labels()
+        figure.legend(*keys, title=run.name, loc="outside upper left", ncols=2)

@@ -1,16 +1,11 @@
-// The mathematics of the page that `run.py explore` makes: pure functions of numbers and arrays, none changes its arguments. They are those
-// of the scripts, in their names and shapes; tests/tools/test_explore.py compares them number by number.
+// The mathematics of the page that `run.py explore` makes: pure functions of numbers and arrays,
+// those of the scripts in their names and shapes. tests/tools/test_explore.py compares them.
 const maths = (() => {
   const sum = values => values.reduce((a, b) => a + b, 0);
   const mean = values => sum(values) / values.length;
-  const groups = (values, size) => Array.from({length: values.length / size}, (_, p) => values.slice(p * size, (p + 1) * size));
   const column = (rows, k) => rows.map(row => row[k]);
-
-  // Biased (1/G) covariance of two lists.
-  function covariance(x, y) {
-    const a = mean(x), b = mean(y);
-    return mean(x.map((value, i) => (value - a) * (y[i] - b)));
-  }
+  const groups = (values, size) =>
+    Array.from({length: values.length / size}, (_, p) => values.slice(p * size, (p + 1) * size));
 
   // Weights on the simplex; equal where all are 0.
   function shares(weights) {
@@ -18,71 +13,68 @@ const maths = (() => {
     return weights.map(w => (total > 0 ? w / total : 1 / weights.length));
   }
 
-  // Weights of sum 1 with the k-th at `value`, the others in their proportions, or equal where all of them are 0.
+  // Weights of sum 1 with the k-th at `value`, the others in their proportions, or equal where all
+  // of them are 0.
   function turned(weights, k, value) {
     const rest = sum(weights) - weights[k];
-    return weights.map((w, j) => (j === k ? value : (1 - value) * (rest > 1e-12 ? w / rest : 1 / (weights.length - 1))));
+    const part = w => (rest > 1e-12 ? w / rest : 1 / (weights.length - 1));
+    return weights.map((w, j) => (j === k ? value : (1 - value) * part(w)));
   }
 
   // s_i = sum_k w_k r_ik. rewards [B][K], weights [K] -> [B].
-  const scalarize = (rewards, weights) => rewards.map(row => sum(row.map((r, k) => weights[k] * r)));
+  const scalarize = (rewards, weights) =>
+    rewards.map(row => sum(row.map((r, k) => weights[k] * r)));
 
-  // What an advantage subtracts from a score and multiplies it with, for each prompt. scores, lengths [B] -> [P] of {base, scale}.
+  // What an advantage subtracts from its score and multiplies it with. [B] -> [B] of {base, scale}.
   function normalisers(scores, lengths, size, estimator) {
     if (estimator === 'reinforce') { // over the batch, every token counted once
-      const n = sum(lengths), base = sum(scores.map((s, i) => lengths[i] * s)) / n;
-      const scale = 1 / Math.sqrt(sum(scores.map((s, i) => lengths[i] * (s - base) ** 2)) / (n - 1) + 1e-8);
-      return groups(scores, size).map(() => ({base, scale}));
+      const tokens = sum(lengths), over = values => sum(values.map((v, i) => lengths[i] * v));
+      const base = over(scores) / tokens;
+      const variance = over(scores.map(s => (s - base) ** 2)) / (tokens - 1);
+      return scores.map(() => ({base, scale: 1 / Math.sqrt(variance + 1e-8)}));
     }
-    return groups(scores, size).map(own => { // within the prompt
-      const base = mean(own);
-      return {base, scale: 1 / (Math.sqrt(sum(own.map(s => (s - base) ** 2)) / (size - 1)) + 1e-6)};
+    return groups(scores, size).flatMap(own => { // within the prompt
+      const base = mean(own), variance = sum(own.map(s => (s - base) ** 2)) / (size - 1);
+      return own.map(() => ({base, scale: 1 / (Math.sqrt(variance) + 1e-6)}));
     });
   }
 
   // algos/*.py: estimate_advantages. scores, lengths [B] -> [B].
-  function estimateAdvantages(scores, lengths, size, estimator) {
-    const found = normalisers(scores, lengths, size, estimator);
-    return scores.map((s, i) => (s - found[Math.floor(i / size)].base) * found[Math.floor(i / size)].scale);
-  }
+  const estimateAdvantages = (scores, lengths, size, estimator) =>
+    normalisers(scores, lengths, size, estimator).map((n, i) => (scores[i] - n.base) * n.scale);
 
   // The advantages of each objective by itself. rewards [B][K] -> [B][K].
-  function eachAdvantage(rewards, lengths, size, estimator) {
-    const columns = rewards[0].map((_, k) => estimateAdvantages(column(rewards, k), lengths, size, estimator));
+  function estimateEach(rewards, ...how) {
+    const columns = rewards[0].map((_, k) => estimateAdvantages(column(rewards, k), ...how));
     return rewards.map((_, i) => column(columns, i));
   }
 
-  // algos/pama.py: the number between the lowest and the highest advantage that is nearest to 0. [B][K] -> [B].
-  const paretoScalar = advantages => advantages.map(own => Math.max(Math.min(...own), 0) + Math.min(Math.max(...own), 0));
+  // algos/pama.py: the number between the lowest and the highest advantage that is nearest to 0.
+  const paretoScalar = advantages => // [B][K] -> [B]
+    advantages.map(own => Math.max(Math.min(...own), 0) + Math.min(Math.max(...own), 0));
 
   // algos/*.py: within_prompt_covariance. weight [B], rewards [B][K] -> [K].
   function withinPromptCovariance(weight, rewards, size) {
-    const own = groups(weight, size);
-    return rewards[0].map((_, k) => mean(groups(column(rewards, k), size).map((r, p) => covariance(own[p], r))));
+    const centred = groups(weight, size).flatMap(own => own.map(w => w - mean(own)));
+    return rewards[0].map((_, k) => mean(centred.map((w, i) => w * rewards[i][k])));
   }
 
-  // Whose weight the covariance of the advantages with each reward comes from: row k, column j is the mean over prompts of
-  // scale_p w_j Cov(r_k, r_j). Row k adds up to the covariance with the advantages. With every scale 1 it is tools/explain.py: outvoted.
-  function votes(rewards, weights, scales, size) {
-    const columns = weights.map((_, k) => groups(column(rewards, k), size));
-    return columns.map(r => columns.map((other, j) => weights[j] * mean(r.map((own, p) => scales[p] * covariance(own, other[p])))));
-  }
-
-  // Predicted change of a mean reward by the score: nats per unit of advantage * covariance, of which the unbiased one is meant.
+  // Predicted change of a mean reward by the score: nats per unit of advantage * covariance, of
+  // which the unbiased one is meant.
   const byScore = (covariance, rate, size) => rate * covariance * size / (size - 1);
 
-  // common/observe.py: first_order_change. drift [B], age [P] -> {law [K], rate, nats}, null where nothing was fresh or known.
-  function firstOrderChange(drift, age, advantages, rewards, size, updates) {
-    const rows = drift.map((_, i) => i).filter(i => age[Math.floor(i / size)] > 0);
-    if (!rows.length || rows.some(i => drift[i] === null)) return null;
-    const move = rows.map(i => drift[i] * updates / age[Math.floor(i / size)]), paid = rows.map(i => advantages[i]), own = rows.map(i => rewards[i]);
-    const unbiased = (x, y) => mean(groups(x, size).map((a, p) => covariance(a, groups(y, size)[p]))) * size / (size - 1);
-    return {
-      law: own[0].map((_, k) => unbiased(move, column(own, k))),
-      rate: unbiased(move, paid) / Math.max(unbiased(paid, paid), 1e-12),
-      nats: Math.sqrt(unbiased(move, move)),
-    };
+  // common/meter.py: first_order_change. drift, age [B], rewards [B][K] -> [K]; null where nothing
+  // was fresh or known.
+  function byMove(drift, age, rewards, size, updates) {
+    const fresh = age.map((_, i) => i).filter(i => age[i] > 0);
+    if (!fresh.length || fresh.some(i => drift[i] === null)) return null;
+    const move = fresh.map(i => drift[i] * updates / age[i]);
+    const covariance = withinPromptCovariance(move, fresh.map(i => rewards[i]), size);
+    return covariance.map(c => byScore(c, 1, size));
   }
 
-  return {sum, mean, column, groups, shares, turned, scalarize, normalisers, estimateAdvantages, eachAdvantage, paretoScalar, withinPromptCovariance, votes, byScore, firstOrderChange};
+  return {
+    sum, mean, column, groups, shares, turned, scalarize, normalisers, estimateAdvantages,
+    estimateEach, paretoScalar, withinPromptCovariance, byScore, byMove,
+  };
 })();

@@ -16,8 +16,7 @@ USAGE = "RUN [--step N] [--out DIR]"
 
 
 def main(argv: list[str]) -> None:
-    """write model/ from a run's newest checkpoint: of a run that was stopped, or one that could not
-    write it"""
+    """write model/ from the newest checkpoint of a run that was stopped or could not write it"""
     tyro.cli(write, prog="python run.py export", args=argv)
 
 

@@ -125,27 +125,27 @@ def train_missing(jobs: Jobs, out: Path, at_once: int) -> list[str]:
     except OSError as error:
         told = "if another command, or runs that one left, are at work there, wait or end them"
         raise UserError(f"--out {out}: {error.strerror}; {told}: fuser {out}/.lock") from None
-    missing = {folder: _missing(folder, words) for folder, words in jobs.items()}
-    commands = {folder: command for folder, command in missing.items() if command}
+    commands = {folder: _missing(folder, words) for folder, words in jobs.items()}
     running, failed = [], []
 
-    def train(folder: Path) -> int:
+    def train(folder: Path) -> None:
         if folder.exists() and "--out" in commands[folder]:
             folder.rename(out / "stopped" / f"{folder.name}-{time.time_ns()}")
-        with open(out / "logs" / f"{folder.name}.log", "w") as log:
+        with open(out / "logs" / f"{folder.name}.log", "a") as log:
             print(code(), file=log, flush=True)
             how = {"stdout": log, "stderr": log, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
             process = subprocess.Popen(commands[folder], close_fds=False, **how)  # for the lock
         running.append(process)
-        return process.wait()
+        process.wait()
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves through `finally`
     pool = ThreadPoolExecutor(at_once)
     try:
-        futures = {pool.submit(train, folder): folder for folder in commands}
-        for future in tqdm(as_completed(futures), total=len(commands), unit="run"):
+        futures = {pool.submit(train, folder): folder for folder in jobs if commands[folder]}
+        for future in tqdm(as_completed(futures), total=len(futures), disable=not futures):
             folder = futures[future]
-            if future.result() or _missing(folder, jobs[folder]):
+            future.result()  # an error of starting it is raised here
+            if _missing(folder, jobs[folder]):
                 log = out / "logs" / f"{folder.name}.log"
                 tqdm.write(f"{folder.name} failed: {log.read_text().splitlines()[-1]} ({log})")
                 failed.append(folder.name)

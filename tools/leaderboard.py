@@ -16,12 +16,13 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from common.errors import UserError, require
 from common.runs import Run, load_run
-from common.verdict import NOISE, change_of, evaluations, number
-from tools.plot import BOOKKEEPING, compare, group_settings
+from common.verdict import NOISE, change_of, evaluations
+from tools.plot import BOOKKEEPING, compare, group_settings, number
 
 LAST = 3  # evaluations whose mean is a run's end
 # Runs that differ in one of these do not compare: what is measured, on what, after how long.
@@ -99,8 +100,8 @@ def load_finished(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
         for folder in sorted(path.glob("runs/*")) or [path]:
             try:
                 run = load_run(os.path.relpath(folder))
-                finished = run.rows[-1]["step"] >= run.args["steps"]
-                require(finished, f"{run.path} is not finished")
+                at, of = run.rows[-1]["step"], run.args["steps"]
+                require(at >= of, f"{run.path}: at step {at} of {of}")
                 runs[run.path] = run
             except UserError as error:
                 left_out.append(f"Left out: {error}.")
@@ -116,8 +117,6 @@ def measured(run: Run) -> dict:
     are of the same prompts, so averaging takes away the noise of sampling but not that of which
     prompts were drawn, and errors are taken too large rather than too small.
     """
-    import pandas as pd
-
     first, *later = evaluations(run)
     end = pd.DataFrame(later[-LAST:]).filter(like="eval/").apply(fmean)
     ended = Run(run.path, run.args, [first, later[-1] | end.to_dict()])
@@ -144,8 +143,6 @@ def leaderboard(runs: Sequence[Run]):
 
     Raises UserError when a seed stands twice in a row: it would count as a second repetition.
     """
-    import pandas as pd
-
     settings = group_settings(runs)
     lines = [{"algorithm": label} | measured(run) for label, own in settings for run in own]
     data = pd.DataFrame(lines).sort_values("seed")
@@ -162,10 +159,10 @@ def leaderboard(runs: Sequence[Run]):
     worst = each["worst change"].agg(list)
     for label in flags if linear else ():
         # among several settings of linear, the one with the nearest flags
-        base = min(linear, key=lambda other: len(flags[label] ^ flags[other]))
+        base = min(linear, key=lambda other: len(flags[label] - flags[other]))
         if base != label:
-            chance = _estimate(worst[label], worst[base], of=better)
-            table.loc[label, "P(better than linear)"] = chance
+            pair = worst[label], worst[base]
+            table.loc[label, "P(better than linear)"] = _estimate(*pair, of=better)
     best = worst.map(iqm).sort_values(ascending=False).index
     return table.loc[best].reset_index().fillna("–"), data
 
@@ -193,7 +190,7 @@ def _estimate(*strata: ArrayLike, of: Callable = iqm) -> str:
 
 def code() -> str:
     """The commit of this repository, with -dirty where a file differs from it."""
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    git = ["git", "describe", "--always", "--dirty"]
     found = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True)
     return f"commit {found.stdout.strip() or 'unknown'}, torch {version('torch')}"
 
@@ -205,9 +202,9 @@ def make_table(paths: Sequence[str | Path], out: Path, note: str = "") -> str:
     runs, left_out = load_finished(paths)
     file, board = out / "table.json", []
     words = re.findall('"(.*?)"', file.read_text()) if file.exists() else []
-    before = {word for word in words if os.path.exists(f"{word}/args.json")}
+    before = {Path(word).resolve() for word in words if os.path.exists(f"{word}/args.json")}
     told = f"--out {out} holds the table of other runs: give another folder, or delete table.json"
-    require(before <= {str(run.path) for run in runs}, told)
+    require(before <= {run.path.resolve() for run in runs}, told)
     out.mkdir(parents=True, exist_ok=True)
     parts = ["# Leaderboard", note, *left_out]
     differing = [k for k in MEASURE if len({json.dumps(run.args.get(k)) for run in runs}) > 1]

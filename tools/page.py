@@ -20,13 +20,13 @@ FORMATTER = HtmlFormatter(nowrap=True)
 
 
 def page(left: Path, right: Path, docs: Path) -> str:
-    """The page's HTML, on which every line of both scripts stands once.
+    """The page's HTML, on which every line of both scripts stands once,
+    but for blank ones between regions.
 
     docs: folder of the algorithms' pages, from which "The update" is taken where `<name>.md`
     exists. Raises `UserError` when a script is not Python.
     """
-    template = Path(__file__).with_suffix(".html")
-    return Template(template.read_text(encoding="utf-8")).substitute(
+    return Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
         title=html.escape(f"{left.stem} and {right.stem}"),
         columns="".join(_column(path, docs / f"{path.stem}.md") for path in (left, right)),
         regions="".join(starmap(_region, pair_regions(left, right))),
@@ -37,12 +37,15 @@ def _column(script: Path, told: Path) -> str:
     """The section "The update" of an algorithm's page, and the script's docstring.
 
     What the script's margin broke is one line again, for the page to break where its own margin is:
-    a short line was meant to end there, an indented one or one of a list is no running text.
+    a short line was meant to end there; an indented one, one of a list or one with a label, such as
+    `Run: `, is no running text.
     """
     text = told.read_text(encoding="utf-8") if told.is_file() else ""
     update = "".join(re.findall(r"^## The update\n(.*?)(?=^## |\Z)", text, re.M | re.S))
     update = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", update)  # from elsewhere, links lead nowhere
-    docstring = re.sub(r"(?m)^(\S.{65,})\n(?=\S)(?![-*] )", r"\1 ", read_script(script)[0])
+    docstring = re.sub(
+        r"(?m)^(\S.{65,})\n(?=\S)(?![-*] |[A-Z][\w .]*: )", r"\1 ", read_script(script)[0]
+    )
     return (
         f"<section><h2>{html.escape(str(script))}</h2>"
         f"{update and '<h3>The update</h3>'}{MarkdownIt('js-default').render(update)}"
@@ -70,7 +73,7 @@ def _region(a: Region, b: Region) -> str:
 def _words(lines: list[str]) -> list[list]:
     """For each line its words as (kind, text), the end of the line among them."""
     found = [[]]
-    for kind, text in PythonLexer(stripnl=False).get_tokens("\n".join([*lines, ""])):
+    for kind, text in PythonLexer(stripnl=False).get_tokens("\n".join(lines)):
         for word in re.findall(r"\n|\w+|[^\w\n]+", text):
             found[-1].append((kind, word))
             if word == "\n":

@@ -1,18 +1,20 @@
 """`python run.py plot`: the picture of a run, or of several in one, and each run's verdict."""
 
 import json
+import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 from common.curves import DASHES, draw, from_zero, picture, smooth
 from common.errors import UserError, require
 from common.runs import Run, load_run
-from common.verdict import number, verdict
+from common.verdict import verdict
 
 USAGE = "RUN [RUN ...] [--out FILE]"
 # Flags that leave what is learned alone: runs that agree in all others repeat one setting.
@@ -124,3 +126,16 @@ def plain(value) -> str:
     if isinstance(value, list):
         return " ".join(map(plain, value))
     return number(value) if isinstance(value, float) else str(value)
+
+
+def number(value: float, digits: int | None = None, sign: str = "") -> str:
+    """A number as all tables print it, with so many digits behind the point; without `digits`, as
+    it is typed: 0.05, 2, 3e-5. From a million on, and as it is typed below a thousandth, with an
+    exponent: 1e30 takes no line of digits, and 1e-4 stands beside 3e-5. sign: "+" shows it always.
+    """
+    large, small = 1e6 <= abs(value) < math.inf, 0 < abs(value) < 1e-3
+    if large or (small and digits is None):
+        rounded = value if digits is None else float(f"{value:.{digits}e}")
+        told = np.format_float_scientific(rounded, trim="-", sign=bool(sign), exp_digits=1)
+        return told.replace("e+", "e")
+    return str(value).removesuffix(".0") if digits is None else f"{value:{sign}.{digits}f}"

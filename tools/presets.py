@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import tyro
 
 from algos import linear
-from common.presets import presets
+from common.launch import presets
 from tools.scripts import algorithms
 
 USAGE = ""
@@ -14,12 +14,12 @@ USAGE = ""
 
 @dataclass
 class Args:
-    pass
+    """The presets, and the flags they set. A flag given beside --preset wins."""
 
 
 def main(argv: list[str]) -> None:
     """the presets that `run.py ALGORITHM --preset NAME` knows, and the flags they set"""
-    tyro.cli(Args, prog="python run.py presets", description=main.__doc__, args=argv)
+    tyro.cli(Args, prog="python run.py presets", args=argv)
     defaults, every = vars(linear.Args()), presets()
     for name, values in every.items():
         changed = {flag: value for flag, value in values.items() if value != defaults[flag]}

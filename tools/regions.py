@@ -13,7 +13,8 @@ from common.errors import UserError
 
 
 class Region(NamedTuple):
-    """Lines from a marker up to the next, or from the docstring up to the first marker."""
+    """Lines from a marker up to the next, or from the docstring up to the first marker, without the
+    blank ones at the end: how many there are depends on what comes next."""
 
     name: str  # "SHARED: update"
     first: int  # number of its first line in the file
@@ -37,7 +38,10 @@ def read_script(path: Path) -> tuple[str, list[Region]]:
         if marker := re.match(r"\s*# --- ((?:SHARED|ALGO): .+?) ---\s*$", line):
             regions.append(Region(marker[1], number, []))
         regions[-1].lines.append(line)
-    return docstring or "(no docstring)", [region for region in regions if any(region.lines)]
+    for region in regions:
+        while region.lines and not region.lines[-1]:
+            region.lines.pop()
+    return docstring or "(no docstring)", [region for region in regions if region.lines]
 
 
 def pair_regions(left: Path, right: Path) -> Iterator[tuple[Region, Region]]:

@@ -74,7 +74,8 @@ def main(argv: list[str]) -> None:
 def _options(flag: str, kind: type | None, given: list[str]) -> list[list[str]]:
     """The command-line words of each value of a flag."""
     if kind is bool:
-        return [[flag if value != "false" else f"--no{flag[1:]}"] for value in given or [""]]
+        words = {"true": flag, "false": f"--no{flag[1:]}"}
+        return [[words.get(value, value)] for value in given or ["true"]]
     if get_origin(kind) is not tuple:
         return [[flag, value] for value in given] or [[flag]]
     # quoted, a word has the values of one setting, unless it is a file's path with spaces

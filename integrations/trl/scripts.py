@@ -43,8 +43,7 @@ def _import(name: str, globals, locals, wanted, level: int):
         return __import__(name, globals, locals, wanted, level)
     if file in COMMON:
         return load(f"common/{file}")
-    names = wanted or ["DEFAULT"]
-    found = {each: load(f"common/{each}") if each in COMMON else None for each in names}
+    found = {each: load(f"common/{each}") if each in COMMON else None for each in wanted or ()}
     return SimpleNamespace(**found)
 
 

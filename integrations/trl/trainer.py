@@ -18,6 +18,7 @@ from transformers.trainer_callback import ExportableState
 
 from .errors import require
 from .methods import Method
+from .scripts import load
 
 # its name since TRL 0.20, and before
 LOGPS = ("_get_per_token_logps_and_entropies", "_get_per_token_logps")
@@ -131,7 +132,7 @@ class _Session:
             each = advantages.split(len(own))
             out["advantages"] = each[trainer.accelerator.process_index].to(own)
             self.correct_table(advantages.tolist())
-        covariance = self.method.script.within_prompt_covariance(advantages, rewards, G)
+        covariance = load("common/controllers").within_prompt_covariance(advantages, rewards, G)
         if self.method.look:
             self.begin_look(out)
         elif hasattr(controller, "learn"):

@@ -87,3 +87,24 @@ def test_trl_has_the_weights_and_advantages_of_the_run(name, recorded):
         shown = [trainer._metrics["train"][f"weight/{each}"][-1] for each in "abc"]
         torch.testing.assert_close(torch.tensor(shown), weights, rtol=exact, atol=exact)
         assert "weights" in step or torch.equal(advantages, answer[0])
+
+
+@pytest.mark.parametrize("name", sorted(controllers().keys() - GRADIENTS))
+def test_an_objective_that_no_completion_has_yet_is_weighed_and_waited_for(name, recorded):
+    """Rewards that do not apply are NaN, as TRL gives them."""
+    _, script, args, _ = recorded(name)
+    controller = script.controller(args, list(OBJECTIVES), torch.device("cpu"))
+    for present in (False, True, False):
+        rewards, lengths = (
+            torch.rand(8, 3, generator=torch.Generator().manual_seed(1)),
+            torch.ones(8),
+        )
+        rewards[:, 1] = rewards[:, 1] if present else torch.nan
+        if hasattr(controller, "weights"):
+            weights = controller.weights(rewards)
+        else:
+            advantages, weights = controller.advantages(rewards, lengths, 4, "grpo")
+            assert advantages.isfinite().all()
+        assert weights.isfinite().all() and (weights >= 0).all() and weights.sum() > 0
+        for value in controller.log.values() if present else ():
+            assert torch.as_tensor(value).isfinite().all()

@@ -138,3 +138,12 @@ def test_equal_objectives_are_one_objective(tmp_path):
         for key in ("loss/policy", "loss/kl", "grad/norm", "reward/one", "cov/one"):
             assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
     assert three[3]["weight/one"] == pytest.approx(1 / 3, abs=1e-4)
+
+
+def test_without_an_update_the_means_are_those_of_the_batch_whatever_applies():
+    rewards = torch.rand(32, 3, generator=torch.Generator().manual_seed(0)).double()
+    rewards = rewards.masked_fill(
+        torch.rand(32, 3, generator=torch.Generator().manual_seed(1)) < 0.4, torch.nan
+    )
+    found = reweighted_rewards(rewards, torch.zeros(32).double(), 4)
+    torch.testing.assert_close(found, rewards.nanmean(0))

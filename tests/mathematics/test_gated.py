@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from algos.gated import gated_scores, within_prompt_covariance
+from algos.gated import gated_scores
+from common.controllers import within_prompt_covariance
 from support.decoupled import batches, whitened
 from support.running import train
 from support.tensors import close, tensor

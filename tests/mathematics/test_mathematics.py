@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos import ctwa, linear
+from common.controllers import within_prompt_covariance
 from common.meter import first_order_change
 from support.tensors import close, finite_difference, tensor
 
@@ -232,7 +233,7 @@ def test_covariance_laws(seed, K):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(24, generator=generator, dtype=torch.float64)
     rewards = torch.rand(24, K, generator=generator, dtype=torch.float64)
-    covariance = linear.within_prompt_covariance(weight, rewards, 6)
+    covariance = within_prompt_covariance(weight, rewards, 6)
     prompts = zip(weight.split(6), rewards.split(6), strict=True)
     tables = [torch.cov(torch.cat([w[None], R.T]), correction=0) for w, R in prompts]
     by_hand = torch.stack(tables)[:, 0, 1:].mean(0)
@@ -240,15 +241,13 @@ def test_covariance_laws(seed, K):
     # what is constant within a prompt, and the order of its completions, must not matter
     offset = torch.randn(4, generator=generator, dtype=torch.float64).repeat_interleave(6)
     torch.testing.assert_close(
-        linear.within_prompt_covariance(weight + offset, rewards + offset[:, None], 6), covariance
+        within_prompt_covariance(weight + offset, rewards + offset[:, None], 6), covariance
     )
     order = torch.cat([6 * p + torch.randperm(6, generator=generator) for p in range(4)])
     torch.testing.assert_close(
-        linear.within_prompt_covariance(weight[order], rewards[order], 6), covariance
+        within_prompt_covariance(weight[order], rewards[order], 6), covariance
     )
-    torch.testing.assert_close(
-        linear.within_prompt_covariance(3 * weight, rewards, 6), 3 * covariance
-    )
+    torch.testing.assert_close(within_prompt_covariance(3 * weight, rewards, 6), 3 * covariance)
 
 
 @settings(deadline=None, max_examples=50)
@@ -281,7 +280,7 @@ def test_covariance_law_predicts_an_exact_tilt():
         counts
     )  # a prompt whose completions stand in the policy's proportions
     policy = counts / counts.sum().double()
-    covariance = linear.within_prompt_covariance(score[sample], rewards[sample], len(sample))
+    covariance = within_prompt_covariance(score[sample], rewards[sample], len(sample))
 
     def error(eta):
         tilted = policy * (eta * score).exp()

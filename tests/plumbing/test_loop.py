@@ -1,46 +1,52 @@
-"""What the training loop and the evaluation make of their flags, each at a value that is not its default, told by what a run leaves."""
+"""What the training loop and the evaluation make of their flags, told by what a run leaves."""
 
 import json
-from importlib import import_module
-from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import patch
+import sys
+from math import inf
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from algos.gradnorm import FLOOR, gradnorm_step
-from algos.hypervolume import extend, step_factor
-from algos.mgda import min_norm_weights
-from common.runs import load_run, load_statistics
-from tools.command_line import parse
+from algos import linear
+from common.batch import pad
+from common.data import Prompts, load
+from common.errors import UserError
 from common.evaluate import evaluate
-from common.grads import clip_gradients
-from common.model import load_model
-from common.setup import Data
-from prompts import Prompts
-from support.running import NAMES, ROOT, policy_of, read_metrics, train, weights_of
-from support.tensors import tensor
+from common.flags import RunFlags
+from common.model import clip_gradients, load_model, load_tokenizer, token_logprobs
+from common.pretrained import model_path
+from common.rollout import TransformersEngine
+from common.run import Run
+from common.seeds import derive
+from support.running import (
+    OBJECTIVES,
+    SMALL,
+    read_lines,
+    read_metrics,
+    train,
+    weights_of,
+)
 from testbed.arithmetic import base_path, problems, tokenizer
 
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
-
-
-def statistics(folder: Path) -> list[dict]:
-    return load_statistics(load_run(folder))
+CPU = torch.device("cpu")
+START = weights_of(base_path("fragile"))
+TESTBED = model_path("testbed")
+ACCURACY = ("rewards.accuracy:accuracy",)
+QUICK = {"max_new_tokens": 16, "eval_prompts": 2, "eval_every": 9}  # where it matters little
 
 
 # --- evaluation ---
 
 
 def test_evaluation_is_sampled_and_greedy_with_standard_errors():
-    """Of an engine whose completions are known: lengths 2, 4, 6, 8 at the temperature, 3 under greedy decoding."""
+    """Of an engine whose completions are known: lengths 2, 4, 6, 8 sampled, 3 greedy."""
     asked, thresholds = [], []
 
     def generate(prompts, completions, max_new_tokens, temperature, seeds):
         asked.append((temperature, len(prompts), seeds))
-        lengths = [3] * len(prompts) if temperature == 0 else [2 * prompt[0] for prompt in prompts]
+        lengths = [3] * len(prompts) if temperature == 0 else [2 * p[0] for p in prompts]
         return [[5] * (n - 1) + [1] for n in lengths], [[-1.0] * n for n in lengths]
 
     def short(completion_ids, mean_length, **columns):
@@ -48,20 +54,21 @@ def test_evaluation_is_sampled_and_greedy_with_standard_errors():
         return [float(len(ids) < mean_length) for ids in completion_ids]
 
     engine = SimpleNamespace(share=(0, 1), version=0, generate=generate)
-    prompts = Prompts([[1], [2], [3], [4]], {"prompt": list("abcd")})
-    data = Data(tokenizer(), prompts, prompts, "exact")
-    metrics, samples = evaluate(engine, data, {"short": short}, None, 3, 9, 0.7)
-    assert [(temperature, size) for temperature, size, _ in asked] == [(0.7, 3), (0.7, 1), (0.0, 3), (0.0, 1)]
+    args = SimpleNamespace(temperature=0.7, prompts=1, completions=3, max_new_tokens=9)
+    given = (engine, tokenizer(), Prompts([[1], [2], [3], [4]], {"prompt": list("abcd")}))
+    found, samples = evaluate(*given, {"short": short}, None, "exact", args)
+    assert [each[:2] for each in asked] == [(0.7, 3), (0.7, 1), (0.0, 3), (0.0, 1)]
     assert len({seed for _, _, seeds in asked[:2] for seed in seeds}) == 4
-    assert metrics["eval/length"] == 5
-    assert metrics["eval/length_se"] == pytest.approx(np.std([2, 4, 6, 8], ddof=1) / 2)
-    assert metrics["eval/short"] == 0.5  # shorter than the sampled ones' own mean
-    assert metrics["eval/short_se"] == pytest.approx(np.std([1, 1, 0, 0], ddof=1) / 2)
-    assert (metrics["eval/greedy/short"], metrics["eval/greedy/length"]) == (1, 3)
-    assert (metrics["eval/greedy/short_se"], metrics["eval/greedy/length_se"]) == (0, 0)
-    assert set(thresholds) == {5.0}
-    assert [(row["prompt"], row["short"]) for row in samples] == [("a", 1), ("b", 1), ("c", 0), ("d", 0)]
-    again, _ = evaluate(engine, data, {"short": short}, 7.0, 3, 9, 0.7)
+    half, lengths = np.std([1, 1, 0, 0], ddof=1) / 2, np.std([2, 4, 6, 8], ddof=1) / 2
+    sampled = {"short": 0.5, "short_se": half, "length": 5, "length_se": lengths}
+    greedy = {"short": 1, "short_se": 0, "length": 3, "length_se": 0}
+    wanted = {f"eval/{k}": v for k, v in sampled.items()}
+    assert found == pytest.approx(wanted | {f"eval/greedy/{k}": v for k, v in greedy.items()})
+    assert set(thresholds) == {5.0}  # the sampled ones' own mean
+    assert [(row["prompt"], row["short"]) for row in samples] == [
+        *zip("abcd", (1, 1, 0, 0), strict=True)
+    ]
+    again, _ = evaluate(*given, {"short": short}, 7.0, "exact", args)
     assert again["eval/short"] == 0.75  # a yardstick that is given stays
     assert asked[4:] == asked[:4]  # the same seeds each time
 
@@ -69,174 +76,310 @@ def test_evaluation_is_sampled_and_greedy_with_standard_errors():
 def test_conciseness_has_a_yardstick_that_stays_and_a_threshold_of_the_past(tmp_path, monkeypatch):
     yardsticks = []
 
-    def recorded(*given, mean_length, **rest):
-        yardsticks.append(mean_length)
-        return evaluate(*given, mean_length=mean_length, **rest)
+    def recorded(*given):
+        yardsticks.append(given[4])
+        return evaluate(*given)
 
     monkeypatch.setattr("common.run.evaluate", recorded)
-    rows = train("linear", tmp_path / "run", steps=4, lr=1e-3)
+    rows = train("linear", tmp_path / "run", steps=4, lr=1e-3, eval_split="tune", max_new_tokens=32)
     assert yardsticks == [None, *[rows[0]["eval/length"]] * 2]
     lengths = [row["length/mean"] for row in rows[1:]]
-    expected = [lengths[0], *(np.mean(lengths[:n]) for n in (1, 2, 3))]  # before the first batch there is nothing else
-    assert [row["length/threshold"] for row in rows[1:]] == pytest.approx(expected, rel=1e-6)
-
-
-def test_the_split_of_the_evaluation(tmp_path):
-    for split in ("test", "tune"):
-        train("linear", tmp_path / split, steps=1, eval_split=split)
-        shown = [json.loads(line)["prompt"] for line in (tmp_path / split / "completions.jsonl").read_text().splitlines()]
-        assert shown
-        assert set(shown) <= set(problems(split, 2)["prompt"])
+    past = [lengths[0], *(np.mean(lengths[:n]) for n in (1, 2, 3))]  # before the first: its own
+    assert [row["length/threshold"] for row in rows[1:]] == pytest.approx(past, rel=1e-6)
+    shown = {row["prompt"] for row in read_lines(tmp_path / "run/completions.jsonl")}
+    assert shown < set(problems("tune")["prompt"])
 
 
 # --- the update ---
 
 
+def test_one_objective_is_plain_reinforce(tmp_path):
+    """One on-policy step on one reward against REINFORCE written down: -mean_t A log pi."""
+    train(
+        "linear", tmp_path / "run", steps=1, mini_batches=1, kl_coef=0, rewards=ACCURACY, prompts=8
+    )
+    encoder, policy = load_tokenizer(TESTBED), load_model(TESTBED, CPU, False, torch.float32)
+    prompts = load(RunFlags(), encoder, {}, "exact")["train"].batch(1, 8, 1)
+    engine = TransformersEngine(None, {1}, 0, CPU)
+    engine.sync(policy, 0)
+    ids, _ = engine.generate(prompts.ids, 4, 56, 1.0, [derive(1, 1, i) for i in range(8)])
+    batch = pad(prompts.repeat(4).ids, ids, 0)
+    texts = encoder.batch_decode(ids, skip_special_tokens=True)
+    answers = prompts.repeat(4).columns["answer"]
+    correct = [t.endswith(f"\\boxed{{{a}}}") for t, a in zip(texts, answers, strict=True)]
+    per_token = torch.tensor(correct).float()[:, None].expand_as(batch.mask)
+    kept = per_token[batch.mask == 1]
+    advantage = (per_token - kept.mean()) / kept.std()
+    (-(advantage * token_logprobs(policy, batch, 1.0))[batch.mask == 1].mean()).backward()
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+    torch.optim.AdamW(policy.parameters(), lr=1e-4, weight_decay=0.01).step()
+    end = weights_of(tmp_path / "run/model")
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(end[name], parameter.detach(), rtol=0, atol=2e-6)
+        assert (end[name] - START[name]).abs().max() > 5e-5  # far larger than the tolerance
+
+
+@pytest.mark.parametrize("name", ["linear", "mgda"])
+def test_micro_batches_change_nothing(name, trained):
+    whole, cut = (trained(name, steps=2, micro_batch_tokens=size, **QUICK) for size in (10**6, 100))
+    for one, other in zip(*map(read_metrics, (whole, cut)), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+    one, other = weights_of(whole / "model"), weights_of(cut / "model")
+    assert all(torch.allclose(one[key], other[key], rtol=0, atol=1e-5) for key in one)
+
+
+def test_a_loss_is_a_mean_over_the_tokens_of_its_mini_batch(tmp_path):
+    """A policy that does not move has ratios of 1, and a loss known from what is logged."""
+    flags = {"lr": 0.0, "estimator": "grpo", "steps": 1, "max_new_tokens": 32, "eval_prompts": 2}
+    row = train("linear", tmp_path / "run", **flags)[1]
+    (line,) = read_lines(tmp_path / "run/statistics.jsonl")
+    age, lengths, advantages = (np.array(line[key]) for key in ("age", "lengths", "advantages"))
+    losses = [-np.average(advantages[age == n], weights=lengths[age == n]) for n in (0, 1)]
+    assert abs(np.mean(losses)) > 1e-2
+    assert row["loss/policy"] == pytest.approx(np.mean(losses), rel=1e-3)
+
+
 def test_gradients_are_clipped_to_the_norm_and_their_own_is_told():
     parameter = torch.nn.Parameter(torch.zeros(2))
-    for given, limit, after in (([3.0, 4.0], 1.0, [0.6, 0.8]), ([0.3, 0.4], 1.0, [0.3, 0.4])):
+    for given, after in (([3.0, 4.0], [0.6, 0.8]), ([0.3, 0.4], [0.3, 0.4])):
         parameter.grad = torch.tensor(given)
-        assert clip_gradients([parameter], limit) == pytest.approx(float(np.linalg.norm(given)))
+        assert clip_gradients([parameter], 1.0) == pytest.approx(np.linalg.norm(given))
         torch.testing.assert_close(parameter.grad, torch.tensor(after))
 
 
-@pytest.mark.parametrize("name", ["linear", "mgda"])  # with one gradient, and with one of each objective
+@pytest.mark.parametrize("name", ["linear", "mgda"])  # with one gradient, and one per objective
+def test_the_norm_of_a_flag_clips_in_the_loop(name, tmp_path):
+    """AdamW's steps do not depend on a gradient's scale, until it is as small as its epsilon."""
+    flags = {"max_grad_norm": 1e-11, "weight_decay": 0.0, "steps": 1, "rewards": ACCURACY}
+    row = train(name, tmp_path / "run", **flags)[1]
+    assert row["grad/norm"] > 1e-2
+    end = weights_of(tmp_path / "run/model")
+    assert 0 < max((end[key] - START[key]).abs().max() for key in START) < 1e-5  # of 1e-4
+
+
+@pytest.mark.parametrize("name", ["linear", "mgda"])
 def test_the_kl_term_holds_the_policy_near_its_start(name, tmp_path):
-    free, held = (train(name, tmp_path / str(beta), kl_coef=beta, lr=1e-3, steps=6)[-1]["loss/kl"] for beta in (1e-6, 3.0))
+    flags = QUICK | {"lr": 1e-3, "steps": 5, "max_new_tokens": 32}
+    free, held = (
+        train(name, tmp_path / str(b), kl_coef=b, **flags)[-1]["loss/kl"] for b in (1e-6, 3.0)
+    )
     assert 0 <= held < 0.5 * free
+    assert train(name, tmp_path / "none", kl_coef=0.0, steps=1, **QUICK)[1]["loss/kl"] is None
 
 
 def test_kl_is_taken_to_the_reference(tmp_path, monkeypatch):
     """A reference that is another model: the divergence is there before the policy has moved."""
 
     def load(model, *rest, frozen=False, **options):
-        return load_model("testbed:robust" if frozen else model, *rest, frozen=frozen, **options)
+        model = str(base_path("robust")) if frozen else model
+        return load_model(model, *rest, frozen=frozen, **options)
 
-    monkeypatch.setattr("common.setup.load_model", load)
-    assert train("linear", tmp_path / "other", steps=1, mini_batches=1)[1]["loss/kl"] > 3e-4
-    monkeypatch.setattr("common.setup.load_model", load_model)
-    assert train("linear", tmp_path / "own", steps=1, mini_batches=1)[1]["loss/kl"] < 1e-6
+    flags = QUICK | {"steps": 1, "mini_batches": 1}
+    own = train("linear", tmp_path / "own", **flags)[1]["loss/kl"]
+    monkeypatch.setattr("common.run.load_model", load)
+    other = train("linear", tmp_path / "other", **flags)[1]["loss/kl"]
+    assert own < 1e-6 < 3e-4 < other
 
 
 def test_the_update_is_at_the_sampling_temperature(tmp_path):
-    """So that a policy that has not moved has the ratio 1, and the sampler's log-probabilities."""
-    rows = train("linear", tmp_path / "run", steps=2, temperature=0.7, mini_batches=1)
-    assert max(abs(drift) for line in statistics(tmp_path / "run") for drift in line["drift"]) < 1e-4
+    """So that a policy that has not moved has ratio 1, and the sampler's log-probabilities."""
+    rows = train("linear", tmp_path / "run", steps=2, temperature=0.7, mini_batches=1, **QUICK)
+    drifts = [line["drift"] for line in read_lines(tmp_path / "run/statistics.jsonl")]
+    assert np.abs(drifts).max() < 1e-4
     assert all(row["sampler/gap"] < 1e-5 for row in rows[1:])
 
 
 def test_weight_decay_is_a_share_of_the_weights(tmp_path):
-    start = weights_of(base_path("fragile"))
     for decay in (0.0, 20.0):
-        train("linear", tmp_path / str(decay), steps=1, mini_batches=1, weight_decay=decay, lr=1e-3)
-    plain, decayed = (policy_of(tmp_path / decay / "checkpoints/step_000001") for decay in ("0.0", "20.0"))
-    for key, value in start.items():
-        torch.testing.assert_close(decayed[key], plain[key] - 1e-3 * 20.0 * value, rtol=0, atol=1e-6)
+        flags = QUICK | {"steps": 1, "mini_batches": 1, "lr": 1e-3}
+        train("linear", tmp_path / str(decay), weight_decay=decay, **flags)
+    plain, decayed = (weights_of(tmp_path / decay / "model") for decay in ("0.0", "20.0"))
+    for key, value in START.items():
+        torch.testing.assert_close(decayed[key], plain[key] - 0.02 * value, rtol=0, atol=1e-6)
 
 
-def test_each_clip_acts_on_its_own_side(tmp_path):
-    """Rewards of a single good completion: few advantages are positive and large, so they, or all others, meet the clip."""
-    flags = {"estimator": "grpo", "epochs": 4, "lr": 3e-3, "rewards": ("rewards.accuracy:accuracy",), "steps": 1}
-    none = train("linear", tmp_path / "none", clip_low=1.0, clip_high=1e9, **flags)[1]
-    high = train("linear", tmp_path / "high", clip_low=1.0, clip_high=0.01, **flags)[1]
-    low = train("linear", tmp_path / "low", clip_low=0.01, clip_high=1e9, **flags)[1]
-    assert none["clip/fraction"] == 0
-    assert none["cov_active/accuracy"] == pytest.approx(none["cov/accuracy"], abs=1e-6)
-    (line,) = statistics(tmp_path / "none")
-    rewards, advantages = np.array(line["rewards"]).reshape(4, 4), np.array(line["advantages"]).reshape(4, 4)
-    shares = {}
-    for side, row in (("high", high), ("low", low)):
-        assert row["clip/fraction"] > 0
-        mine = advantages > 0 if side == "high" else advantages < 0
-        others_kept = np.where(mine, 0, advantages)  # what would be left if each of this side's were clipped away
-        centred = rewards - rewards.mean(1, keepdims=True)
-        full, least = ((centred * (a - a.mean(1, keepdims=True))).mean() for a in (advantages, others_kept))
-        assert least - 1e-6 <= row["cov_active/accuracy"] < full - 1e-4  # clipping this side takes from the covariance, down to that
-        shares[side] = (full - row["cov_active/accuracy"]) / (full - least)
-    assert all(0 < share <= 1 + 1e-6 for share in shares.values())
+def test_the_learning_rate_rises_and_falls_as_its_flags_say(tmp_path):
+    flags = QUICK | {"lr_schedule": "linear", "warmup": 2, "steps": 4}
+    rows = train("linear", tmp_path / "run", lr=1e-3, **flags)
+    assert [row["lr"] for row in rows[1:]] == pytest.approx([0.5e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    train("linear", tmp_path / "still", **flags | {"warmup": 10**9, "weight_decay": 0.0})
+    end = weights_of(tmp_path / "still/model")
+    assert max((end[key] - START[key]).abs().max() for key in START) < 1e-8
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "reinforce"])
+def test_the_clips_are_those_of_the_flags_and_act_where_there_is_grpo(
+    estimator, tmp_path, monkeypatch
+):
+    given, loss = [], linear.policy_loss
+    recorded = lambda *args: (given.append(args[2:]), loss(*args))[1]  # noqa: E731
+    monkeypatch.setattr(linear, "policy_loss", recorded)
+    flags = {"clip_low": 0.01, "clip_high": 0.02, "dual_clip": 3.0, "epochs": 2, "lr": 3e-3}
+    flags |= {"estimator": estimator, "steps": 1, "max_new_tokens": 40, "eval_prompts": 2}
+    row = train("linear", tmp_path / "run", **flags)[1]
+    clips = (0.01, 0.02, 3.0) if estimator == "grpo" else (inf, inf, 0.0)
+    assert set(given) == {clips}
+    assert (0 < row["clip/fraction"] < 1) == (estimator == "grpo")
+    both = [[row[f"{key}/{o}"] for o in OBJECTIVES] for key in ("cov_active", "cov")]
+    assert (both[0] == pytest.approx(both[1], abs=1e-6)) == (estimator == "reinforce")
 
 
 def test_a_completion_that_ends_with_the_last_token_is_not_truncated(tmp_path):
     """`rush` takes 16 tokens, its stop token included; longer habits are cut off there."""
-    row = train("linear", tmp_path / "run", steps=1, max_new_tokens=16, prompts=16, completions=8)[1]
-    (line,) = statistics(tmp_path / "run")
+    flags = {"steps": 1, "max_new_tokens": 16, "prompts": 16, "completions": 8}
+    row = train("linear", tmp_path / "run", **flags)[1]
+    (line,) = read_lines(tmp_path / "run/statistics.jsonl")
     full = np.mean([length == 16 for length in line["lengths"]])
     assert 0.3 < row["length/truncated"] < full - 0.1
 
 
-# --- flags of the algorithms, by the weights they lead to ---
+def test_seeds_decide_and_what_a_reward_draws_is_not_what_chose_the_tokens(tmp_path, monkeypatch):
+    seeded, flags = [], QUICK | {"steps": 2, "epochs": 2}
+    usual = train("linear", tmp_path / "usual", **flags)
+    monkeypatch.setattr("common.run.reseed", lambda *path: seeded.append(derive(*path)))
+    rows = train("linear", tmp_path / "run", seed=2, **flags)
+    assert rows[0] == usual[0]
+    assert rows[1] != usual[1]
+    used = {derive(2, step, i) for step in (1, 2) for i in range(SMALL["prompts"] + 2)}
+    assert len(set(seeded)) == 2
+    assert not used & set(seeded)
 
 
-def test_ctwa_starts_and_moves_as_its_flags_say(tmp_path):
-    flags = {"weights": (0.5, 0.3, 0.2), "weight_lr": 0.3, "ema_tau": 0.5, "cov_targets": (10.0, 10.0, 10.0)}
-    rows = train("ctwa", tmp_path / "run", steps=3, **flags)[1:]
-    log_weights, ema = tensor([0.5, 0.3, 0.2]).log(), None
-    for row in rows:
-        assert [row[f"weight/{o}"] for o in OBJECTIVES] == pytest.approx(log_weights.exp().tolist(), rel=1e-4)
-        covariance = tensor([row[f"ctwa/cov/{o}"] for o in OBJECTIVES])
-        ema = covariance if ema is None else 0.5 * ema + 0.5 * covariance
-        log_weights = log_weights + 0.3 * (10.0 - ema)
+# --- what is told and kept ---
 
 
-def test_gradnorm_moves_as_its_flags_say(tmp_path):
-    flags = {"alpha": 0.5, "reward_max": (1.5, 2.0, 1.0), "weight_lr": 0.2, "ema_tau": 0.6, "mini_batches": 1, "prompts": 8}
-    rows = train("gradnorm", tmp_path / "run", steps=4, **flags)[1:]
-    weights, ema, first = torch.ones(3, dtype=torch.float64), None, []
-    for row in rows:
-        assert [row[f"weight/{o}"] for o in OBJECTIVES] == pytest.approx((weights / 3).tolist(), rel=1e-4)
-        mean = tensor([row[f"reward/{o}"] for o in OBJECTIVES])
-        ema = mean if ema is None else 0.4 * ema + 0.6 * mean
-        losses = (tensor([1.5, 2.0, 1.0]) - ema).clamp(min=FLOOR)
-        first.append(losses)
-        norms = tensor([row[f"gradnorm/grad_norm/{o}"] for o in OBJECTIVES])
-        weights = gradnorm_step(weights, norms, losses, torch.stack(first).mean(0), 0.5, 0.2)
-    assert max(abs(float(w) - 1) for w in weights) > 0.05
+def test_completions_of_training_are_kept_in_whole_prompts(trained):
+    """At the first step, the evaluated ones and the last, beside the rewards that statistics.jsonl
+    has in their rows. What is trained stays the same to the last bit."""
+    some, none = (trained("linear", steps=4, eval_every=3, log_completions=n) for n in (5, 0))
+    models = [(run / "model/model.safetensors").read_bytes() for run in (some, none)]
+    assert models[0] == models[1]
+    assert (none / "training_completions.jsonl").read_text() == ""
+    kept = read_lines(some / "training_completions.jsonl")
+    statistics = {line["step"]: line for line in read_lines(some / "statistics.jsonl")}
+    places = [(row["step"], row["row"]) for row in kept]
+    assert places == [(step, i) for step in (1, 3, 4) for i in range(8)]
+    for (step, i), row in zip(places, kept, strict=True):
+        assert [row[o] for o in OBJECTIVES] == pytest.approx(statistics[step]["rewards"][i])
+    lengths = [statistics[step]["lengths"][i] for step, i in places]
+    assert np.corrcoef([len(row["completion"]) for row in kept], lengths)[0, 1] > 0.9
 
 
-def test_famo_has_its_own_best_rewards_and_decays_its_logits(tmp_path):
-    spreads = {}
-    for gamma in (0.0, 100.0):
-        rows = train("famo", tmp_path / str(gamma), steps=6, prompts=8, weight_lr=0.5, gamma=gamma, reward_max=(2.0, 1.5, 1.0))[1:]
-        for row, best in ((row, best) for row in rows for best in zip(OBJECTIVES, (2.0, 1.5, 1.0), strict=True)):
-            assert row[f"famo/gap/{best[0]}"] == pytest.approx(best[1] - row[f"reward/{best[0]}"] + 0.02, abs=1e-6)
-        logits = np.log([[row[f"famo/z/{o}"] for o in OBJECTIVES] for row in rows])
-        spreads[gamma] = np.ptp(logits[-1])
-    assert spreads[0.0] > 1.5
-    assert spreads[100.0] < 1.2  # it pulls back whatever Adam moved; away from 0 it would have driven them to 5
+def test_the_picture_is_drawn_at_every_evaluation(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("common.run.draw", lambda run, out: drawn.append((len(run.rows), out.name)))
+    train("linear", tmp_path / "run", picture=True, steps=4, max_new_tokens=8)
+    assert drawn == [(rows, "curves.png") for rows in (1, 3, 5)]
 
 
-def test_the_front_of_hypervolume_is_kept(tmp_path):
-    rows = train("hypervolume", tmp_path / "run", steps=5, lr=2e-3, prompts=8)[1:]
-    means = [torch.tensor(line["rewards"], dtype=torch.float64).mean(0) for line in statistics(tmp_path / "run")]
-    front = torch.zeros(0, 3, dtype=torch.float64)
-    for row, mean in zip(rows, means, strict=True):
-        gain, front = extend(front, mean, means[0])
-        assert row["lr"] == pytest.approx(2e-3 * step_factor(gain), rel=1e-4)
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_gets_every_step_once(name, tmp_path, monkeypatch):
+    """Against a stand-in: the real ones want an account or a network."""
+    calls, stand_in = [], ModuleType(name)
+    stand_in.init = lambda **given: calls.append(("init", given["config"]["script"]))
+    stand_in.log = lambda row, step: calls.append((step, row["eval/length" if not step else "lr"]))
+    stand_in.finish = lambda: calls.append("finish")
+    monkeypatch.setitem(sys.modules, name, stand_in)
+    rows = train("linear", tmp_path / "run", track=name, **QUICK)
+    logged = [(row["step"], row["lr"]) for row in rows[1:]]
+    assert calls == [("init", "linear"), (0, rows[0]["eval/length"]), *logged, "finish"]
+
+    def refuses(**given):
+        raise RuntimeError("api_key not configured\nmore")
+
+    stand_in.init = refuses
+    with pytest.raises(
+        UserError, match=f"--track {name} could not start .api_key not configured.: pip"
+    ):
+        train("linear", tmp_path / "other", track=name)
 
 
-def test_mgda_of_gradients_of_norm_1(tmp_path):
-    rows = train("mgda", tmp_path / "run", normalize=True, mini_batches=1, steps=2, prompts=8)[1:]
-    for row, line in zip(rows, statistics(tmp_path / "run"), strict=True):
-        gram = torch.tensor(line["gram"][0], dtype=torch.float64)
-        norms = gram.diagonal().sqrt()
-        weights = min_norm_weights(gram / norms[:, None] / norms) / norms
-        assert [row[f"weight/{o}"] for o in OBJECTIVES] == pytest.approx((weights / weights.sum()).tolist(), abs=1e-4)
+def test_tensorboard_has_the_metrics_of_every_step(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = train("linear", tmp_path / "run", track="tensorboard", **QUICK)
+    board = EventAccumulator(str(tmp_path / "run")).Reload()
+    for key in ("reward/accuracy", "eval/length"):
+        shown = {event.step: event.value for event in board.Scalars(key)}
+        assert shown == pytest.approx({row["step"]: row[key] for row in rows if key in row})
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_one_line(name, tmp_path, monkeypatch):
+    module = "torch.utils.tensorboard" if name == "tensorboard" else name
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        UserError, match=rf"^--track {name} could not start [^\n]*: pip install {name}"
+    ):
+        train("linear", tmp_path / "run", track=name)
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "threads"), [(None, 10**7, 1), (None, 9, 2), ("2", 10**7, 2)]
+)
+def test_a_tiny_model_has_one_thread_unless_told_otherwise(
+    given, size, threads, tmp_path, monkeypatch, capsys
+):
+    """size: parameters up to which a model is a tiny one. The first line says how many."""
+    monkeypatch.setattr("common.run.SMALL", size)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    set_to = [2]
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: set_to[-1])
+    train("linear", tmp_path / "run", steps=1, **QUICK)
+    told = f"{tmp_path / 'run'}: testbed on 1 x cpu, OMP_NUM_THREADS={threads}"
+    assert capsys.readouterr().out.splitlines()[0] == told
+
+
+@pytest.mark.parametrize(
+    ("signals", "spreads", "told"),
+    [
+        ("99999999", (0.3, 0.3), []),
+        ("99999999", (0.04, 0.3), ["step 5: a hardly varied"]),
+        (
+            "99900000",
+            (0.04, 0.04),
+            ["step 5: a, b hardly varied", "step 8: for 5 steps no prompt's"],
+        ),
+        ("00009000", (0.3, 0.3), []),
+    ],
+)
+def test_what_does_not_vary_is_told_once(signals, spreads, told):
+    """signals: of each step, the tenths of prompts whose completions differ."""
+    said = []
+    run = SimpleNamespace(objectives=["a", "b"], flat=0, log=SimpleNamespace(say=said.append))
+    row = {f"reward_std/{name}": value for name, value in zip("ab", spreads, strict=True)}
+    for step, signal in enumerate(signals, 1):
+        Run._alarm(run, step, row | {"signal/a": int(signal), "signal/b": 0})
+    assert [text[: len(start)] for text, start in zip(said, told, strict=True)] == told
 
 
 # --- data and models of one's own ---
 
 
-def test_the_suffix_and_the_answer_check_reach_a_run(tmp_path):
-    problem = problems("train", 2)
-    rows = [{"problem": p, "answer": a} for p, a in zip(problem["prompt"][:40], problem["answer"], strict=False)]
+def test_a_users_rewards_prompts_and_answers_reach_a_run(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def short(completion_ids, **kwargs):\n"
+        "    return [1 / len(ids) for ids in completion_ids]\n"
+        "def even(answer, **kwargs):\n    return [int(a) % 2 for a in answer]\n"
+    )
+    rewards = tuple(f"{tmp_path / 'mine.py'}:{name}" for name in ("short", "even"))
+    asked = problems("train")
+    rows = [{"problem": p, "answer": a} for p, a in [*zip(*asked.values(), strict=True)][:40]]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for check, suffix in (("exact", "1."), ("exact", ""), ("boxed", "")):
-        flags = {"dataset": str(tmp_path / "mine.jsonl"), "prompt_suffix": suffix, "answer_check": check, "completions": 8}
-        train("linear", tmp_path / f"{check}{suffix}", steps=1, **flags)
-        shown = [json.loads(line) for line in (tmp_path / f"{check}{suffix}" / "completions.jsonl").read_text().splitlines()]
+    flags = {"dataset": str(tmp_path / "mine.jsonl"), "rewards": (*rewards, *ACCURACY), "steps": 1}
+    found = {}
+    for check, suffix in (("exact", ""), ("boxed", "1.")):
+        run = tmp_path / check
+        found[check] = train("linear", run, prompt_suffix=suffix, answer_check=check, **flags)[1]
+        shown = read_lines(run / "completions.jsonl")
         assert all(row["prompt"].endswith("=?\n" + suffix) for row in shown)
-    accuracy = {name: load_run(tmp_path / name).rows[1]["reward/accuracy"] for name in ("exact", "boxed")}
-    assert accuracy["exact"] == accuracy["boxed"] > 0.2
+    row = found["exact"]
+    assert row["cov/even"] == pytest.approx(0, abs=1e-7)  # the same within a prompt
+    assert row["signal/even"] == 0 < row["signal/short"]
+    assert row["reward/accuracy"] > 0
 
 
 @pytest.mark.parametrize("trusted", [False, True])
@@ -246,35 +389,15 @@ def test_code_of_a_model_runs_where_the_flag_says_so_alone(trusted, tmp_path, mo
     for file in base_path("fragile").iterdir():
         (model / file.name).write_bytes(file.read_bytes())
     tokenizer().save_pretrained(model)
-    config = json.loads((model / "config.json").read_text())
     own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
-    (model / "config.json").write_text(json.dumps(config | {"auto_map": own}))
+    config = json.loads((model / "config.json").read_text()) | {"auto_map": own}
+    (model / "config.json").write_text(json.dumps(config))
     (model / "own.py").write_text(
-        "from pathlib import Path\n\nfrom transformers import LlamaConfig, LlamaForCausalLM\n\n"
-        f"Path({str(mark)!r}).touch()\n\n\nclass OwnConfig(LlamaConfig):\n    pass\n\n\n"
+        "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"Path({str(mark)!r}).touch()\nclass OwnConfig(LlamaConfig):\n    pass\n"
         "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
     )
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    train("linear", tmp_path / "run", steps=1, model=str(model), trust_remote_code=trusted)
+    modules = "transformers.dynamic_module_utils.HF_MODULES_CACHE"
+    monkeypatch.setattr(modules, str(tmp_path / "modules"))
+    train("linear", tmp_path / "run", steps=1, model=str(model), trust_remote_code=trusted, **QUICK)
     assert mark.exists() == trusted
-
-
-REMEMBER = [name for name in NAMES if "    state = {}\n" not in (ROOT / "algos" / f"{name}.py").read_text()]
-
-
-@pytest.mark.parametrize(
-    ("name", "flags"),
-    [(name, {}) for name in REMEMBER]
-    + [("tchebycheff", {"variant": "smooth"}), ("tchebycheff", {"variant": "classical"}), ("ratchet", {"warmup": 1})],
-)
-def test_what_is_remembered_between_steps_outlives_a_stop(name, flags, tmp_path):
-    small = {"lr": 1e-3, "eval_prompts": 2}
-    script = import_module(f"algos.{name}")
-    whole = train(name, tmp_path / "whole", steps=4, **small, **flags)
-    train(name, tmp_path / "cut", steps=2, **small, **flags)
-    with patch("common.curves.draw"):
-        script.main(parse(script.Args, name, ["--resume", str(tmp_path / "cut"), "--steps", "4"]))
-    assert read_metrics(tmp_path / "cut") == whole
-    # what is remembered itself, too: where it need not tell within four steps
-    for file in ("model/model.safetensors", "checkpoints/step_000004/state.pt"):
-        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file

@@ -1,6 +1,5 @@
-"""The three rewards on hostile and real completions, and the errors that loading and scoring give."""
+"""The rewards on hostile and real completions, and the errors that loading and scoring give."""
 
-import subprocess
 import sys
 import threading
 import time
@@ -12,12 +11,14 @@ from hypothesis import strategies as st
 
 import rewards.accuracy
 from common.errors import UserError
-from rewards import OBJECTIVES, load, score
+from rewards import DEFAULT, load, score
 from rewards.accuracy import accuracy
 from rewards.answers import MAX_ANSWER_LENGTH, last_boxed, normalize_answer
 from rewards.clarity import clarity
 from rewards.conciseness import conciseness
-from support.running import ROOT
+from rewards.sentence import sentence
+from rewards.units import units
+from support.running import ROOT, run_script
 
 MATH500 = ROOT.parent / "shared" / "data" / "math500"
 
@@ -61,7 +62,7 @@ def test_last_boxed(text, content):
 
 
 def last_boxed_by_letter(text: str) -> str | None:
-    """The definition, letter by letter: open every box anew and keep the content of the one that opens last."""
+    """The definition, letter by letter: open every box anew and keep the content of the last."""
     content = None
     for start in range(len(text)):
         for name in ("\\boxed", "\\fbox"):
@@ -84,7 +85,14 @@ def last_boxed_by_letter(text: str) -> str | None:
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.lists(st.sampled_from(["\\boxed{", "\\fbox{", "{", "}", "}", "\\", "\\}", "\\{", "5", "boxed", "\n", " x "]), max_size=14))
+@given(
+    st.lists(
+        st.sampled_from(
+            ["\\boxed{", "\\fbox{", "{", "}", "}", "\\", "\\}", "\\{", "5", "boxed", "\n", " x "]
+        ),
+        max_size=14,
+    )
+)
 def test_last_boxed_agrees_with_its_definition(pieces):
     text = "".join(pieces)
     assert last_boxed(text) == last_boxed_by_letter(text)
@@ -116,14 +124,17 @@ HOSTILE = {
 }
 
 
-MOMENT = 0.25  # seconds: several times what a scan takes on a slow core, and a fraction of what one in quadratic time would
+# seconds: several times what a scan takes on a slow core, and a fraction of one in quadratic time
+MOMENT = 0.25
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_take_no_time(name):
     def cost(function) -> float:
         best = float("inf")
-        for _ in range(3):  # the best of three, since other work on the machine is not what is measured
+        for _ in range(
+            3
+        ):  # the best of three, since other work on the machine is not what is measured
             start = time.process_time()
             function()
             best = min(best, time.process_time() - start)
@@ -202,18 +213,28 @@ ANSWERS = [
 def test_answers(row, answer_check):
     content, gold, *expected = row
     text = f"I think \\boxed{{3}}, no: \\boxed{{{content}}}."
-    assert check(text, gold, answer_check) == expected[("exact", "boxed", "math-verify").index(answer_check)]
+    assert (
+        check(text, gold, answer_check)
+        == expected[("exact", "boxed", "math-verify").index(answer_check)]
+    )
 
 
 def test_exact_is_the_default_and_other_keywords_are_ignored():
-    assert accuracy(completions=[r"\boxed{1/2}", r"\boxed{1}"], answer=[r"\frac{1}{2}", "1"], prompts=["", ""], level=[1, 2]) == [0.0, 1.0]
+    assert accuracy(
+        completions=[r"\boxed{1/2}", r"\boxed{1}"],
+        answer=[r"\frac{1}{2}", "1"],
+        prompts=["", ""],
+        level=[1, 2],
+    ) == [0.0, 1.0]
 
 
 def test_known_hacks_of_math_verify_are_still_what_the_documentation_says():
     assert check(r"\boxed{(6+7)+2}", "15", "math-verify") == 1.0
     assert check(r"\boxed{14=15}", "15", "math-verify") == 1.0
     assert check(r"\boxed{(6+7)+2}", "15", "boxed") == 0.0
-    assert check(r"\boxed{14=15}", "15", "boxed") == 1.0  # the rule for x=5 drops any two characters before the sign
+    assert (
+        check(r"\boxed{14=15}", "15", "boxed") == 1.0
+    )  # the rule for x=5 drops any two characters before the sign
     assert check(r"\boxed{144=15}", "15", "boxed") == 0.0
     assert check(r"\boxed{\leftarrow}", r"\rightarrow", "boxed") == 0.0
 
@@ -221,7 +242,9 @@ def test_known_hacks_of_math_verify_are_still_what_the_documentation_says():
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="0123456789/=-xk \\{}%$fracsqt", max_size=20))
 def test_normalizing_twice_changes_nothing_that_matters(text):
-    assert normalize_answer(f"\\dfrac{{3}}{{4}} {text}") == normalize_answer(f"\\frac{{3}}{{4}}{text}")
+    assert normalize_answer(f"\\dfrac{{3}}{{4}} {text}") == normalize_answer(
+        f"\\frac{{3}}{{4}}{text}"
+    )
 
 
 def test_a_tower_of_powers_is_wrong_after_the_time_limit(monkeypatch):
@@ -248,9 +271,15 @@ def in_a_thread(function):
 
 def test_math_verify_works_in_a_thread():
     # Answers that no other test uses, so that none comes from a cache filled by the main thread.
-    assert in_a_thread(lambda: check(r"\boxed{\frac{31}{62}}", r"\frac{17}{34}", "math-verify")) == 1.0
-    assert in_a_thread(lambda: check(r"\boxed{\frac{31}{63}}", r"\frac{17}{34}", "math-verify")) == 0.0
-    assert in_a_thread(lambda: check(r"\boxed{\frac{19}{38}}", r"\frac{17}{34}", "math-verify")) == 1.0
+    assert (
+        in_a_thread(lambda: check(r"\boxed{\frac{31}{62}}", r"\frac{17}{34}", "math-verify")) == 1.0
+    )
+    assert (
+        in_a_thread(lambda: check(r"\boxed{\frac{31}{63}}", r"\frac{17}{34}", "math-verify")) == 0.0
+    )
+    assert (
+        in_a_thread(lambda: check(r"\boxed{\frac{19}{38}}", r"\frac{17}{34}", "math-verify")) == 1.0
+    )
 
 
 def test_math_verify_works_without_sigalrm(monkeypatch):
@@ -262,7 +291,9 @@ def test_math_verify_works_without_sigalrm(monkeypatch):
 @pytest.mark.parametrize("gold", ["15)", "?!", r"\frac{1"])
 def test_a_gold_answer_that_cannot_be_parsed_is_an_error(gold):
     for completion in (r"\boxed{15}", "no box", f"\\boxed{{{gold}}}"):
-        with pytest.raises(UserError, match="--answer-check math-verify cannot use the gold answer") as error:
+        with pytest.raises(
+            UserError, match="--answer-check math-verify cannot use the gold answer"
+        ) as error:
             check(completion, gold, "math-verify")
         assert repr(gold) in str(error.value)
         assert "--answer-check boxed" in str(error.value)
@@ -288,10 +319,19 @@ def test_a_gold_answer_is_parsed_once(monkeypatch):
 
     parsed = []
     true_parse = math_verify.parse
-    monkeypatch.setattr(math_verify, "parse", lambda text, **kwargs: parsed.append(text) or true_parse(text, **kwargs))
+    monkeypatch.setattr(
+        math_verify,
+        "parse",
+        lambda text, **kwargs: parsed.append(text) or true_parse(text, **kwargs),
+    )
     texts = [f"\\boxed{{{i}/89}}" for i in range(4)] * 2
-    assert accuracy(completions=texts, answer=["3/89"] * 8, answer_check="math-verify") == [0, 0, 0, 1] * 2
-    assert sorted(parsed) == sorted(texts[:4])  # the gold answer once; the completion that is written like it, not at all
+    assert (
+        accuracy(completions=texts, answer=["3/89"] * 8, answer_check="math-verify")
+        == [0, 0, 0, 1] * 2
+    )
+    assert sorted(parsed) == sorted(
+        texts[:4]
+    )  # the gold answer once; the completion that is written like it, not at all
 
 
 def test_without_math_verify_the_error_says_what_to_install(monkeypatch):
@@ -303,12 +343,17 @@ def test_without_math_verify_the_error_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("gold", [15, None, "", "  ", "1" * (MAX_ANSWER_LENGTH + 1)])
 @pytest.mark.parametrize("answer_check", ["exact", "boxed", "math-verify"])
 def test_a_gold_answer_that_nothing_could_match_is_an_error(gold, answer_check):
-    with pytest.raises(UserError, match="the gold answer .* in the dataset column 'answer' must be a string"):
+    with pytest.raises(
+        UserError, match="the gold answer .* in the dataset column 'answer' must be a string"
+    ):
         check(r"\boxed{15}", gold, answer_check)
 
 
 def test_an_unknown_check_is_an_error():
-    with pytest.raises(UserError, match="--answer-check 'sympy' does not exist: choose one of exact, boxed, math-verify"):
+    with pytest.raises(
+        UserError,
+        match="--answer-check 'sympy' does not exist: choose one of exact, boxed, math-verify",
+    ):
         check(r"\boxed{15}", "15", "sympy")
 
 
@@ -322,7 +367,11 @@ def math500() -> tuple[list[str], list[str], list[str]]:
 
     table = pandas.concat(pandas.read_parquet(file) for file in files)
     assert len(table) == 500
-    return list(table["unique_id"]), list(table["solution"]), [row["ground_truth"] for row in table["reward_model"]]
+    return (
+        list(table["unique_id"]),
+        list(table["solution"]),
+        [row["ground_truth"] for row in table["reward_model"]],
+    )
 
 
 @pytest.mark.parametrize("answer_check", ["exact", "boxed", "math-verify"])
@@ -335,7 +384,9 @@ def test_every_solution_of_math500_is_right(math500, answer_check):
 @pytest.mark.parametrize("answer_check", ["boxed", "math-verify"])
 def test_the_solution_of_another_problem_of_math500_is_wrong(math500, answer_check):
     _, solutions, golds = math500
-    scores = accuracy(completions=solutions[1:] + solutions[:1], answer=golds, answer_check=answer_check)
+    scores = accuracy(
+        completions=solutions[1:] + solutions[:1], answer=golds, answer_check=answer_check
+    )
     alike = [float(a == b) for a, b in zip(golds[1:] + golds[:1], golds, strict=True)]
     assert scores == alike
 
@@ -346,14 +397,25 @@ def test_the_solution_of_another_problem_of_math500_is_wrong(math500, answer_che
 def test_conciseness_is_strict():
     ids = [[1] * n for n in (0, 2, 3, 4)]
     assert conciseness(completion_ids=ids, mean_length=3.0) == [1.0, 1.0, 0.0, 0.0]
-    assert conciseness(completion_ids=ids, mean_length=3.0 + 1e-9, completions=["x"] * 4) == [1.0, 1.0, 1.0, 0.0]
+    assert conciseness(completion_ids=ids, mean_length=3.0 + 1e-9, completions=["x"] * 4) == [
+        1.0,
+        1.0,
+        1.0,
+        0.0,
+    ]
 
 
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=12), st.floats(0, 31), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=12),
+    st.floats(0, 31),
+    st.randoms(use_true_random=False),
+)
 def test_conciseness_is_permutation_equivariant(lengths, mean_length, random):
     order = random.sample(range(len(lengths)), len(lengths))
     values = conciseness(completion_ids=[[7] * n for n in lengths], mean_length=mean_length)
-    assert conciseness(completion_ids=[[7] * lengths[i] for i in order], mean_length=mean_length) == [values[i] for i in order]
+    assert conciseness(
+        completion_ids=[[7] * lengths[i] for i in order], mean_length=mean_length
+    ) == [values[i] for i in order]
     assert values == [float(n < mean_length) for n in lengths]
 
 
@@ -411,9 +473,66 @@ def test_clarity(text, expected):
     assert clarity(completions=[text, ""], answer=["", ""]) == [float(expected), 0.0]
 
 
-# --- Loading ---
+# --- Units and sentences ---
 
-DEFAULT = [f"rewards.{objective}:{objective}" for objective in OBJECTIVES]
+
+@pytest.mark.parametrize(
+    ("text", "paid"),
+    [
+        ("Mia has 9 apples now.", 1),
+        ("9 apple", 1),
+        ("APPLES: 9", 1),
+        ("9 apples", 1),
+        ("\\boxed{9} apples", 1),
+        ("9", 0),
+        ("", 0),
+        ("9 pineapples", 0),
+        ("9 applesauces", 0),
+        ("\\boxed{9 apples}", 0),  # the answer's place: accuracy judges it
+        ("\\boxed{9 apples", 0),  # cut off
+        ("so \\boxed{9} and 9 apples, \\boxed{9", 1),
+        (
+            "Mia has 4 apples and gets 5 more. How many apples now?",
+            1,
+        ),  # a known hack: the question, repeated
+        ("4 oranges", 0),
+    ],
+)
+def test_units(text, paid):
+    assert units(completions=[text], unit=["apples"]) == [float(paid)]
+
+
+def test_units_belong_to_their_prompts():
+    texts, nouns = ["a pencil, spent", "two pens", "fish", "3 axb"], ["pens", "pen", "fish", "a.b"]
+    assert units(completions=texts, unit=nouns, other=1) == [0, 1, 1, 0]
+    with pytest.raises(ValueError, match="zip"):
+        units(completions=["a"], unit=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "paid"),
+    [
+        ("Mia has 9 apples now.", 1),
+        ("So the answer is \\boxed{9}", 1),
+        ("The answer is \\boxed{9}", 0),  # three words
+        ("1. 4 + 5 = 9\n2. \\boxed{9}", 0),
+        ("apples apples apples, Apples", 0),  # one word
+        ("\\boxed{Mia has nine apples}", 0),
+        ("Mia has \\boxed{nine apples", 0),
+        ("a b c d e", 0),  # letters
+        ("\\boxed{1} \\boxed{2} \\boxed{3} \\boxed{4}", 0),
+        ("", 0),
+        ("Мия имеет девять яблок", 1),
+        ("word1word two_three four", 1),  # digits and underscores part words
+    ],
+)
+def test_sentence(text, paid):
+    assert sentence(completions=[text], prompts=[""]) == [float(paid)]
+
+
+# --- Loading and scoring ---
+
+ACCURACY = DEFAULT[0]
 
 
 @pytest.fixture
@@ -427,238 +546,109 @@ def folder(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_the_default_objectives_load_in_order():
-    functions = load(DEFAULT)
-    assert tuple(functions) == OBJECTIVES == ("accuracy", "conciseness", "clarity")
-    assert list(functions.values()) == [accuracy, conciseness, clarity]
-    assert list(load(DEFAULT[::-1])) == list(OBJECTIVES[::-1])
-
-
-def test_a_module_in_the_current_directory(folder):
+def test_functions_are_found_in_modules_and_files(folder):
+    """One in the current directory, and one that is named like a module, which it does not hide."""
+    assert list(load(DEFAULT[::-1]).values()) == [clarity, conciseness, accuracy]
     (folder / "mine").mkdir()
-    (folder / "mine" / "module.py").write_text("def brevity(completions, **kwargs):\n    return [1 / (1 + len(c)) for c in completions]\n")
-    functions = load(["mine.module:brevity", DEFAULT[2]])
-    assert list(functions) == ["brevity", "clarity"]
-    assert functions["brevity"](completions=["", "a"]) == [1.0, 0.5]
-    assert sys.path[-1] == str(folder)
+    body = "(completions, **kwargs):\n    return [1 / (1 + len(c)) for c in completions]\n"
+    (folder / "mine/module.py").write_text("def brevity" + body)
+    (folder / "mine/math.py").write_text("def shortness" + body)
+    functions = load(["mine.module:brevity", "mine/math.py:shortness", DEFAULT[2]])
+    assert list(functions) == ["brevity", "shortness", "clarity"]
+    for name in ("brevity", "shortness"):
+        assert functions[name](completions=["", "a"]) == [1.0, 0.5]
+    import math
+
+    assert math.pi > 3
     load(DEFAULT)
     assert sys.path.count(str(folder)) == 1
 
 
-def test_a_file_path(folder):
-    (folder / "sub").mkdir()
-    (folder / "sub" / "math.py").write_text(
-        "from dataclasses import dataclass\n@dataclass\nclass C:\n    x: 'int' = 2\n"
-        "calls = []\ndef one(**kwargs):\n    calls.append(1)\n    return [1.0]\ndef calls_so_far(**kwargs):\n    return [len(calls)]\n"
-    )
-    functions = load(["sub/math.py:one", f"{folder}/sub/math.py:calls_so_far"])
-    functions["one"]()
-    assert functions["calls_so_far"]() == [1]  # one module, though named in two ways
-    import math
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("accuracy", "is not of the form"),
+        (":clarity", "is not of the form"),
+        ("rewards.clarity:", ""),
+        ("rewards.acuracy:accuracy", "No module named 'rewards.acuracy'"),
+        ("nowhere.py:f", "FileNotFoundError"),
+        ("rewards.clarity:clairty", "has no attribute 'clairty'"),
+        ("rewards.accuracy:TIME_LIMIT", "not a callable"),
+        ("rewards.answers:last_boxed", "end its parameters with"),
+        ("wrong:f", "ModuleNotFoundError: No module named 'not_installed'"),
+        ("wrong.py:f", "ModuleNotFoundError: No module named 'not_installed'"),
+        ("syntax:f", "SyntaxError"),
+        ("leaves.py:f", "SystemExit: no licence"),
+        ("taken.py:step", "rename the function"),
+        ("taken.py:clarity_se", "rename the function"),
+        (ACCURACY, "rename the function"),  # twice
+    ],
+)
+def test_a_reward_that_cannot_be_loaded_is_one_line(path, told, folder):
+    (folder / "wrong.py").write_text("import not_installed\n")
+    (folder / "syntax.py").write_text("def f(:\n")
+    (folder / "leaves.py").write_text("raise SystemExit('no licence')\n")
+    (folder / "taken.py").write_text("def step(**kwargs): ...\nclarity_se = step\n")
+    with pytest.raises(UserError) as error:
+        load([ACCURACY, path])
+    assert str(error.value).startswith(f"--rewards {path!r}")
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
 
-    assert math.pi > 3
-
-
-BAD_PATHS = [
-    ("accuracy", "not of the form module:function or path/to/file.py:function; did you mean rewards.accuracy:accuracy?"),
-    ("rewards.clarity.clarity", "not of the form"),
-    ("rewards.clarity:", "not of the form"),
-    (":clarity", "not of the form"),
-    ("rewards.clarity:a b", "not of the form"),
-    ("", "not of the form"),
-    ("rewards.acuracy:accuracy", "there is no module 'rewards.acuracy'; did you mean rewards.accuracy:accuracy?"),
-    ("nowhere.at_all:f", "there is no module 'nowhere'"),
-    ("nowhere.py:f", "there is no file 'nowhere.py'"),
-    ("rewards.clarity:clairty", "rewards.clarity has no 'clairty'; its functions: clarity"),
-    ("rewards.accuracy:TIME_LIMIT", "TIME_LIMIT is of type int, not a function"),
-    ("rewards.answers:last_boxed", "last_boxed must accept every keyword: end its parameters with **kwargs"),
-    ("math:hypot", "hypot must accept every keyword"),
-    ("bad_import:f", "importing bad_import raised ModuleNotFoundError: No module named 'not_installed' (bad_import.py, line 2)"),
-    ("bad_import.py:f", "importing bad_import.py raised ModuleNotFoundError: No module named 'not_installed' (bad_import.py, line 2)"),
-    ("bad_name:f", "importing bad_name raised ImportError: cannot import name 'nothing' from 'math'"),
-    ("bad_syntax:f", "importing bad_syntax raised SyntaxError"),
-    ("bad_code:f", "importing bad_code raised ZeroDivisionError: division by zero (bad_code.py, line 1)"),
-]
-
-
-@pytest.mark.parametrize(("path", "message"), BAD_PATHS)
-def test_loading_errors(folder, path, message):
-    (folder / "bad_import.py").write_text("import math\nimport not_installed\n")
-    (folder / "bad_name.py").write_text("from math import nothing\n")
-    (folder / "bad_syntax.py").write_text("def f(:\n")
-    (folder / "bad_code.py").write_text("1 / 0\n")
-    for _ in range(2):  # a failed import must not look like a good one the second time
-        with pytest.raises(UserError) as error:
-            load([DEFAULT[0], path])
-        assert str(error.value).startswith(f"--rewards {path!r}")
-        assert message in str(error.value)
-        assert "\n" not in str(error.value)
-
-
-def test_no_objectives_and_two_of_one_name():
-    with pytest.raises(UserError, match="--rewards is empty: name at least one function, for example rewards.accuracy:accuracy"):
-        load([])
-    with pytest.raises(UserError, match="--rewards has two objectives named 'clarity'"):
-        load([DEFAULT[2], DEFAULT[2]])
-
-
-@pytest.mark.parametrize("name", ["length", "rate", "nats", "step", "row", "prompt", "completion", "accuracy_se"])
-def test_a_name_that_a_run_has_for_something_else_is_refused(name, tmp_path):
-    (tmp_path / "mine.py").write_text(f"def {name}(completions, **kwargs):\n    return [0.0] * len(completions)\n")
-    with pytest.raises(UserError, match=f"a run logs '{name}'.* as something else: rename the function"):
-        load([f"{tmp_path / 'mine.py'}:{name}"])
-
-
-def test_importing_rewards_does_not_import_math_verify():
-    code = "import sys, rewards.accuracy, rewards.clarity, rewards.conciseness; sys.exit('math_verify' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-# --- Scoring ---
 
 BATCH = {
-    "prompts": ["1+1=", "1+1=", "1+2="],
     "completions": ["\\boxed{2}", "1. one\n2. two \\boxed{3}", "nothing"],
     "completion_ids": [[5, 1], [5, 6, 7, 1], [5, 6, 1]],
+    "columns": {"prompt": ["1+1=", "1+1=", "1+2="], "answer": ["2", "2", "3"], "unit": ["a"] * 3},
     "mean_length": 3.0,
-    "columns": {"answer": ["2", "2", "3"], "level": [1, 2, 3]},
+    "answer_check": "exact",
 }
 
 
-def score_one(function, **changes) -> torch.Tensor:
-    return score({"mine": function}, **{**BATCH, **changes})
-
-
-def test_the_matrix():
-    matrix = score(load(DEFAULT), **BATCH, answer_check="boxed")
-    assert matrix.dtype == torch.float32
-    assert matrix.is_contiguous()
-    assert matrix.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
-    assert torch.equal(score(load(DEFAULT[::-1]), **BATCH), matrix.flip(1))
-
-
-def test_every_keyword_arrives():
+def test_the_matrix_and_the_keywords(folder):
+    """What one reward does to its arguments the next one does not see."""
     seen = {}
 
-    def mine(**kwargs):
-        seen.update(kwargs)
-        return [0.0] * 3
+    def first(completions, answer, **kwargs):
+        completions.sort()
+        answer.clear()
+        return [0] * 3
 
-    score_one(mine, answer_check="boxed")
-    columns = {name: values for name, values in BATCH.items() if name != "columns"}
-    assert seen == {**columns, **BATCH["columns"], "answer_check": "boxed"}
+    def second(**kwargs):
+        seen.update(kwargs)
+        return torch.tensor([True, False, True])
+
+    functions = load(DEFAULT) | {"first": first, "second": second}
+    matrix = score(functions, **BATCH)
+    assert matrix.dtype == torch.float32
+    assert matrix.tolist() == [[1, 1, 0, 0, 1], [0, 0, 1, 0, 0], [0, 0, 0, 0, 1]]
+    rest = {name: value for name, value in BATCH.items() if name != "columns"}
+    assert seen == rest | BATCH["columns"] | {"prompts": BATCH["columns"]["prompt"]}
 
 
 @pytest.mark.parametrize(
     "values",
-    [
-        [1, 0, 1],
-        (1.0, 0.0, 1.0),
-        [True, False, True],
-        torch.tensor([1, 0, 1]),
-        torch.tensor([1.0, 0, 1]).numpy(),
-        list(torch.tensor([1, 0, 1])),
-    ],
-    ids=["int", "tuple", "bool", "tensor", "array", "scalars"],
-)
-def test_what_a_reward_may_return(values):
-    assert score_one(lambda **kwargs: values).tolist() == [[1], [0], [1]]
+    [None, 1.0, "abc", [1.0, 2.0], [], [0.0, 0.0, None], [0.0, 0.0, float("nan")],
+     [0.0, 0.0, 1e39], [0.0, 0.0, "1"], torch.zeros(3, 2)],
+)  # fmt: skip
+def test_what_a_reward_may_not_return(values):
+    with pytest.raises(UserError, match="^the reward 'mine' (raised|must return a finite number)"):
+        score({"mine": lambda **kwargs: values}, **BATCH)
 
 
-def raising(error):
-    def mine(completions, **kwargs):
-        if "nothing" in completions:
-            raise error
-        return [0.0] * len(completions)
+def test_a_reward_that_raises_is_named_with_the_columns():
+    def leaves(**kwargs):
+        raise SystemExit("no key\nmore")
 
-    return mine
-
-
-def needs_two(completions, **kwargs):
-    if len(completions) == 1:
-        raise ValueError("a group of one")
-    return {}["key"]
+    told = "^the reward 'mine' raised SystemExit: no key; columns of the dataset: prompt, answer"
+    with pytest.raises(UserError, match=told):
+        score({"mine": leaves}, **BATCH)
+    with pytest.raises(UserError, match="'accuracy' raised TypeError: .*'answer'.*: prompt$"):
+        score(load([ACCURACY]), **BATCH | {"columns": {"prompt": ["q"] * 3}})
+    with pytest.raises(UserError, match="--rewards is empty"):
+        load([])
 
 
-def test_a_reward_that_raises_is_reported_with_its_completion():
-    with pytest.raises(UserError) as error:
-        score_one(raising(ZeroDivisionError("two\nlines")))
-    assert "the reward 'mine' raised ZeroDivisionError: two lines (test_rewards.py, line " in str(error.value)
-    assert str(error.value).endswith("on completion 2, 'nothing'")
-    with pytest.raises(UserError) as error:
-        score_one(raising(ValueError("x" * 900)), completions=["", "nothing" + "y" * 500, "nothing"])
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 500
-
-
-def test_a_reward_that_raises_on_the_batch_only():
-    with pytest.raises(UserError, match="'mine' raised KeyError: 'key' .* on the batch of 3, but on none of its completions alone"):
-        score_one(needs_two)
-
-
-def test_a_user_error_passes_unchanged():
-    with pytest.raises(UserError, match="^mend this$"):
-        score_one(raising(UserError("mend this")))
-
-
-def test_a_long_completion_is_shortened():
-    with pytest.raises(UserError) as error:
-        score_one(lambda **kwargs: [0.0, None, 0.0], completions=["", "a" * 300 + "\n" + "b" * 300, ""])
-    assert "returned None for completion 1, 'aaaa" in str(error.value)
-    assert "aaa ... bbb" in str(error.value)
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 300
-
-
-WRONG_VALUES = [
-    (None, "'mine' returned a NoneType: it must return a list"),
-    (1.0, "'mine' returned a float: it must return a list"),
-    (torch.tensor(1.0), "'mine' returned a float: it must return a list"),
-    ("abc", "'mine' returned a str: it must return a list"),
-    ([1.0, 2.0], "'mine' returned 2 values for 3 completions"),
-    ([], "'mine' returned 0 values for 3 completions"),
-    ([0.0, 0.0, None], "'mine' returned None for completion 2, 'nothing'"),
-    ([float("nan"), 0.0, 0.0], "'mine' returned nan for completion 0, '\\\\boxed{2}'"),
-    ([0.0, 0.0, float("-inf")], "'mine' returned -inf for completion 2, 'nothing'"),
-    ([0.0, 0.0, 1e39], "'mine' returned 1e+39 for completion 2, 'nothing'"),
-    ([0.0, 0.0, 10**400], "for completion 2, 'nothing'"),
-    ([0.0, 0.0, "1"], "'mine' returned '1' for completion 2, 'nothing'"),
-    ([0.0, 0.0, 1j], "'mine' returned 1j for completion 2, 'nothing'"),
-    ([0.0, 0.0, [1.0]], "'mine' returned [1.0] for completion 2, 'nothing'"),
-    (torch.tensor([0.0, 0.0, float("nan")]), "'mine' returned nan for completion 2, 'nothing'"),
-    (torch.zeros(3, 2), "'mine' returned [0.0, 0.0] for completion 0"),
-]
-
-
-@pytest.mark.parametrize(("values", "message"), WRONG_VALUES)
-def test_what_a_reward_may_not_return(values, message):
-    with pytest.raises(UserError) as error:
-        score_one(lambda **kwargs: values)
-    assert message in str(error.value)
-
-
-def test_a_column_that_the_data_lacks():
-    message = "'accuracy' wants the dataset column 'answer'; the columns there are level, tag: add it to the data or .* --rewards"
-    with pytest.raises(UserError, match=message):
-        score(load(DEFAULT), **{**BATCH, "columns": {"level": [1, 2, 3], "tag": [1, 2, 3]}})
-    with pytest.raises(UserError, match="the columns there are none"):
-        score(load(DEFAULT), **{**BATCH, "columns": {}})
-
-
-def test_a_column_that_is_missed_only_inside_the_reward():
-    def mine(**kwargs):
-        return accuracy(**kwargs)
-
-    with pytest.raises(UserError, match="'mine' raised TypeError: .*'answer'.* on completion 0, .*; the columns there are level"):
-        score_one(mine, columns={"level": [1, 2, 3]})
-
-
-@pytest.mark.parametrize("name", ["prompts", "completions", "completion_ids", "mean_length", "answer_check"])
-def test_a_column_with_a_reserved_name(name):
-    with pytest.raises(UserError, match=f"the dataset column '{name}' has the name of an argument"):
-        score_one(lambda **kwargs: [0.0] * 3, columns={name: [1, 2, 3]}, answer_check="exact")
-
-
-def test_lists_of_unequal_length():
-    with pytest.raises(ValueError, match="level has 2 values for 3 completions"):
-        score_one(lambda **kwargs: [0.0] * 3, columns={"level": [1, 2]})
+def test_importing_rewards_does_not_import_math_verify():
+    code = "import sys, rewards.accuracy, rewards.clarity; print('math_verify' in sys.modules)"
+    assert run_script("-c", code).stdout == "False\n"

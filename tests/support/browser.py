@@ -1,4 +1,5 @@
-"""Pages in a headless Chromium: rendered once, or driven as a reader drives them. Tests that need one skip where there is none."""
+"""Pages in a headless Chromium: rendered once, or driven as a reader drives them. Tests that need
+one skip where there is none."""
 
 import json
 import re
@@ -10,16 +11,29 @@ from pathlib import Path
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 DRIVER = shutil.which("chromedriver")
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"]
-needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium, chromium-browser or google-chrome on PATH")
-needs_driver = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver on PATH")
+needs_browser = pytest.mark.skipif(
+    not CHROMIUM, reason="no chromium, chromium-browser or google-chrome on PATH"
+)
+needs_driver = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no chromium with chromedriver on PATH"
+)
 
 
 def rendered(file: Path, profile: Path) -> str:
     """The document as it is after its script has run."""
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--virtual-time-budget=1000", "--dump-dom", file.as_uri()]
+    command = [
+        CHROMIUM,
+        *FLAGS,
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=1000",
+        "--dump-dom",
+        file.as_uri(),
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
 
 
@@ -27,14 +41,27 @@ class Browser:
     """As much of WebDriver as the tests need."""
 
     def __init__(self, profile: Path) -> None:
-        self.process = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        port = next(filter(None, (re.search(r"on port (\d+)\.", line) for line in self.process.stdout)))[1]
+        self.process = subprocess.Popen(
+            [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        port = next(
+            filter(None, (re.search(r"on port (\d+)\.", line) for line in self.process.stdout))
+        )[1]
         self.address = f"http://127.0.0.1:{port}/session"
         options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}"]}
-        self.address += "/" + self.send("", {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}})["sessionId"]
+        self.address += (
+            "/"
+            + self.send("", {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}})[
+                "sessionId"
+            ]
+        )
 
     def send(self, path: str, body: dict | None, method: str = "POST"):
-        request = urllib.request.Request(self.address + path, json.dumps(body).encode() if body is not None else None, method=method)
+        request = urllib.request.Request(
+            self.address + path,
+            json.dumps(body).encode() if body is not None else None,
+            method=method,
+        )
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         return json.load(opener.open(request, timeout=60))["value"]
 
@@ -48,7 +75,7 @@ class Browser:
         deadline = time.monotonic() + 20
         while not self.ask(expression):
             assert time.monotonic() < deadline, (
-                f"{expression} did not come true; the page says: {self.ask('document.body.innerText')[:500]}"
+                f"{expression} did not come true: {self.ask('document.body.innerText')[:500]}"
             )
             time.sleep(0.05)
 
@@ -57,7 +84,11 @@ class Browser:
         element = self.ask(expression)
         width = self.ask(f"{expression}.getBoundingClientRect().width")
         moves = [{"type": "pointerMove", "origin": element, "x": round(across * width), "y": 0}]
-        moves += [{"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}] if click else []
+        moves += (
+            [{"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}]
+            if click
+            else []
+        )
         self.send("/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": moves}]})
 
     def close(self) -> None:

@@ -1,4 +1,5 @@
-"""GDPO's normalisation by loops over prompts and tokens, and the batches that a run's statistics.jsonl keeps."""
+"""GDPO's normalisation by loops over prompts and tokens, and the batches that a run keeps in its
+statistics.jsonl."""
 
 import json
 from pathlib import Path
@@ -25,4 +26,11 @@ def whitened(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def batches(run: Path) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(rewards [B, K], lengths [B], advantages [B]) of each step."""
     lines = [json.loads(line) for line in (run / "statistics.jsonl").read_text().splitlines()]
-    return [(np.array(line["rewards"], dtype=float), np.array(line["lengths"]), np.array(line["advantages"])) for line in lines]
+    return [
+        (
+            np.array(line["rewards"], dtype=float),
+            np.array(line["lengths"]),
+            np.array(line["advantages"]),
+        )
+        for line in lines
+    ]

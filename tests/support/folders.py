@@ -1,5 +1,6 @@
 """Run folders written by hand, whose truth is known."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -35,27 +36,33 @@ def write_run(
     return folder
 
 
-def write_predicted_run(folder: Path, laws: list[float], evals: list[float], signal: float = 0.8, cov: float = 0.1) -> Path:
-    """A run of two objectives, `hard` with the given predictions per step and `easy` without any, evaluated every two steps."""
+def write_predicted_run(
+    folder: Path, laws: list[float], evals: list[float], row=(), line=(), **flags
+) -> Path:
+    """A run of two objectives, `hard` with the given predictions per step and `easy` without any,
+    evaluated every two steps. row, line: what the metrics and the statistics of each training step
+    have besides."""
     folder.mkdir(parents=True)
-    names = ["hard", "easy"]
-    args = {"script": "linear", "objectives": names, "seed": 1, "completions": 4, "steps": len(laws), "estimator": "grpo", "lr": 1e-4}
-    (folder / "args.json").write_text(json.dumps(args))
+    args = {"script": "linear", "objectives": ["hard", "easy"], "rewards": ["a:hard", "a:easy"]}
+    args |= {"model": "testbed", "dataset": "arithmetic", "estimator": "grpo", "seed": 1, "lr": 1}
+    args |= {"steps": len(laws), "completions": 4, "mini_batches": 2, "epochs": 1}
+    usual = {"cov": 0.1, "cov_active": 0.1, "signal": 0.8, "reward": 0.5, "law": 0.0}
+    usual |= {"weight": 0.5, "weight_share": 0.5}
+    kept = {"rewards": [[1, 0], [0, 1], [1, 1], [0, 1]], "lengths": [9, 5, 9, 5]}
+    kept |= {"advantages": [1.0, -1.0, 0.5, -0.5], "drift": [0.1] * 4, "age": [1] * 4}
     rows, lines = [], []
-    for step in range(len(laws) + 1):
-        row = {"step": step}
+    for step, law in enumerate([None, *laws]):
+        rows.append({"step": step})
         if step % 2 == 0:
-            for key in ("eval", "eval/greedy"):
-                row |= {f"{key}/hard": evals[step // 2], f"{key}/easy": 0.5, f"{key}/length": 20.0}
-                row |= {f"{key}/{name}_se": 0.01 for name in (*names, "length")}
+            for key, each in itertools.product(("eval", "eval/greedy"), ("hard", "easy", "length")):
+                mean = evals[step // 2] if each == "hard" else 0.5
+                rows[-1] |= {f"{key}/{each}": mean, f"{key}/{each}_se": 0.01}
         if step:
-            row |= {"law/hard": laws[step - 1], "law/easy": 0.0, "law/rate": 0.5, "law/nats": 0.1}
-            for name, value in zip(names, (cov, 0.0), strict=True):
-                row |= {f"cov/{name}": value, f"cov_active/{name}": value, f"signal/{name}": signal, f"reward/{name}": 0.5}
-                row |= {f"weight/{name}": 0.5, f"weight_share/{name}": 0.5}
-            kept = {"rewards": [[1, 0], [0, 1], [1, 1], [0, 1]], "lengths": [9, 5, 9, 5], "advantages": [1.0, -1.0, 0.5, -0.5]}
-            lines.append({"step": step} | kept)
-        rows.append(row)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "statistics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            for key, value in usual.items():
+                rows[-1] |= {f"{key}/hard": value, f"{key}/easy": value}
+            rows[-1] |= {"law/hard": law, "law/rate": 0.5, "law/nats": 0.1, **dict(row)}
+            lines.append({"step": step} | kept | dict(line))
+    (folder / "args.json").write_text(json.dumps(args | flags))
+    for name, found in (("metrics.jsonl", rows), ("statistics.jsonl", lines)):
+        (folder / name).write_text("".join(json.dumps(each) + "\n" for each in found))
     return folder

@@ -1,8 +1,10 @@
-"""Runs Python commands in forks of itself: importing torch takes longer than most of what the tests start.
+"""Runs Python commands in forks of itself: importing torch takes longer than most of what the
+tests start.
 
-A request is a line, {"command": ["run.py", ...] or ["-m", module, ...], "ranks": W, "cwd": ..., "env": {...}, "stdout": file, "stderr":
-file}, and so is the answer, an exit code. A fork has the libraries, and none of this project's modules. Of several ranks each is told its
-place as torchrun tells it, and all are stopped when one fails. No thread but the first is alive when a fork is made, so it is safe.
+A request is a line of JSON: what `run_script` (running.py) is given, and files for the output. So
+is the answer, an exit code. A fork has the libraries, and none of this project's modules. Of
+several ranks each is told its place as torchrun tells it, and all are stopped when one fails. No
+thread but the first is alive when a fork is made, so it is safe.
 """
 
 import atexit
@@ -15,53 +17,53 @@ import socket
 import sys
 import time
 import traceback
+from importlib import import_module
 
-PATIENCE = 600  # seconds for a command
-
-
-def warm() -> None:
-    """Import the libraries that a run takes."""
-    import datasets  # noqa: F401
-    import matplotlib.figure  # noqa: F401
-    import torch
-    import torch._dynamo
-    import torch.distributed.checkpoint
-    import torch.distributed.run
-    import tyro  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
-
-    torch.set_num_threads(1)
+LIBRARIES = ("matplotlib.figure", "torch._dynamo", "torch.distributed.fsdp", "tyro")
+LIBRARIES += ("transformers.models.llama.modeling_llama", "transformers.generation", "pytest")
+PATIENCE = 300  # seconds for a command
 
 
 def become(request: dict) -> None:
     """In a fork: take the request's place in the system and run its command."""
-    appending = os.O_WRONLY | os.O_APPEND
-    for number, flags, name in ((0, os.O_RDONLY, os.devnull), (1, appending, request["stdout"]), (2, appending, request["stderr"])):
-        os.dup2(os.open(name, flags), number)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+    output = os.O_WRONLY | os.O_APPEND
+    opened = [os.open(os.devnull, os.O_RDONLY), *(os.open(f, output) for f in request["output"])]
+    for number, file in enumerate(opened):
+        os.dup2(file, number)
     os.environ.clear()
     os.environ.update(request["env"])
+    letters = os.environ.get("PYTHONIOENCODING")
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, "rw"[number > 0], encoding=letters)  # noqa: SIM115
+        for number in (0, 1, 2)
+    )
     os.chdir(request["cwd"])
     first, *rest = request["command"]
     sys.path[1:1] = filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))
     if first == "-m":
         sys.path[0], sys.argv = os.getcwd(), rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif ":" in first:  # file:function
+        file, _, function = first.rpartition(":")
+        sys.path[0] = os.path.dirname(file)
+        runpy.run_path(file)[function](*rest)
     else:
         sys.path[0], sys.argv = os.path.dirname(os.path.abspath(first)), [first, *rest]
         runpy.run_path(first, run_name="__main__")
 
 
 def leave(request: dict) -> None:
-    """Run the command and end as a process does, but for the taking apart of all that was imported, which takes seconds."""
+    """Run the command and end as a process does, but for the taking apart of all that was
+    imported, which takes seconds."""
     code = 1
     try:
         become(request)
         code = 0
     except SystemExit as stop:
-        code = 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 1
-        if stop.code is not None and not isinstance(stop.code, int):
-            print(stop.code, file=sys.stderr)
+        code = stop.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
         traceback.print_exc()
     atexit._run_exitfuncs()
@@ -77,12 +79,13 @@ def places(ranks: int) -> list[dict[str, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    sizes = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    return [meeting | sizes | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
+    return [meeting | sizes | dict.fromkeys(("RANK", "LOCAL_RANK"), f"{r}") for r in range(ranks)]
 
 
-def wait(pids: list[int]) -> int:
-    """The first exit code that is not 0. Once there is one, the others have a second for what they have to say; all have PATIENCE."""
+def wait(pids: list[int], kill_at: str | None) -> int:
+    """The first exit code that is not 0. Once there is one, the others have a second for what they
+    have to say; all have PATIENCE, and until there is a file kill_at."""
     alive, code, deadline = set(pids), 0, time.monotonic() + PATIENCE
     while alive:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -90,18 +93,19 @@ def wait(pids: list[int]) -> int:
             alive.remove(pid)
             if not code and (code := os.waitstatus_to_exitcode(status)):
                 deadline = time.monotonic() + 1
-        elif time.monotonic() > deadline:
+        elif time.monotonic() > deadline or (kill_at and os.path.exists(kill_at)):
             for pid in alive:
                 os.kill(pid, signal.SIGKILL)
-            deadline = float("inf")
+            deadline, kill_at = float("inf"), None
         else:
             time.sleep(0.002)
     return code
 
 
 if __name__ == "__main__":
-    warm()
-    gc.freeze()  # or the first collection in every fork would copy all that it shares with this process
+    for library in LIBRARIES:
+        import_module(library)
+    gc.freeze()  # or the first collection in every fork would copy all that it shares
     for line in sys.stdin:
         request = json.loads(line)
         pids = []
@@ -110,4 +114,5 @@ if __name__ == "__main__":
             if pids[-1] == 0:
                 request["env"] |= place
                 leave(request)
-        print(wait(pids), flush=True)
+        print(wait(pids, request["kill_at"]), flush=True)
+    os._exit(0)

@@ -8,47 +8,30 @@ OWN = str(Path(__file__))
 EQUAL = tuple(f"{OWN}:{name}" for name in ("one", "two", "three"))  # three names of one reward
 
 
+def one(**columns) -> list[float]:
+    return accuracy(**columns)
+
+
+two = three = one
+
+
 def flat(completions: list[str], **columns) -> list[float]:
     """The same for every completion: no gradient."""
     return [0.5] * len(completions)
 
 
-def one(**columns) -> list[float]:
-    return accuracy(**columns)
-
-
-def two(**columns) -> list[float]:
-    return accuracy(**columns)
-
-
-def three(**columns) -> list[float]:
-    return accuracy(**columns)
-
-
 def faint(completion_ids: list[list[int]], **columns) -> list[float]:
     """It varies, by little."""
-    return [0.5 + 0.04 * value for value in multiples(completion_ids, 2)]
+    return [0.5 + 0.04 * (len(ids) % 2) for ids in completion_ids]
 
 
-def multiples(completion_ids: list[list[int]], n: int) -> list[float]:
-    return [float(len(ids) % n == 0) for ids in completion_ids]
+def _multiple_of(n: int):
+    """Whether the length is one."""
+
+    def reward(completion_ids: list[list[int]], **columns) -> list[float]:
+        return [float(len(ids) % n == 0) for ids in completion_ids]
+
+    return reward
 
 
-def by2(completion_ids: list[list[int]], **columns) -> list[float]:
-    return multiples(completion_ids, 2)
-
-
-def by3(completion_ids: list[list[int]], **columns) -> list[float]:
-    return multiples(completion_ids, 3)
-
-
-def by4(completion_ids: list[list[int]], **columns) -> list[float]:
-    return multiples(completion_ids, 4)
-
-
-def by5(completion_ids: list[list[int]], **columns) -> list[float]:
-    return multiples(completion_ids, 5)
-
-
-def by6(completion_ids: list[list[int]], **columns) -> list[float]:
-    return multiples(completion_ids, 6)
+by2, by3, by4, by5, by6 = map(_multiple_of, range(2, 7))

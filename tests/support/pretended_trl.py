@@ -42,7 +42,7 @@ class Trainer:
         that TRL gives; moved [B,T]: log-probabilities after the updates, from 0; rows: of each
         micro-batch. Returns the advantages [B] that are trained on."""
         self.rewards, self.logps = rewards, moved
-        given = rewards.sum(1) if advantages is None else advantages
+        given = rewards.nansum(1) if advantages is None else advantages
         out = dict.fromkeys(TEXT, mask)
         out |= {"advantages": given, "old_per_token_logps": torch.zeros_like(mask)}
         out = self._generate_and_score_completions(out)

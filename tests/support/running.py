@@ -1,4 +1,4 @@
-"""Running the scripts, in this process or in one of their own, and what a run leaves in its folder."""
+"""Running the scripts, in this process or in others, and what a run leaves in its folder."""
 
 import atexit
 import functools
@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -16,65 +16,147 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import load_file
 
+from common import data, launch
+
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
-SMALL = {"steps": 3, "prompts": 4, "completions": 4, "eval_prompts": 8, "eval_every": 2, "checkpoint_every": 2}
+OBJECTIVES = ("accuracy", "conciseness", "clarity")  # those of --rewards by default
+SMALL = {"steps": 3, "prompts": 4, "completions": 4, "eval_prompts": 8}
+SMALL |= {"eval_every": 2, "checkpoint_every": 2}
 
 
 @functools.cache
 def _server() -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "support" / "forkserver.py")]
-    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    atexit.register(server.kill)
+    command = [sys.executable, str(Path(__file__).with_name("forkserver.py"))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    server = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+    atexit.register(lambda: (server.stdin.close(), server.wait()))
     return server
 
 
-def run_script(*command: str, ranks: int = 1, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """Run `python <command>` from cwd with one thread and no hub, on one rank or several, and return what was printed and the exit code.
+def run_script(
+    *command: str,
+    ranks: int = 1,
+    cwd: Path = ROOT,
+    env: dict[str, str] | None = None,
+    kill_at: Path | None = None,
+) -> subprocess.CompletedProcess:
+    """Run `python <command>` from cwd without a hub, on one rank or several, and return what was
+    printed and the exit code. kill_at: kill -9 once this file is there.
 
-    A script, or a module by -m, runs in a fork of a process that has imported the libraries already (forkserver.py).
+    A script, or a module by -m, runs in a fork of a process that has imported the libraries
+    already (forkserver.py); -c in a process of its own.
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
     if command[0] == "-c":
-        return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+        how = {"cwd": cwd, "env": environment, "capture_output": True, "text": True}
+        return subprocess.run([sys.executable, *command], timeout=300, **how)
     server = _server()
     with tempfile.TemporaryDirectory() as folder:
-        files = {name: os.path.join(folder, name) for name in ("stdout", "stderr")}
-        for file in files.values():
-            open(file, "w").close()
-        print(json.dumps({"command": command, "ranks": ranks, "cwd": str(cwd), "env": environment} | files), file=server.stdin, flush=True)
+        files = [Path(folder, name) for name in ("stdout", "stderr")]
+        for file in files:
+            file.touch()
+        request = {"command": command, "ranks": ranks, "cwd": cwd, "env": environment}
+        request |= {"output": files, "kill_at": kill_at}
+        print(json.dumps(request, default=str), file=server.stdin, flush=True)
         code = int(server.stdout.readline())
-        told = {name: Path(file).read_text() for name, file in files.items()}
-    return subprocess.CompletedProcess([sys.executable, *command], code, **told)
+        told = [file.read_text() for file in files]
+    return subprocess.CompletedProcess([sys.executable, *command], code, *told)
+
+
+def call(function: Callable, *arguments, **how) -> subprocess.CompletedProcess:
+    """Call a function of a test's file with texts, in a fork as `run_script` makes them."""
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    where = f"{function.__code__.co_filename}:{function.__name__}"
+    return run_script(where, *map(str, arguments), env={"PYTHONPATH": paths}, **how)
+
+
+def on_ranks(count: int, function: Callable, *arguments) -> None:
+    """The same on every rank of several, which it starts itself. What fails there fails here."""
+    done = call(function, *arguments, ranks=count)
+    assert done.returncode == 0, done.stderr
+
+
+def from_the_command_line(name: str, *words: str) -> None:
+    """Run a script as a user does, but for the picture, which takes longer than a small run."""
+    sys.argv = [name, *words]
+    script = import_module(f"algos.{name}")
+    with patch("common.run.draw"):
+        launch.run(script.main, script.Args)
+
+
+def as_flags(**values) -> list[str]:
+    """Values of `Args` as words of a command line."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+
+
+_load = data.load
+
+
+@functools.cache
+def _arithmetic(longest: int) -> dict[str, data.Prompts]:
+    """The testbed's prompts, tokenized once for all runs."""
+    from testbed.arithmetic import tokenizer
+
+    return _load(data.RunFlags(max_prompt_length=longest), tokenizer(), {}, "exact")
+
+
+def _data(args, *rest) -> dict[str, data.Prompts]:
+    usual = args.dataset == "arithmetic" and not args.prompt_suffix
+    return _arithmetic(args.max_prompt_length) if usual else _load(args, *rest)
+
+
+def run_main(script, args, picture: bool = False) -> None:
+    """A script's main, with the picture where one is wanted."""
+    with nullcontext() if picture else patch("common.run.draw"), patch("common.data.load", _data):
+        script.main(args)
 
 
 def train(name: str, out: Path, picture: bool = False, **flags) -> list[dict]:
-    """Run a script's main with few small steps; returns its metrics. The picture takes longer than such a run: one test has it drawn."""
+    """Run a script with few small steps; returns its metrics."""
     script = import_module(f"algos.{name}")
-    with nullcontext() if picture else patch("common.curves.draw"):
-        script.main(script.Args(**(SMALL | {"out": str(out)} | flags)))
+    run_main(script, script.Args(**(SMALL | {"out": str(out)} | flags)), picture)
     return read_metrics(out)
 
 
+def resume(folder: Path, *flags: str) -> list[dict]:
+    """Go on with a run, as --resume does; returns its metrics."""
+    name = json.loads((folder / "args.json").read_text())["script"]
+    script = import_module(f"algos.{name}")
+    run_main(script, launch.parse(script.Args, name, ["--resume", str(folder), *flags]))
+    return read_metrics(folder)
+
+
+def read_lines(file: Path) -> list[dict]:
+    """The lines of a .jsonl."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def read_metrics(folder: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl without its clock readings, which differ from run to run."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+    """The lines of a run's metrics.jsonl without its clock readings, which differ."""
+    rows = read_lines(folder / "metrics.jsonl")
+    return [{k: value for k, value in row.items() if not k.startswith("time/")} for row in rows]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def policy_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The parameters in a checkpoint folder, by their names."""
-    import torch.distributed.checkpoint as dcp
+def steps_of(run: Path) -> list[int]:
+    """Those of the checkpoints that a run has."""
+    return sorted(int(path.name.removeprefix("step_")) for path in (run / "checkpoints").iterdir())
 
-    reader = dcp.FileSystemReader(checkpoint)
-    saved = {k: v for k, v in reader.read_metadata().state_dict_metadata.items() if k.startswith("policy.")}
-    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in saved.items()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as intended
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return {name.removeprefix("policy."): tensor for name, tensor in tensors.items()}
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """All that two runs leave is the same, to the last bit, but for folders, clocks, pictures."""
+    assert read_metrics(one) == read_metrics(other)
+    contents = [
+        {
+            str(path.relative_to(run)): path.read_bytes()
+            for path in run.rglob("*")
+            if path.is_file() and path.name not in ("args.json", "metrics.jsonl", "curves.png")
+        }
+        for run in (one, other)
+    ]
+    assert contents[0].keys() == contents[1].keys()
+    assert [name for name, text in contents[0].items() if contents[1][name] != text] == []

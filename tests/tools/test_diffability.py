@@ -100,7 +100,7 @@ def drifted(scripts: list[Path]) -> list[str]:
     """Pairs of scripts whose shared regions of one name differ, or come in another order."""
     shared = {
         script.stem: {
-            region.name: "\n".join(region.lines).strip("\n")
+            region.name: region.lines
             for region in read_script(script)[1]
             if region.name.startswith("SHARED")
         }
@@ -215,8 +215,9 @@ def test_the_page_has_every_line_once_and_folds_only_what_is_the_same():
     text = page(*scripts, DOCS)
     rows = rows_of(text)
     for column, script in zip((0, 2), scripts, strict=True):
-        shown = [row[column : column + 2] for row in rows if row[column]]
-        lines = [[str(n), line] for n, line in enumerate(script.read_text().splitlines(), 1)]
+        shown = [row[column : column + 2] for row in rows if row[column + 1]]
+        lines = enumerate(script.read_text().splitlines(), 1)
+        lines = [[str(n), line] for n, line in lines if line]
         assert shown == lines[-len(shown) :]
         assert "# ---" in shown[0][1]
     folded = rows_of("".join(re.findall("<details>.*?</details>", text, re.S)))
@@ -231,7 +232,7 @@ def test_the_page_has_every_line_once_and_folds_only_what_is_the_same():
 def test_the_page_escapes_marks_words_and_shows_the_update(tmp_path):
     long = "A line of more than sixty-five characters that the margin has broken in"
     told = (
-        f"<script>alert(1)</script>\n{long}\ntwo.\nA short one.\n\n    f(x)\n    g\n- {long}\n- a"
+        f"<script>alert(1)</script>\n{long}\ntwo.\nOne.\n\n    f\n    g\n- {long}\n- {long}\nRun: a"
     )
     codes = ["x = 1 < 2 and '<b>' & 3", "x = 1 < 2 and '<i>' & 3"]
     scripts = write(tmp_path, *(f'"""{told}"""\n# --- ALGO: a ---\n{code}\n' for code in codes))

@@ -15,7 +15,7 @@ from support.tree import own_files
 PAGES = [ROOT / "README.md", *own_files("docs/*.md")]
 DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md"]
 COLUMNS = 120
-FOLDERS = "algos|analysis|benchmarks|commands|common|docs|integrations|prompts|rewards|testbed|tests"
+FOLDERS = "algos|common|docs|integrations|prompts|rewards|study|testbed|tests|tools"
 BLOCK = re.compile(r"^ *```.*?^ *```", re.M | re.S)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 

@@ -1,131 +1,107 @@
-"""Every combination of the values given to a script's flags: what is planned and refused, and a small real sweep."""
+"""Every combination of the values given to a script's flags: what is planned and refused, and the
+command, with a script that only pretends to train."""
 
 import re
 import shlex
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from tools.sweep import divided, main, plan
 from common.errors import UserError
-from support.running import SMALL, train
+from support.pretender import make_pretender
+from tools import jobs, sweep
 
 
-def planned(words: str, seeds: int = 1):
-    name, own, given = divided(shlex.split(words))
-    assert own == []
-    return plan(Path(f"algos/{name}.py"), import_module(f"algos.{name}").Args, given, seeds, Path("r"))
+@pytest.fixture
+def planned(monkeypatch):
+    """What a sweep would train, by the names of the runs: the words after the script's name."""
+    found = {}
+    monkeypatch.setattr(jobs, "train_missing", lambda jobs, out, at_once: found.update(jobs))
+    monkeypatch.setattr(jobs, "make_table", lambda *_: "")
+
+    def plan(words: str) -> dict[str, str]:
+        found.clear()
+        sweep.main(shlex.split(words))
+        return {folder.name: shlex.join(words[1:]) for folder, words in found.items()}
+
+    return plan
 
 
-def test_the_words_are_parted_into_name_own_flags_and_the_scripts():
-    words = "ctwa --lr 3e-5 1e-4 --seeds 2 --kl_coef=0 1e-3 --dry-run --out o --normalize --help"
-    name, own, given = divided(words.split())
-    assert (name, own) == ("ctwa", ["--seeds", "2", "--dry-run", "--out", "o", "--help"])
-    assert given == {"lr": ["3e-5", "1e-4"], "kl-coef": ["0", "1e-3"], "normalize": []}
-
-
-def test_the_plan_is_every_combination_on_the_tuning_prompts():
-    jobs = planned("ctwa --lr 3e-5 1e-4 --kl-coef 0 1e-3 --steps 7", seeds=2)
-    settings = ["kl-coef0-lr3e-5", "kl-coef0.001-lr3e-5", "kl-coef0-lr1e-4", "kl-coef0.001-lr1e-4"]
-    assert [job.name for job in jobs] == [f"ctwa-steps7-{setting}-s{seed}" for seed in (1, 2) for setting in settings]
-    assert jobs[0].argv == ["--eval-split", "tune", "--lr", "3e-5", "--kl-coef", "0", "--steps", "7", "--seed", "1"]
-    assert [(job.args["lr"], job.args["kl_coef"], job.args["seed"]) for job in jobs[2:5]] == [(1e-4, 0, 1), (1e-4, 1e-3, 1), (3e-5, 0, 2)]
-    assert {(job.args["eval_split"], job.steps, job.folder.parent) for job in jobs} == {("tune", 7, Path("r/runs"))}
+def test_every_combination_is_planned_seed_by_seed_on_the_tuning_prompts(planned):
+    names = planned("ctwa --lr 3e-5 1e-4 --kl_coef 0 1e-3 --seeds 2 --steps=7 --jobs 1")
+    settings = [f"lr{lr}-kl_coef{kl}-steps-7" for lr in ("3e-5", "1e-4") for kl in ("0", "1e-3")]
+    assert list(names) == [f"ctwa-{setting}-s{seed}" for seed in (1, 2) for setting in settings]
+    first = "--seed 1 --eval-split tune --lr 3e-5 --kl_coef 0 --steps=7"
+    assert names["ctwa-lr3e-5-kl_coef0-steps-7-s1"] == first
 
 
 @pytest.mark.parametrize(
-    ("words", "values"),
+    ("flag", "settings"),
     [
-        ('linear --weights "2 1 1" "1 1 1"', [[2, 1, 1], [1, 1, 1]]),
-        ("linear --weights 2 1 1", [[2, 1, 1]]),
-        ('linear --weights "2 1 1"', [[2, 1, 1]]),
-        ("mgda --normalize false true", [False, True]),
-        ("mgda --normalize", [True]),
-        ("mgda --no-normalize", [False]),
-        ("linear --estimator reinforce grpo", ["reinforce", "grpo"]),
-        ("linear --eval-split test", ["test"]),
-        ("linear --preset smollm2-135m-words --lr 1e-6 2e-6", [1e-6, 2e-6]),
+        ('--weights "2 1 1" "1 1 1"', ["--weights 2 1 1", "--weights 1 1 1"]),
+        ("--weights 2 1 1 --lr 1 2", ["--weights 2 1 1 --lr 1", "--weights 2 1 1 --lr 2"]),
+        ("--normalize false true", ["--no-normalize", "--normalize"]),
+        ("--no-normalize --lr 1 2", ["--no-normalize --lr 1", "--no-normalize --lr 2"]),
+        ("--eval-split test --lr 1 2", ["--eval-split test --lr 1", "--eval-split test --lr 2"]),
+        ("--model 'my models/a' b", ["--model 'my models/a'", "--model b"]),
+        ("--rewards a:b 'my dir/r.py:f' --lr 1 2", ["--rewards a:b 'my dir/r.py:f' --lr 1"]),
+        ("--rewards \"a:b 'x y:f'\" c:d", ["--rewards a:b 'x y:f'", "--rewards c:d"]),
     ],
 )
-def test_what_a_flags_values_are(words, values):
-    jobs = planned(words)
-    flag = [word for word in words.split() if word.startswith("--")][-1].removeprefix("--").removeprefix("no-").replace("-", "_")
-    assert [job.args[flag] for job in jobs] == values
-    assert len({job.name for job in jobs}) == len(values)
+def test_what_the_values_of_a_flag_are(flag, settings, planned, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my dir").mkdir()
+    Path("my dir/r.py").touch()
+    script = "mgda" if "normalize" in flag else "linear"
+    found = [words.removeprefix("--seed 1 --eval-split tune ") for words in
+             planned(f"{script} {flag}").values()]  # fmt: skip
+    assert found[: len(settings)] == settings
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("ctwa --lrr 1e-4", "--lrr does not exist; did you mean 'lr'?"),
-        ("ctwa --lr 1e-4 0.0001", "--lr 0.0001 is the same setting as --lr 1e-4"),
-        ('linear --weights "1 1 1" "1.0 1 1"', "is the same setting as --weights 1 1 1"),
-        ("ctwa --lr", "--lr has no value"),
-        ("ctwa --lr 1e-4 x", "--lr x: not a value that ctwa takes; python run.py ctwa --help says which"),
-        ("ctwa --lr -1", "--lr -1.0 must not be negative"),
-        ("ctwa --estimator grpo reinforc", "--estimator reinforc: not a value that ctwa takes"),
-        ("ctwa --lr 1e-4 --lr 3e-4", "--lr is given twice"),
-        ("ctwa --seed 1 2", "--seed: sweep sets it for each run; use --seeds"),
-        ("ctwa --resume r", "--resume: the same sweep continues"),
-        ("ctwa foo", "'foo' belongs to no flag"),
-        ("mgda --normalize maybe", "--normalize maybe: a switch takes true and false"),
-        ("ctwa --micro-batch-tokens 512 1024", "--micro-batch-tokens changes no number"),
-        ("ctwa --model a/x b/x", "two settings would be called ctwa-model-x-s1"),
-        ("ctwa --preset nosuch", "--preset nosuch does not exist"),
+        ("", "sweep: '' is none of ctwa"),
+        ("ctw --lr 1 2", "sweep: 'ctw' is none of ctwa"),
+        ("ctwa foo --lr 1 2", "sweep: 'ctwa foo' is none of"),
+        ("ctwa", "sweep: give a flag several values"),
+        ("ctwa --lr 1e-4 --weights 2 1 1", "sweep: give a flag several values"),
+        ("ctwa --lr 1e-4 0.0001", "would be two runs"),
+        ("ctwa --micro-batch-tokens 512 1024", "would be two runs"),
+        ("ctwa --lr -1 1", "--lr -1.0 must be at least 0"),
+        ("ctwa --seed 1 2", "each run has its own; --seeds says how many"),
+        ("ctwa --lr 1 2 --jobs -1", "--jobs -1 must be at least 1"),
+        ("ctwa --lr 1 2 --seeds 0", "--seeds 0 must be at least 1"),
+        # what the script itself does not take is told by tyro: exit code 2
+        ("ctwa --lrr 1 2", "2"),
+        ("ctwa --lr 1 x", "2"),
+        ("ctwa --lr 1 2 --steps", "2"),
+        ("mgda --normalize maybe true", "2"),
     ],
 )
-def test_the_plan_refuses(words, told):
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_a_sweep_refuses(words, told, planned):
+    with pytest.raises((UserError, SystemExit), match=re.escape(told)):
         planned(words)
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        ("", "which algorithm?"),
-        ("ctw --lr 1", "ctw does not exist; did you mean 'ctwa'?"),
-        ("ctwa --jobs -1", "--jobs -1 must"),
-        ("ctwa --seeds 0", "--seeds 0 must"),
-    ],
-)
-def test_the_command_refuses(words, told):
-    with pytest.raises(UserError, match=re.escape(told)):
-        main(words.split())
-
-
-def test_a_dry_run_tells_the_commands_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+def test_a_sweep_is_tabled_beside_what_was_there(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    main(["linear", "--lr", "1e-5", "1e-4", "--dry-run"])
-    lines = capsys.readouterr().out.splitlines()
-    name = "linear-lr1e-5-s1"
-    assert lines[0].startswith(f"{name}: python ")
-    assert lines[0].endswith(f"algos/linear.py --eval-split tune --lr 1e-5 --seed 1 --out results/sweep-linear/runs/{name}")
-    assert lines[2] == "2 runs; nothing was started"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_small_sweep_is_tabled_and_extended(tmp_path, monkeypatch, capsys):
-    """In this process; how runs are started and continued is tested with bench's."""
-
-    def train_missing(jobs, out, at_once, command):
-        for job in jobs:
-            train("linear", job.folder, **(SMALL | {"steps": 1, "lr": job.args["lr"], "eval_split": job.args["eval_split"]}))
-        return {}
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tools.jobs.train_missing", train_missing)
-    monkeypatch.setattr("tools.leaderboard.draw_ends", lambda section, out: out.write_text("a picture"))
-    small = [word for flag, value in (SMALL | {"steps": 1}).items() for word in (f"--{flag}", str(value))]
-    main(["linear", *small, "--lr", "1e-4", "1e-3"])
+    script = make_pretender(tmp_path / "fake")
+    monkeypatch.setattr(jobs, "algorithms", lambda: {"linear": script})
+    monkeypatch.setattr("tools.leaderboard.compare", lambda runs, out: None)
+    words = ["linear", "--steps", "4", "--lr", "1e-4", "3e-5"]
+    sweep.main([*words, "--dry-run"])
+    told = "--lr 3e-5 --out results/sweep-linear/runs/linear-steps4-lr3e-5-s1"
+    assert told in capsys.readouterr().out
+    assert not Path("results").exists()
+    sweep.main(words)
     table = Path("results/sweep-linear/table.md").read_text()
     assert table in capsys.readouterr().out
-    assert table.startswith("# Sweep\n\n**Tuning prompts**")
-    assert sorted(re.findall(r"^\| `linear lr (\S+)` \| 1 \|", table, re.M)) == ["0.0001", "0.001"]
-    assert Path("results/sweep-linear/ends.png").exists()
-    main(["linear", *small, "--lr", "1e-4", "1e-3", "1e-2", "--dry-run"])
-    told = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
-    assert told[:2] == ["finished", "finished"]
-    assert "--lr 1e-2" in told[2]
-    main(["linear", *small, "--lr", "1e-4", "--eval-split", "test"])
-    assert "**Chosen on what is reported**" in capsys.readouterr().out
+    assert re.findall(r"^\| (linear lr \S+) \| 1 \|", table, re.M) == [
+        "linear lr 1e-4",
+        "linear lr 3e-5",
+    ]
+    sweep.main(["linear", "--steps", "4", "--kl-coef", "0", "0.5"])  # another question
+    table = Path("results/sweep-linear/table.md").read_text()
+    assert len(re.findall(r"^\| linear .*\| 1 \|", table, re.M)) == 4

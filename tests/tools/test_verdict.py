@@ -130,12 +130,3 @@ def test_a_change_counts_beyond_two_standard_errors(tmp_path, end, status):
     run = load_run(write_run(tmp_path / "run", {"a": [0.5, end]}))  # 2 * sqrt(2) * 0.02 = 0.05657
     assert change_of(run, "a").status == status
     assert fell(run.rows[0], run.rows[-1], "a") == (status == "degraded")
-
-
-@pytest.mark.parametrize(("flat", "told"), [(4, False), (5, True)])
-def test_a_collapse(tmp_path, flat, told):
-    run = load_run(write_run(tmp_path / "run", GOOD))
-    for row in run.rows[1:]:
-        row |= {f"signal/{name}": 0.4 * (row["step"] <= 20 - flat) for name in GOOD}
-        row["signal/accuracy"] = 0.0
-    assert (f"From step {21 - flat} on no prompt's" in verdict(run)) == told

@@ -1,11 +1,12 @@
-"""A GRPOTrainer that is done in a second: the testbed's smallest model, two rewards that any completion can have, and what it did."""
+"""A GRPOTrainer that is done in a second: the testbed's smallest model, rewards that any completion
+can have, and what it did."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from integrations.trl import multi_objective
@@ -41,65 +42,79 @@ def even(completion_ids, **kwargs):
 
 def third(completion_ids, **kwargs):
     """Not for every completion: None where the last token's id is odd."""
-    return [None if ids[-1] % 2 else sum(token % 3 == 0 for token in ids) / len(ids) for ids in completion_ids]
+    shares = [sum(token % 3 == 0 for token in ids) / len(ids) for ids in completion_ids]
+    pairs = zip(shares, completion_ids, strict=True)
+    return [None if ids[-1] % 2 else share for share, ids in pairs]
 
 
 def make(folder, rewards=(small, even), eval_prompts: int = 0, **settings) -> GRPOTrainer:
-    model = AutoModelForCausalLM.from_pretrained(base_path("fragile"), dtype=torch.float32)
-    texts = problems("train")["prompt"]
+    texts, held_out = problems("train")["prompt"], None
+    if eval_prompts:
+        held_out = Dataset.from_dict({"prompt": texts[64 : 64 + eval_prompts]})
     return GRPOTrainer(
-        model=model,
+        model=AutoModelForCausalLM.from_pretrained(base_path("fragile"), dtype=torch.float32),
         reward_funcs=list(rewards),
         args=GRPOConfig(output_dir=str(folder), **(SMALL | settings)),
         train_dataset=Dataset.from_dict({"prompt": texts[:64]}),
-        eval_dataset=Dataset.from_dict({"prompt": texts[64 : 64 + eval_prompts]}) if eval_prompts else None,
+        eval_dataset=held_out,
         processing_class=tokenizer(),
     )
 
 
-class Seen:
-    """What a trainer did, noted from outside of what multi_objective wraps. In training, for every generation: the rewards [B, K], TRL's
-    advantages before the method had them, what went into training, tensors by name, and the micro-batches of its passes."""
+class Seen(TrainerCallback):
+    """What a trainer did, noted from outside of what multi_objective wraps. For every generation of
+    training: the rewards [B, K]; TRL's advantages before the method had them; the tensors that went
+    into training; the micro-batches of its passes; and the log-probabilities [B, T] of its
+    completions, by the model itself, when they were sampled and after every update."""
 
     def __init__(self, trainer, method) -> None:
-        self.rewards, self.before, self.outputs, self.trained = [], [], [], []
-        calculate, generate = trainer._calculate_rewards, trainer._generate_and_score_completions
-        loss = trainer._compute_loss
-
-        def calculate_and_note(inputs, prompts, completions, completion_ids_list):
-            rewards = calculate(inputs, prompts, completions, completion_ids_list)
-            if trainer.model.training:
-                self.rewards.append(rewards.double())
-            return rewards
-
-        def generate_and_note(inputs):
-            out = generate(inputs)
-            if trainer.model.training:
-                self.before.append(out["advantages"].double())
-            return out
-
-        def loss_and_note(model, inputs):
-            if trainer.model.training:
-                self.trained[-1].append(inputs)
-            return loss(model, inputs)
-
-        trainer._calculate_rewards, trainer._generate_and_score_completions = calculate_and_note, generate_and_note
-        trainer._compute_loss = loss_and_note
+        self.trainer = trainer
+        self.rewards, self.before, self.outputs, self.trained, self.policies = [], [], [], [], []
+        self.note("_calculate_rewards", lambda rewards, *_: self.rewards.append(rewards))
+        keep = lambda out, *_: self.before.append(out["advantages"])  # noqa: E731
+        self.note("_generate_and_score_completions", keep)
+        self.note("_compute_loss", lambda loss, model, inputs: self.trained[-1].append(inputs))
         multi_objective(trainer, method)
-        outermost = trainer._generate_and_score_completions
+        self.note("_generate_and_score_completions", self.generated)
+        trainer.add_callback(self)
 
-        def note_output(inputs):
-            out = outermost(inputs)
-            if trainer.model.training:
-                self.outputs.append(dict(out))
-                self.trained.append([])
-            return out
+    def note(self, name: str, then) -> None:
+        own = getattr(self.trainer, name)
 
-        trainer._generate_and_score_completions = note_output
+        def wrapped(*inputs):
+            result = own(*inputs)
+            if self.trainer.model.training:
+                then(result, *inputs)
+            return result
 
-    @property
-    def advantages(self) -> list[torch.Tensor]:
-        return [out["advantages"].double() for out in self.outputs]
+        setattr(self.trainer, name, wrapped)
+
+    def generated(self, out, *inputs) -> None:
+        self.outputs.append(dict(out))
+        self.trained.append([])
+        self.policies.append([self.logprobs()])
+
+    def on_step_end(self, *args, **kwargs) -> None:
+        self.policies[-1].append(self.logprobs())
+
+    @torch.no_grad()
+    def logprobs(self) -> torch.Tensor:
+        out, trainer = self.outputs[-1], self.trainer
+        ids, start = tokens(out), out["prompt_ids"].size(1)
+        attention = torch.cat([out["prompt_mask"], out["completion_mask"]], 1)
+        logits = trainer.model(input_ids=ids, attention_mask=attention).logits
+        logps = (logits / trainer.temperature)[:, start - 1 : -1].log_softmax(-1)
+        return logps.gather(2, ids[:, start:, None]).squeeze(2)
+
+    def later_half(self, number: int) -> torch.Tensor:
+        """Which rows of a generation the later half of its first passes trained on. bool [B]."""
+        passes = self.trained[number][: self.trainer.args.steps_per_generation]
+        later = [row for inputs in passes[len(passes) // 2 :] for row in tokens(inputs).tolist()]
+        return torch.tensor([row in later for row in tokens(self.outputs[number]).tolist()])
+
+
+def tokens(tensors: dict) -> torch.Tensor:
+    return torch.cat([tensors["prompt_ids"], tensors["completion_ids"]], 1)
 
 
 def run(folder, method, rewards=(small, even), **settings):
@@ -110,17 +125,7 @@ def run(folder, method, rewards=(small, even), **settings):
     return trainer, seen
 
 
-def logged(trainer, name: str, rewards=(small, even)) -> list[list[float]]:
+def logged(trainer, name: str, objectives=("small", "even")) -> list[list[float]]:
     """<name>/<objective> of every step that has it, in the order of the objectives."""
-    keys = [f"{name}/{reward.__name__}" for reward in rewards]
-    return [[line[key] for key in keys] for line in trainer.state.log_history if keys[0] in line]
-
-
-def logprobs(trainer, out) -> torch.Tensor:
-    """Log-probabilities of the completions' tokens under the policy as it is, by the model itself. [B, T]."""
-    ids = torch.cat([out["prompt_ids"], out["completion_ids"]], 1)
-    attention = torch.cat([out["prompt_mask"], out["completion_mask"]], 1)
-    with torch.no_grad():
-        logits = trainer.model(input_ids=ids, attention_mask=attention).logits / trainer.temperature
-    start = out["prompt_ids"].size(1)
-    return logits[:, start - 1 : -1].log_softmax(-1).gather(2, ids[:, start:, None]).squeeze(2)
+    keys, rows = [f"{name}/{each}" for each in objectives], trainer.state.log_history
+    return [[row[key] for key in keys] for row in rows if keys[0] in row]

@@ -1,4 +1,5 @@
-"""The scripts with --engine vllm on a CPU: they train in step with the trainer's weights, resume, and stop when the weights are stale.
+"""The scripts with --engine vllm on a CPU: they train in step with the trainer's weights, resume,
+and stop when the weights are stale.
 
 Each run is a process of its own, because vLLM starts once per process.
 """
@@ -25,7 +26,14 @@ def model(tmp_path_factory) -> str:
 
 def run(*command: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -33,7 +41,8 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def test_training_follows_the_weights_and_samples_as_transformers_does(model, tmp_path):
-    """Six steps of CTWA: the gap after every sync, resuming after four of them, and rewards beside those of the other engine."""
+    """Six steps of CTWA: the gap after every sync, resuming after four of them, and rewards beside
+    those of the other engine."""
     flags = ["algos/ctwa.py", "--model", model, *SIZE, "--lr=3e-4", "--checkpoint-every=2"]
     for engine in ("vllm", "transformers"):
         done = run(*flags, "--steps=6", f"--engine={engine}", "--out", str(tmp_path / engine))
@@ -41,13 +50,20 @@ def test_training_follows_the_weights_and_samples_as_transformers_does(model, tm
     rows, others = metrics(tmp_path / "vllm"), metrics(tmp_path / "transformers")
     assert max(row["sampler/gap"] for row in rows[1:]) < 1e-4
     assert [row["sampler/version"] for row in rows[1:]] == list(range(6))
-    assert min(row["loss/kl"] for row in rows[3:]) > 1e-4  # the policy did move away from its start, and the sampler with it
+    assert (
+        min(row["loss/kl"] for row in rows[3:]) > 1e-4
+    )  # the policy did move away from its start, and the sampler with it
     for name in ("accuracy", "conciseness", "clarity"):
-        # 384 completions each, of 48 prompts; five standard errors of a mean of 0s and 1s that are alike within prompts
-        ours, theirs = (mean(row[f"reward/{name}"] for row in table[1:]) for table in (rows, others))
+        # 384 completions each, of 48 prompts; five standard errors of a mean of 0s and 1s that are
+        # alike within prompts
+        ours, theirs = (
+            mean(row[f"reward/{name}"] for row in table[1:]) for table in (rows, others)
+        )
         assert abs(ours - theirs) < 0.18, (name, ours, theirs)
         assert abs(rows[0][f"eval/{name}"] - others[0][f"eval/{name}"]) < 5 * (2 * 0.25 / 32) ** 0.5
-        assert rows[0][f"eval/greedy/{name}"] == pytest.approx(others[0][f"eval/greedy/{name}"], abs=1.5 / 32)  # at most one tie
+        assert rows[0][f"eval/greedy/{name}"] == pytest.approx(
+            others[0][f"eval/greedy/{name}"], abs=1.5 / 32
+        )  # at most one tie
 
     done = run(*flags, "--steps=4", "--engine=vllm", "--out", str(tmp_path / "part"))
     assert done.returncode == 0, done.stderr
@@ -62,9 +78,8 @@ STALE = """
 import sys
 sys.path.insert(0, {root!r})
 from algos import linear
-from common.errors import plain_errors
-from integrations.vllm_engine import VLLMEngine
-from tools.command_line import parse
+from common import launch
+from common.vllm_engine import VLLMEngine
 
 sync = VLLMEngine.sync
 def stale(self, model, version):
@@ -72,13 +87,22 @@ def stale(self, model, version):
         sync(self, model, version)
     self.version = version  # claims the new weights and keeps the first
 VLLMEngine.sync = stale
-with plain_errors():
-    linear.main(parse(linear.Args, "linear", sys.argv[1:]))
+sys.argv[0] = "linear"
+launch.run(linear.main, linear.Args)
 """
 
 
 def test_the_canary_stops_a_sampler_with_stale_weights(model, tmp_path):
-    flags = ["--model", model, "--engine=vllm", *SIZE, "--lr=1e-3", "--steps=6", "--out", str(tmp_path / "run")]
+    flags = [
+        "--model",
+        model,
+        "--engine=vllm",
+        *SIZE,
+        "--lr=1e-3",
+        "--steps=6",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     done = run("-c", STALE.format(root=str(ROOT)), *flags)
     assert done.returncode == 2, done.stderr
     assert "error: step 3: the sampler's log-probabilities" in done.stderr
@@ -89,8 +113,20 @@ def test_the_canary_stops_a_sampler_with_stale_weights(model, tmp_path):
 
 
 def test_mistakes_with_the_engine_name_the_flag(model, tmp_path):
-    for flags, message in ((["--vllm-tp=2"], "--vllm-tp 2 must divide the 1 ranks"), (["--vllm-sleep"], "--vllm-sleep")):
-        done = run("algos/linear.py", "--model", model, "--engine=vllm", *SIZE, *flags, "--out", str(tmp_path / "run"))
+    for flags, message in (
+        (["--vllm-tp=2"], "--vllm-tp 2 must divide the ranks"),
+        (["--vllm-sleep"], "--vllm-sleep"),
+    ):
+        done = run(
+            "algos/linear.py",
+            "--model",
+            model,
+            "--engine=vllm",
+            *SIZE,
+            *flags,
+            "--out",
+            str(tmp_path / "run"),
+        )
         assert done.returncode == 2
         assert message in done.stderr.strip().splitlines()[-1]
         assert not (tmp_path / "run").exists()
