@@ -2,9 +2,10 @@ r"""Sentence: does the completion answer in words?"""
 
 import re
 
+from rewards.answers import outside_boxes
+
 WORDS = 4  # `Kim has 9 cups.` has three beside its number, `Kim has 9 cups now.` four
 
-_BOX = re.compile(r"\\boxed\s*\{[^{}]*(?:\}|\Z)")  # the last may be cut off
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -14,20 +15,15 @@ def sentence(completions: list[str], **kwargs) -> list[float]:
 
     Args:
         completions: `B` texts.
-        **kwargs: whatever else the caller passes by keyword.
+        **kwargs: whatever else the caller passes by keyword; of it `prompts` says whether the
+        completion begins inside a thought.
 
     Returns:
         `B` floats, 1.0 or 0.0. A word has two letters or more of any script; capitals are small
         letters, so `So, so so so` is one word. Neither what stands in a box nor the name of the
-        command counts.
+        command counts, and nothing in a completion that still thinks at its end.
 
     Source: ours, for docs/realmodel.md. Known hack: a completion that repeats the question is one.
     """
-    return [
-        float(len(set(_WORD.findall(outside_boxes(text).lower()))) >= WORDS) for text in completions
-    ]
-
-
-def outside_boxes(text: str) -> str:
-    r"""The text without its \boxed{...}, of which one may be cut off at the end."""
-    return _BOX.sub(" ", text)
+    texts = map(outside_boxes, completions, kwargs.get("prompts") or [""] * len(completions))
+    return [float(len(set(_WORD.findall(text.lower()))) >= WORDS) for text in texts]
