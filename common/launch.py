@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from common import ranks
-from common.errors import UserError, plain_errors, require
+from common.errors import plain_errors, require, told_as
 
 PRESETS = Path(__file__).resolve().parents[1] / "algos" / "presets.toml"
 FREE = {"resume", "steps", "track"}  # flags that a resumed run may be given anew
@@ -48,10 +48,8 @@ def saved_flags(folder: str, script: str) -> dict:
     """What args.json of a run folder holds."""
     path = Path(folder) / "args.json"
     require(path.is_file(), f"--resume {folder}: no args.json there; it takes a run's folder")
-    try:
+    with told_as(f"--resume {folder}: {path} is damaged"):
         saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"--resume {folder}: {path} is damaged ({error})") from error
     told = f"--resume {folder}: that run is of {saved['script']}, not of {script}"
     require(saved["script"] == script, told)
     return saved

