@@ -227,6 +227,23 @@ def test_ctwa_weight_updates_match_the_vector(vectors):
         close(log_weights.exp(), expected["weights"], entry["tol"])
 
 
+def test_ctwa_hands_its_average_on_and_does_not_raise_what_has_reached_its_cap():
+    """Three steps of the controller against its equation."""
+    generator = torch.Generator().manual_seed(0)
+    start, targets = tensor([2.0, 0.5, 1.0]), tensor([0.3, 0.1, 0.2])
+    controller = ctwa.CTWA(start, targets, tensor([INF, INF, 0.0]), 0.5, 0.25, 0.0)
+    log_weights, ema = start.log(), None
+    for _ in range(3):
+        W = torch.randn(8, generator=generator, dtype=torch.float64)
+        rewards = torch.rand(8, 3, generator=generator, dtype=torch.float64)
+        controller.learn(rewards, W, 4)
+        covariance = within_prompt_covariance(W, rewards, 4)
+        log_weights, ema = ctwa.update_log_weights(log_weights, ema, covariance, targets, 0.5, 0.25)
+        weights = controller.weights(rewards)
+        torch.testing.assert_close(weights[:2], log_weights[:2].exp())
+        assert weights[2] == 1 < log_weights[2].exp()
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 3, 5]))
 def test_covariance_laws(seed, K):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algos.pama import binding_shares, pareto_scalar
+from algos.pama import PAMA, binding_shares, pareto_scalar
 from support.decoupled import batches, normalised, whitened
 from support.own_rewards import EQUAL
 from support.running import train
@@ -109,6 +109,14 @@ def test_a_run_has_these_advantages(estimator, tmp_path):
         else:
             each = np.stack([whitened(column, lengths) for column in rewards.T], 1)
         np.testing.assert_allclose(advantages, np.maximum(each, 0).min(1), atol=2e-4)
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "grpo"])
+def test_completions_bad_in_every_objective_are_left_alone(estimator):
+    rewards = tensor([[1, 1], [0, 0], [1, 0], [0, 1]])
+    found, _ = PAMA().advantages(rewards, torch.full((4,), 5.0), 4, estimator)
+    assert found[0] > 0
+    assert found[1:].tolist() == [0, 0, 0]
 
 
 def test_equal_objectives_are_one_clamped_objective(tmp_path):

@@ -98,7 +98,7 @@ def test_means_and_smoothed_values():
     assert smooth(Run(None, {}, rows), "a")[1][:6] == pytest.approx([0, 0, *[1 / 3] * 3, 0])
 
 
-def test_one_run_by_its_default_and_several_by_theirs(tmp_path, monkeypatch, capsys):
+def test_one_run_by_its_default_and_several_by_theirs(tmp_path, monkeypatch, capsys, figures):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "a", GOOD)
     broken = write_run(tmp_path / "b", GOOD)
@@ -112,6 +112,7 @@ def test_one_run_by_its_default_and_several_by_theirs(tmp_path, monkeypatch, cap
         said = capsys.readouterr().out
         assert said.endswith(f"\n\n{told}\n")
         assert said.count("All three objectives improved") == 1
+    assert [text.get_text() for text in figures[1].legends[0].get_texts()] == ["ctwa (mean of 2)"]
 
 
 @pytest.mark.parametrize(
