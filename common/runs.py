@@ -48,19 +48,6 @@ def load_run(path: str | Path) -> Run:
     return Run(path, args, rows)
 
 
-def load_statistics(run: Run) -> list[dict]:
-    """The lines of a run's `statistics.jsonl`, one per training step, ascending: `rewards` [B][K],
-    `advantages`, `lengths`, `drift` and `age` [B], and `gram` [mini-batches][K][K] where the
-    algorithm takes the objectives' gradients apart, without those that were not finite, for which
-    the file has null. Raises `UserError` like `read_rows`.
-    """
-    rows = read_rows(run.path / "statistics.jsonl")
-    for row in rows:
-        if "gram" in row:
-            row["gram"] = [gram for gram in row["gram"] if all(None not in line for line in gram)]
-    return rows
-
-
 def read_rows(file: Path) -> list[dict]:
     """The lines of a .jsonl of a run. What stands after the last line break is a line half written,
     and is passed over. Raises `UserError`, with the number of the line, for any other that is not

@@ -25,7 +25,7 @@ import tyro
 
 from common.curves import from_zero, picture
 from common.errors import require
-from common.runs import Run, load_run, load_statistics
+from common.runs import Run, load_run, read_rows
 from common.verdict import NOISE, change_of
 
 USAGE = "RUN [RUN ...] [--steps S ...]"
@@ -187,6 +187,19 @@ def out_of_reach(run: Run, interval: pd.Series, name: str) -> tuple[str, str] | 
     return None
 
 
+def load_statistics(run: Run) -> list[dict]:
+    """The lines of a run's `statistics.jsonl`, one per training step, ascending: `rewards` [B][K],
+    `advantages`, `lengths`, `drift` and `age` [B], and `gram` [mini-batches][K][K] where the
+    algorithm takes the objectives' gradients apart, without those that were not finite, for which
+    the file has null. Raises `UserError` like `read_rows`.
+    """
+    rows = read_rows(run.path / "statistics.jsonl")
+    for row in rows:
+        if "gram" in row:
+            row["gram"] = [gram for gram in row["gram"] if all(None not in line for line in gram)]
+    return rows
+
+
 def phases(run: Run, name: str) -> pd.DataFrame:
     """The intervals of an objective, successive ones of the same `reason` joined: `start` and
     `end`, the change `measured` over the whole phase, with the standard error `se` of a change
@@ -255,11 +268,12 @@ def explain(run: Run, shown: tuple[int, ...] = ()) -> str:
         require(0 < step <= last, f"--steps {step}: {run.path} has the steps 1 to {last}")
     rows = [["objective", "measured", "by the move", *FIT, "by the score", *FIT]]
     for name in names:
-        own = intervals(run, name)
-        told = agreement(own, "move") + agreement(own, "score")
-        rows.append([name, f"{own.measured.sum():+.2f}", *told])
+        found = intervals(run, name)
+        told = agreement(found, "move") + agreement(found, "score")
+        rows.append([name, f"{found.measured.sum():+.2f}", *told])
     chosen, margin = choices(run, load_statistics(run)), max(map(len, names))
-    summed = chosen[run.args["script"]].summed
+    own = chosen.get(run.args["script"])  # none of a script that is no longer there
+    summed = bool(own and own.summed)
     why = [_wrapped(f"  {name:{margin}}  ", _why(run, name, summed)) for name in names]
     limits = [_wrapped("  - ", line) for line in _limits_of_the_law(run)]
     facts = " · ".join(run.args[key] for key in ("script", "model", "dataset", "estimator"))
@@ -267,7 +281,7 @@ def explain(run: Run, shown: tuple[int, ...] = ()) -> str:
         [
             _wrapped("", _opening(run)),
             f"\n{run.path}: {facts}, seed {run.args['seed']}, {last} steps\n\n{_table(rows)}\n\n"
-            f"Predicted and measured change, added up over {len(own)} intervals between "
+            f"Predicted and measured change, added up over {len(found)} intervals between "
             "evaluations on the held-out prompts.\nSign right: of the intervals whose measured "
             f"change is beyond {NOISE:g} standard errors. Slope: measured per predicted.",
             "\nWhy",

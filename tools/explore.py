@@ -17,7 +17,8 @@ from typing import Annotated
 import tyro
 
 from common.errors import UserError, require
-from common.runs import Run, load_run, load_statistics, read_rows
+from common.runs import Run, load_run, read_rows
+from tools.explain import load_statistics
 from tools.scripts import ROOT
 
 USAGE = "RUN [--out FILE]"
@@ -87,12 +88,13 @@ def page_data(run: Run) -> dict:
     from tools.counterfactual import choices  # loads torch: a mistake in the flags is told at once
 
     found, texts = choices(run, lines), _texts(run)
+    own = found.get(run.args["script"])  # none of a script that is no longer there
     for at, (line, row) in enumerate(zip(lines, run.rows[1:], strict=True)):
         line["weights"] = [row[f"weight_share/{name}"] for name in names]
         line["rate"] = row["law/rate"]
         line["chosen"] = {name: choice.weights[at] for name, choice in found.items()}
         line.pop("gram", None)
-        if found[run.args["script"]].summed:
+        if own and own.summed:
             del line["advantages"]
     stride, last = 1 + len(json.dumps(lines)) // NUMBERS, lines[-1]["step"]
     steps = [

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import integrations.trl
+from common.runs import load_run
 from integrations.trl.scripts import controllers
 from support.pretended_trl import Trainer
 from support.running import OBJECTIVES, train
+from tools.counterfactual import choices
+from tools.explain import load_statistics
 
 ASKED = ("weights", "advantages", "follow", "see", "weigh", "measure", "learn")
 FIRST = ASKED[:4]  # in a step
@@ -108,3 +111,21 @@ def test_an_objective_that_no_completion_has_yet_is_weighed_and_waited_for(name,
         assert weights.isfinite().all() and (weights >= 0).all() and weights.sum() > 0
         for value in controller.log.values() if present else ():
             assert torch.as_tensor(value).isfinite().all()
+
+
+@pytest.mark.parametrize("name", controllers())
+def test_explain_has_the_weights_of_the_run(name, recorded):
+    """FAMO, which looks at the updated policy, is told the next batch's means in its place; CTWA
+    that nothing moved."""
+    out, script, args, steps = recorded(name)
+    run = load_run(out)
+    found = choices(run, load_statistics(run))[run.args["script"]].weights
+    used = [[row[f"weight_share/{each}"] for each in OBJECTIVES] for row in run.rows[1:]]
+    if name == "FAMO":
+        controller, used = script.controller(args, list(OBJECTIVES), torch.device("cpu")), []
+        rewards = [step["weights"][0][0][0] for step in steps]
+        for own, after in zip(rewards, [*rewards[1:], rewards[0]], strict=True):
+            used.append(controller.weights(own).tolist())
+            controller.reached(after.mean(0))
+    near = 1e-2 if name == "CTWA" else 1e-5
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(used), rtol=0, atol=near)

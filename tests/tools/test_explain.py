@@ -10,11 +10,20 @@ import pytest
 from matplotlib.figure import Figure
 
 from common.errors import UserError
-from common.runs import load_run, load_statistics
+from common.runs import load_run
 from support.folders import write_predicted_run as write_run
 from support.pictures import cut_off, overlapping
 from tools.counterfactual import choices
-from tools.explain import PLAIN, agreement, explain, intervals, main, phases, reason
+from tools.explain import (
+    PLAIN,
+    agreement,
+    explain,
+    intervals,
+    load_statistics,
+    main,
+    phases,
+    reason,
+)
 
 
 def test_predictions_are_added_up_between_evaluations(tmp_path):
@@ -97,7 +106,7 @@ SINK = "the weight went to easy, whose target is out of reach (target 0.08, at m
     ("law", "row", "script", "words", "absent"),
     [
         (-0.05, VOTED, "linear", VOTES, "wrong"),
-        (-0.05, VOTED, "gdpo", "(-0.100)", VOTES),  # its score is no sum of rewards
+        (-0.05, VOTED, "mine", "(-0.100)", VOTES),  # a script that is no longer there
         (-0.05, {}, "linear", "hard has the wrong sign in steps 1–2, 3–4:", "law is wrong"),
         (0.05, {}, "linear", "moved by -0.10 ± 0.03, predicted +0.10 by the move:", VOTES),
         (0, NO_MOVE, "linear", "--mini-batches 2", "nats"),
@@ -140,8 +149,8 @@ def test_what_a_run_did_not_keep_leaves_weights_unknown(trained):
     found = chosen(trained("linear"), age=lambda line: [0] * 16)
     unknown = {"ratchet", "gradnorm", "dynamic_weighting"}
     assert {name for name, own in found.items() if None in own.weights} == unknown
-    rewards = [[1, 1, 0], [0, 0, 10], [0, 1, 1], [0, 0, 0]]
-    found = chosen(trained("linear"), rewards=lambda line: rewards * 4)
+    rewards = [[[p + 1, 1, 0], [p, 0, 10], [p, 1, 1], [p, 0, 0]] for p in range(4)]
+    found = chosen(trained("linear"), rewards=lambda line: sum(rewards, []))
     assert found["famo"].weights == [None] * 3  # above --reward-max
     # the shortest combination of three vectors with the products .58, -.38 and -.53
     assert found["mgda"].weights[0] == pytest.approx([0.18, 0.35, 0.47], abs=0.01)
@@ -162,7 +171,7 @@ def test_a_preset_gives_the_other_controllers_their_rates(trained):
     for run.args["preset"] in ("", "qwen2.5-1.5b-math500"):
         weights = np.log(choices(run, load_statistics(run))["ctwa"].weights)
         moved.append(abs(np.diff(weights[2] - weights[0])).max())
-    assert moved[1] == pytest.approx(moved[0] * 0.05, rel=1e-2)
+    assert moved[1] / moved[0] == pytest.approx(0.05, rel=1e-2)
 
 
 # --- as a user types it ---
@@ -179,7 +188,6 @@ def test_the_command_explains_and_draws(trained, capsys, tmp_path, monkeypatch):
         assert words in said
     assert len(written) == 3
     assert not any(overlapping(figure) + cut_off(figure) for figure in written)
-    assert written[0].axes[0].lines[0].get_color() == "C0"  # as in curves.png
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from common.errors import UserError
-from common.runs import Run, load_run, load_statistics
+from common.runs import Run, load_run
 from common.verdict import change_of, fell, verdict
 from support.folders import GOOD, write_run
+from tools.explain import load_statistics
 
 # --- reading ---
 
