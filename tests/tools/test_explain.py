@@ -150,7 +150,7 @@ def test_what_a_run_did_not_keep_leaves_weights_unknown(trained):
     unknown = {"ratchet", "gradnorm", "dynamic_weighting"}
     assert {name for name, own in found.items() if None in own.weights} == unknown
     rewards = [[[p + 1, 1, 0], [p, 0, 10], [p, 1, 1], [p, 0, 0]] for p in range(4)]
-    found = chosen(trained("linear"), rewards=lambda line: sum(rewards, []))
+    found = chosen(trained("linear"), rewards=lambda line: np.vstack(rewards))
     assert found["famo"].weights == [None] * 3  # above --reward-max
     # the shortest combination of three vectors with the products .58, -.38 and -.53
     assert found["mgda"].weights[0] == pytest.approx([0.18, 0.35, 0.47], abs=0.01)
