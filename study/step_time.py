@@ -11,6 +11,7 @@ samples as many completions of the same problems and takes one optimizer step wi
 ours do so beside it: in float32, on a GPU in bfloat16, without gradient checkpointing.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,11 +30,10 @@ from testbed import arithmetic, words
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
-SIZES = {  # of Qwen2.5's; the weights are random
-    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24},
-    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28},
+SIZES = {  # hidden and intermediate size, layers and heads of Qwen2.5's; the weights are random
+    "0.5b": (896, 4864, 24, 14),
+    "1.5b": (1536, 8960, 28, 12),
 }
-HEADS = {"0.5b": 14, "1.5b": 12}  # and two of keys and values
 WARM_UP = 2  # steps of a run that do not count
 
 
@@ -57,6 +57,8 @@ class Args:
     """longest completion; random weights seldom end one"""
     steps: int = 10
     """steps of a run that count"""
+    threads: int = 1
+    """of each side"""
     rounds: int = 2
     """runs of each side, in turn, so that a drift of the machine falls on all"""
 
@@ -67,10 +69,17 @@ def written(model: str, folder: Path) -> str:
 
     if model not in SIZES:
         return model
-    encoder = arithmetic.tokenizer()
-    ends = {"eos_token_id": encoder.eos_token_id, "pad_token_id": encoder.pad_token_id}
-    heads = {"num_attention_heads": HEADS[model], "num_key_value_heads": 2, "bos_token_id": None}
-    config = Qwen2Config(**SIZES[model], **heads, **ends, tie_word_embeddings=True)
+    encoder, (hidden, intermediate, layers, heads) = arithmetic.tokenizer(), SIZES[model]
+    config = Qwen2Config(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        eos_token_id=encoder.eos_token_id,
+        pad_token_id=encoder.pad_token_id,
+    )
     Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     encoder.save_pretrained(folder)
     return str(folder)
@@ -137,6 +146,8 @@ def main(args: Args, passed: list[str]) -> None:
     """Print a line per side: medians of the seconds of a step and its parts, the ratio to the first
     side, tokens per second, the gap between sampler and trainer, and of a GPU the peak memory."""
     rows = []
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         args.model = written(args.model, folder / "model")

@@ -270,11 +270,9 @@ class Landscape(NamedTuple):
 
 
 def landscape(theta: Tensor, features: Tensor, score: Tensor, length: int) -> Landscape:
-    """Measure an enumerable model; the best completion must be unique. theta and features as
-    `token_logprobs`, score [N]."""
+    """Measure an enumerable model; its best completion is unique (Assumption 6.1). theta and
+    features as `token_logprobs`, score [N]."""
     top, others = int(score.argmax()), torch.arange(len(score)) != score.argmax()
-    if score[others].max() >= score[top]:
-        raise ValueError("the best completion is not unique (Assumption 6.1)")
     pi = token_logprobs(theta, features, length).sum(1).exp()
     phi, residual = token_features(theta, features, length), residuals(theta, features, length)
     unit = phi[top] / phi[top].norm(dim=1, keepdim=True)  # [L, D]

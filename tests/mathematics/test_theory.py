@@ -109,7 +109,6 @@ def test_two_modes_fall_to_the_bad_one_in_closed_form():
         close(pi[0], p, 1e-10)
         close(theory.covariance(pi, reward, score)[0], p * (1 - p) * 0.7 * -0.5)  # eq. 5
         pi = theory.tilt(pi, score, 0.7)
-    assert theory.mean_rewards(pi, reward) == pytest.approx(0.2, abs=1e-3)
 
 
 def test_the_natural_gradient_of_a_categorical_policy_is_the_weight_itself():
@@ -267,8 +266,6 @@ def test_the_pl_ratio_of_two_completions_is_greatest_at_two_thirds():
     for p in (0.01, 2 / 3, 1 - 1e-6):
         at = theory.landscape(tensor([[p / (1 - p)], [1.0]]).log(), one, tensor([1.0, 0.6]), 1)
         assert theory.pl_ratio(at) == pytest.approx(p**2 * (1 - p) * 0.4, rel=1e-6)
-    with pytest.raises(ValueError, match="not unique"):
-        theory.landscape(tensor([[0.0], [0.0]]), one, tensor([1.0, 1.0]), 1)
 
 
 # --- a language model ---

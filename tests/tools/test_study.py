@@ -112,13 +112,6 @@ def test_runs_are_added_to_what_is_kept_and_replace_their_own(tmp_path):
         )
 
 
-def test_a_table_goes_between_its_marks(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- x: begin -->\nold\n<!-- x: end -->\nb")
-    results.put(page, "x", "new")
-    assert page.read_text() == "a\n<!-- x: begin -->\nnew\n<!-- x: end -->\nb"
-
-
 def test_boxes_and_last_numbers_of_the_real_model(tmp_path):
     asked = problems("train")
     before, question = asked["question"][:2]  # a prompt shows another problem first
@@ -221,13 +214,22 @@ def test_policy_gradients_leave_one_out_and_halves_are_multiplied():
     assert gradients.cross_gram(one, other).tolist() == [[1, 1], [1, 1]]
 
 
-def test_a_run_is_measured_once(tmp_path):
-    args = gradients.Args(("linear",), 1, steps=1, every=1, prompts=4, completions=2, out=tmp_path)
-    gradients.main(args)
-    gradients.main(args)
-    file = tmp_path / "runs" / "linear-s1" / "gradients.jsonl"
-    found = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["step"] for line in found] == [0, 1]
+def test_a_run_is_measured_on_its_way_and_continued(tmp_path, monkeypatch):
+    commands, run = [], tmp_path / "runs" / "linear-s1"
+
+    def train(command, check):
+        commands.append(command[2])
+        if not run.exists():
+            write_run(run)
+            (run / "model").symlink_to(base_path("fragile"))
+
+    monkeypatch.setattr(gradients.subprocess, "run", train)
+    for steps in (1, 2):
+        args = gradients.Args(("linear",), 1, steps, 1, prompts=4, completions=2, out=tmp_path)
+        gradients.main(args)
+    assert commands == ["--out", "--resume"]
+    found = [json.loads(line) for line in (run / "gradients.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in found] == [0, 1, 2]
     for line in found:
         assert line["gap"] == pytest.approx(1 - np.mean(line["objective"]))
         assert line["pl_ratio"] == pytest.approx(np.mean(line["gram"]) / 2 / line["gap"], rel=1e-5)
@@ -262,7 +264,7 @@ def test_a_step_is_timed_in_its_parts(capsys):
     step_time.main(step_time.Args(("linear",), **small), ["--kl-coef=0"])
     head, _, line = capsys.readouterr().out.splitlines()
     cells = dict(zip(head.split(), line.removeprefix(f"{ROOT}/linear").split(), strict=True))
-    assert {"rollout", "update", "s/step", "tokens/s"} <= cells.keys()
+    assert cells.keys() >= {"rollout", "update", "s/step"}
     assert cells["ratio"] == "1.000"
 
 
