@@ -41,14 +41,14 @@ def write_predicted_run(
 ) -> Path:
     """A run of two objectives, `hard` with the given predictions per step and `easy` without any,
     evaluated every two steps. row, line: what the metrics and the statistics of each training step
-    have besides."""
+    have besides; line may be a function of the step."""
     folder.mkdir(parents=True)
     args = {"script": "linear", "objectives": ["hard", "easy"], "rewards": ["a:hard", "a:easy"]}
     args |= {"model": "testbed", "dataset": "arithmetic", "estimator": "grpo", "seed": 1, "lr": 1}
     args |= {"steps": len(laws), "completions": 4, "mini_batches": 2, "epochs": 1}
     usual = {"cov": 0.1, "cov_active": 0.1, "signal": 0.8, "reward": 0.5, "law": 0.0}
     usual |= {"weight": 0.5, "weight_share": 0.5}
-    kept = {"rewards": [[1, 0], [0, 1], [1, 1], [0, 1]], "lengths": [9, 5, 9, 5]}
+    kept = {"rewards": [[1, 1], [0, 0]] * 2, "lengths": [9, 5, 9, 5]}
     kept |= {"advantages": [1.0, -1.0, 0.5, -0.5], "drift": [0.1] * 4, "age": [1] * 4}
     rows, lines = [], []
     for step, law in enumerate([None, *laws]):
@@ -61,7 +61,8 @@ def write_predicted_run(
             for key, value in usual.items():
                 rows[-1] |= {f"{key}/hard": value, f"{key}/easy": value}
             rows[-1] |= {"law/hard": law, "law/rate": 0.5, "law/nats": 0.1, **dict(row)}
-            lines.append({"step": step} | kept | dict(line))
+            lines.append({"step": step} | kept | (line(step) if callable(line) else dict(line)))
+            kept["rewards"] = [[1, 0], [0, 1], [1, 1], [0, 1]]  # after the first step
     (folder / "args.json").write_text(json.dumps(args | flags))
     for name, found in (("metrics.jsonl", rows), ("statistics.jsonl", lines)):
         (folder / name).write_text("".join(json.dumps(each) + "\n" for each in found))

@@ -59,7 +59,6 @@ NEGATIVE, POSITIVE = "negative covariance with the score", "positive covariance 
         # what was measured beyond noise confirms it, or does not
         (CALM | {"measured": 0.1, "beyond": True}, POSITIVE, ""),
         (CALM | {"measured": -0.1, "beyond": True}, "no push beyond noise", ""),
-        ({"move": np.nan, "cov": -0.1}, NEGATIVE, "-0.100"),
     ],
 )
 def test_each_reason_has_its_number(changed, kind, number):
@@ -77,26 +76,25 @@ def test_each_reason_has_its_number(changed, kind, number):
         (
             [-0.02, -0.1, -0.03, 0.05],
             [0.6, 0.55, 0.35, 0.3, 0.4],
-            None,
+            [],
             [[0, 6, "moved against the score"], [6, 8, POSITIVE]],
             "-0.200",  # of the strongest interval
         ),
         # of the first with the sum of both: (1 - 3) / (1 * 2), and (9 - 3) / (3 * 2)
-        ([-1], [1, 0], [[1, -3], [-3, 9]], [[0, 2, "conflicting gradients"]], "-1.00"),
-        ([-1], [1, 0], [[9, -3], [-3, 1]], [[0, 2, "moved against its own gradient"]], "+1.00"),
+        ([-1], [1, 0], [[[1, -3], [-3, 9]]], [[0, 2, "conflicting gradients"]], "-1.00"),
+        ([-1], [1, 0], [[[9, -3], [-3, 1]]], [[0, 2, "moved against its own gradient"]], "+1.00"),
     ],
 )
 def test_intervals_of_one_reason_are_one_phase(laws, held, gram, wanted, number, tmp_path):
-    line = {"gram": [gram]} if gram else {}
-    folder = write_run(tmp_path / "run", np.repeat(laws, 2).tolist(), held, line=line)
+    laws = np.repeat(laws, 2).tolist()
+    folder = write_run(tmp_path / "run", laws, held, line=lambda step: {"gram": gram[: 2 - step]})
     found = phases(load_run(folder), "hard")
     assert found[["start", "end", "reason"]].to_numpy().tolist() == wanted
-    assert found.measured.sum() == pytest.approx(held[-1] - held[0])
     assert number in found.number.iloc[0]
 
 
 VOTED = {"cov/hard": -0.1, "weight_share/hard": 0.1, "weight_share/easy": 0.9}
-VOTES = "(-0.100), outvoted: its own weight +0.025, easy -0.113"
+VOTES = "(-0.100), outvoted: its own weight +0.025, easy -0.028"
 NO_MOVE = {"law/hard": None, "law/easy": None, "law/rate": None, "law/nats": None}
 REACH = {"linear/target/easy": 0.08, "linear/reachable/easy": 0.03, **VOTED}
 SINK = "the weight went to easy, whose target is out of reach (target 0.08, at most 0.03 possible;"
@@ -126,11 +124,12 @@ def test_what_is_said_of_a_fall(law, row, script, words, absent, tmp_path):
 
 
 def test_what_rose_in_samples_alone_is_called_mixed_as_in_the_verdict(tmp_path):
-    run = load_run(write_run(tmp_path / "run", [0.05] * 4, [0.5, 0.6, 0.7]))
+    laws = [*np.repeat([0.05, -0.05, 0.05, -0.05, 0.05], 2)]
+    run = load_run(write_run(tmp_path / "run", laws, [0.5, 0.6, 0.5, 0.65, 0.5, 0.7]))
     run.rows[0]["eval/greedy/hard"] = 0.9
     text = " ".join(explain(run).split())
     assert text.startswith("No objective fell beyond noise; hard rose.")
-    assert "mixed (improved in samples, greedy 0.90 → 0.70)" in text
+    assert "mixed (improved in samples, greedy 0.90 → 0.70); rose by 0.15 in steps 5–6" in text
 
 
 # --- what reaches the controllers ---
@@ -184,7 +183,7 @@ def test_the_command_explains_and_draws(trained, capsys, tmp_path, monkeypatch):
     main([str(trained("mgda")), one, "--steps", "1", "3"])
     main([one, "--out", str(tmp_path / "$^$.pdf")])
     said = capsys.readouterr().out
-    for words in ("by the move", "\nWhy\n", "\nWhere the law stops\n", "mgda ←", "mgda~", "step 3"):
+    for words in ("by the move", "\nWhy\n", "\nWhere the law stops\n", "mgda ←", "step 3"):
         assert words in said
     assert len(written) == 3
     assert not any(overlapping(figure) + cut_off(figure) for figure in written)
