@@ -35,6 +35,9 @@ SMALL = {"prompts": 8, "completions": 3, "max_new_tokens": 24, "steps": 2}
 SMALL |= {"eval_prompts": 5, "eval_every": 2, "checkpoint_every": 2, "lr": 3e-4}
 
 
+TORCHRUNS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> dict:
     """Flags of small runs, on few prompts: a rank takes less long to begin."""
@@ -112,7 +115,8 @@ def test_bfloat16_changes_speed_and_memory_alone(count, ranked):
 def test_a_group_of_one_rank_is_made_where_it_is_asked_for(monkeypatch):
     """Also inside a run of torchrun's, whose environment it inherits; an address alone, which a
     cluster's job script may export, is no torchrun."""
-    monkeypatch.setattr(os, "environ", os.environ.copy())
+    own = {name: value for name, value in os.environ.items() if name not in TORCHRUNS}
+    monkeypatch.setattr(os, "environ", own)
     os.environ["MASTER_ADDR"] = "node1"
     assert ranks.start(single=False) == CPU
     assert not dist.is_initialized()

@@ -81,6 +81,7 @@ def test_page_of_a_run_gives_back_what_the_run_logged(ask, trained):
         move = ask("byMove", own["drift"], own["age"], own["rewards"], 4, 2)
         told = [row[f"{key}/{name}"] for key in ("cov", "law") for name in names]
         assert [*covariance, *move] == pytest.approx(told, abs=1e-4)
+        assert "advantages" not in own  # they are of a weighted sum
     for sample in read_lines(trained("ctwa") / TEXTS):
         own, row = data["steps"][sample["step"] - 1], sample["row"]
         assert own["texts"][str(row)] == sample["completion"]
