@@ -143,7 +143,7 @@ def _texts(run: Run) -> dict[int, dict[str, dict]]:
         number = sample["row"] // run.args["completions"]
         blocks.setdefault((sample["step"], number), []).append(sample)
     found: dict[int, dict[str, dict]] = {}
-    stride = 1
+    stride = 1 + len(json.dumps([*blocks.values()])) // TEXTS
     for step, number in list(blocks)[::stride]:
         own = found.setdefault(step, {"prompts": {}, "texts": {}})
         for sample in blocks[step, number]:

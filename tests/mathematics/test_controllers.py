@@ -108,7 +108,9 @@ def test_an_objective_that_no_completion_has_yet_is_weighed_and_waited_for(name,
         else:
             advantages, weights = controller.advantages(rewards, lengths, 4, "grpo")
             assert advantages.isfinite().all()
-        assert weights.isfinite().all() and (weights >= 0).all() and weights.sum() > 0
+        assert weights.isfinite().all()
+        assert (weights >= 0).all()
+        assert weights.sum() > 0
         for value in controller.log.values() if present else ():
             assert torch.as_tensor(value).isfinite().all()
 

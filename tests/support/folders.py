@@ -16,15 +16,29 @@ def write_run(
     that. Everything else is plausible and the same for all."""
     folder.mkdir(parents=True)
     names = list(evaluations)
-    args = {"script": "ctwa", "objectives": names, "seed": 1, "estimator": "grpo", "model": "testbed", "dataset": "arithmetic"}
+    args = {
+        "script": "ctwa",
+        "objectives": names,
+        "seed": 1,
+        "estimator": "grpo",
+        "model": "testbed",
+        "dataset": "arithmetic",
+    }
     (folder / "args.json").write_text(json.dumps(args | {"out": str(folder)} | flags))
     count = len(next(iter(evaluations.values())))
     rows = []
     for step in range(every * (count - 1) + 1):
         row = {"step": step}
         if step > 0:
-            row |= {f"{key}/{name}": 1 / len(names) for key in ("weight", "weight_share") for name in names}
-            row |= {f"cov/{name}": math.sin(step + k) / 10 for k, name in enumerate(names)} | {"loss/kl": step / 1000, "loss/policy": None}
+            row |= {
+                f"{key}/{name}": 1 / len(names)
+                for key in ("weight", "weight_share")
+                for name in names
+            }
+            row |= {f"cov/{name}": math.sin(step + k) / 10 for k, name in enumerate(names)} | {
+                "loss/kl": step / 1000,
+                "loss/policy": None,
+            }
         if step % every == 0:
             held = {name: values[step // every] for name, values in evaluations.items()}
             for key, part in (("eval", 1), ("eval/greedy", 0.5)):

@@ -150,7 +150,9 @@ def steps_of(run: Path) -> list[int]:
 def assert_same_run(one: Path, other: Path) -> None:
     """All that two runs leave is the same, to the last bit, but for folders, clocks, pictures."""
     for row, wanted in zip(*map(read_metrics, (one, other)), strict=True):
-        differing = {key: (row.get(key), wanted[key]) for key in wanted if row.get(key) != wanted[key]}
+        differing = {
+            key: (row.get(key), wanted[key]) for key in wanted if row.get(key) != wanted[key]
+        }
         assert not differing, (wanted["step"], differing)
     contents = [
         {

@@ -1,4 +1,5 @@
-"""The documents as a reader has them: lines that fit, links that lead somewhere, commands and files that exist."""
+"""The documents as a reader has them: lines that fit, links that lead somewhere, commands and files
+that exist."""
 
 import re
 import subprocess
@@ -30,7 +31,7 @@ def prose(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Code alone, each block or span on a line or lines of its own; a span that was wrapped is one line."""
+    """Code alone, each block or span on lines of its own; a wrapped span is one line."""
     spans = (" ".join(span.split()) for span in SPAN.findall(BLOCK.sub("", text)))
     return "\n".join([*BLOCK.findall(text), *spans])
 
@@ -42,7 +43,10 @@ def anchors(page: Path) -> set[str]:
     for heading in re.findall(r"^#+ +(.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.M):
         words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").strip().lower()
         found.append(re.sub(r"[^\w\- ]", "", words).replace(" ", "-"))
-    return {f"{slug}-{found[:i].count(slug)}" if slug in found[:i] else slug for i, slug in enumerate(found)}
+    return {
+        f"{slug}-{found[:i].count(slug)}" if slug in found[:i] else slug
+        for i, slug in enumerate(found)
+    }
 
 
 def links(page: Path) -> list[tuple[str, Path, str]]:
@@ -58,8 +62,12 @@ def links(page: Path) -> list[tuple[str, Path, str]]:
 @cache
 def commands() -> set[str]:
     """What `python run.py` knows: the scripts, the modules of tools/, and the names in its help."""
-    done = subprocess.run([sys.executable, "run.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    files = {path.stem for folder in ("algos", "tools") for path in (ROOT / folder).glob("[a-z]*.py")}
+    done = subprocess.run(
+        [sys.executable, "run.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    files = {
+        path.stem for folder in ("algos", "tools") for path in (ROOT / folder).glob("[a-z]*.py")
+    }
     return files | set(re.findall(r"^  ([a-z]\w*)\b", done.stdout, re.M))
 
 
@@ -84,16 +92,22 @@ def test_links_lead_somewhere(page):
 def test_commands_exist(page):
     """Of `python run.py X` and `python -m X`; words in capitals stand for something."""
     text = code(page.read_text(encoding="utf-8"))
-    told = {word for words in re.findall(r"\brun\.py +([a-z][\w|]*)", text) for word in words.split("|")}
+    told = {
+        word for words in re.findall(r"\brun\.py +([a-z][\w|]*)", text) for word in words.split("|")
+    }
     assert told <= commands(), name(page)
     for module in re.findall(r"python -m ([a-z][\w.]*)", text):
         here = ROOT / module.replace(".", "/")
-        assert here.with_suffix(".py").exists() or ("." not in module and find_spec(module)), f"{name(page)}: python -m {module}"
+        assert here.with_suffix(".py").exists() or ("." not in module and find_spec(module)), (
+            f"{name(page)}: python -m {module}"
+        )
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=name)
 def test_files_named_exist(page):
-    for path in re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./-]*)", code(page.read_text(encoding="utf-8"))):
+    for path in re.findall(
+        rf"(?<![\w/.-])((?:{FOLDERS})/[\w./-]*)", code(page.read_text(encoding="utf-8"))
+    ):
         assert (ROOT / path.rstrip(".")).exists(), f"{name(page)}: {path}"
 
 
@@ -109,12 +123,20 @@ def test_every_page_is_reached_from_the_readme():
 
 def test_every_term_of_the_glossary_is_linked_where_it_is_used():
     glossary = ROOT / "docs/glossary.md"
-    told = {anchor for page in PAGES if page != glossary for _, file, anchor in links(page) if file == glossary}
+    told = {
+        anchor
+        for page in PAGES
+        if page != glossary
+        for _, file, anchor in links(page)
+        if file == glossary
+    }
     assert anchors(glossary) - {"glossary"} <= told
 
 
 def test_what_the_checks_read():
-    text = "a `b c` [d](e.md#f)\n```\n[no](no.md)\n```\n<!-- [no](no.md) -->\n`python run.py\nctwa`\n"
+    text = (
+        "a `b c` [d](e.md#f)\n```\n[no](no.md)\n```\n<!-- [no](no.md) -->\n`python run.py\nctwa`\n"
+    )
     assert re.findall(r"\]\(([^)\s]+)\)", prose(text)) == ["e.md#f"]
     assert code(text).splitlines()[-2:] == ["b c", "python run.py ctwa"]
     assert "before-training-runpy-score" in anchors(ROOT / "docs/rewards.md")
