@@ -13,7 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from torch import Tensor, inf, nan
+from torch import Tensor, inf
 
 from common.errors import UserError, require
 from common.launch import preset
@@ -49,8 +49,8 @@ def choices(run: Run, lines: list[dict]) -> dict[str, Choice]:
 
     A script has its defaults, or the values of the run's preset; the run's own has the run's flags.
     """
-    apart = any(line.get("gram") for line in lines)  # whether it took gradients apart
-    steps, found = [_step(run, line, apart) for line in lines], {}
+    apart = any("gram" in line for line in lines)  # whether it took gradients apart
+    steps, found = [_step(run, line) for line in lines], {}
     for name in algorithms():
         script = importlib.import_module(f"algos.{name}")
         try:
@@ -65,7 +65,7 @@ def choices(run: Run, lines: list[dict]) -> dict[str, Choice]:
     return found
 
 
-def _step(run: Run, line: dict, apart: bool) -> Step:
+def _step(run: Run, line: dict) -> Step:
     """A line of statistics.jsonl. Of a run that took no gradients apart, grams are the covariance
     within prompts of rewards scaled to variance 1: the Gram matrix of natural gradients, up to a
     common factor."""
@@ -77,9 +77,8 @@ def _step(run: Run, line: dict, apart: bool) -> Step:
     groups = rewards.double().view(-1, run.args["completions"], K)
     centred = (groups - groups.mean(1, keepdim=True)).flatten(0, 1)
     grams = [torch.corrcoef(centred.T).nan_to_num(0.0).view(K, K)]
-    if apart:  # where none was finite NaN, as in training
-        kept = [torch.tensor(gram, dtype=torch.float64) for gram in line["gram"]]
-        grams = kept or [grams[0] * nan]
+    if "gram" in line:
+        grams = [*torch.tensor(np.array(line["gram"], dtype=np.float64))]
     if len(grams) == 1:  # of the whole batch: for every update the same
         grams = grams * run.args["mini_batches"] * run.args["epochs"]
     lr = dict(zip(*run.series("lr"), strict=True)).get(line["step"], run.args["lr"])

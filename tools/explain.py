@@ -190,14 +190,9 @@ def out_of_reach(run: Run, interval: pd.Series, name: str) -> tuple[str, str] | 
 def load_statistics(run: Run) -> list[dict]:
     """The lines of a run's `statistics.jsonl`, one per training step, ascending: `rewards` [B][K],
     `advantages`, `lengths`, `drift` and `age` [B], and `gram` [mini-batches][K][K] where the
-    algorithm takes the objectives' gradients apart, without those that were not finite, for which
-    the file has null. Raises `UserError` like `read_rows`.
-    """
-    rows = read_rows(run.path / "statistics.jsonl")
-    for row in rows:
-        if "gram" in row:
-            row["gram"] = [gram for gram in row["gram"] if all(None not in line for line in gram)]
-    return rows
+    algorithm takes the objectives' gradients apart; None is what was not finite. Raises `UserError`
+    like `read_rows`."""
+    return read_rows(run.path / "statistics.jsonl")
 
 
 def phases(run: Run, name: str) -> pd.DataFrame:
@@ -225,11 +220,11 @@ def phases(run: Run, name: str) -> pd.DataFrame:
 
 def _cosine(run: Run, lines: list[dict], k: int) -> float:
     """Of the gradient of objective k and the weighted sum of all, mean over the updates; NaN where
-    they were not taken apart, or one is zero."""
+    they were not taken apart, or one is zero, or not finite."""
     found = []
     for line in lines:
         weights = [run.rows[line["step"]][f"weight/{name}"] for name in run.objectives]
-        for gram in np.array(line.get("gram", [])):
+        for gram in np.array(line.get("gram", []), dtype=float):
             squares = gram[k, k] * (weights @ gram @ weights)
             found += [gram[k] @ weights / squares**0.5] if squares > 0 else []
     return np.mean(found) if found else np.nan
@@ -273,7 +268,7 @@ def explain(run: Run, shown: tuple[int, ...] = ()) -> str:
         rows.append([name, f"{found.measured.sum():+.2f}", *told])
     chosen, margin = choices(run, load_statistics(run)), max(map(len, names))
     own = chosen.get(run.args["script"])  # none of a script that is no longer there
-    summed = bool(own and own.summed)
+    summed = own and own.summed
     why = [_wrapped(f"  {name:{margin}}  ", _why(run, name, summed)) for name in names]
     limits = [_wrapped("  - ", line) for line in _limits_of_the_law(run)]
     facts = " · ".join(run.args[key] for key in ("script", "model", "dataset", "estimator"))
@@ -419,7 +414,7 @@ def draw(run: Run, out: Path) -> None:
                 below.errorbar(own[key], own.measured, own.se, fmt=look.strip("-"), markersize=4)
             above.set(title=name, xlabel="step", ylabel="held-out reward")
             below.set(xlabel="predicted change", ylabel="measured change")
-            below.axline((0, 0), slope=1, color="grey", linewidth=0.5)
+            below.axline((0, 0), slope=1, color="grey")
             from_zero(above)
         keys = above.get_legend_handles_labels()
         figure.legend(*keys, title=run.name, loc="outside upper left", ncols=2)

@@ -38,6 +38,7 @@ def test_predictions_are_added_up_between_evaluations(tmp_path):
     assert agreement(found, "score")[1:3] == ["1 of 2", "–"]  # what does not vary
 
 
+NULL = [[None, None], [None, None]]
 DOWN = {"move": -0.2, "measured": -0.2}
 CALM = {"move": 0.01, "measured": 0.0}
 NEGATIVE, POSITIVE = "negative covariance with the score", "positive covariance with the score"
@@ -81,13 +82,13 @@ def test_each_reason_has_its_number(changed, kind, number):
             "-0.200",  # of the strongest interval
         ),
         # of the first with the sum of both: (1 - 3) / (1 * 2), and (9 - 3) / (3 * 2)
-        ([-1], [1, 0], [[[1, -3], [-3, 9]]], [[0, 2, "conflicting gradients"]], "-1.00"),
+        ([-1], [1, 0], [NULL, [[1, -3], [-3, 9]]], [[0, 2, "conflicting gradients"]], "-1.00"),
         ([-1], [1, 0], [[[9, -3], [-3, 1]]], [[0, 2, "moved against its own gradient"]], "+1.00"),
     ],
 )
 def test_intervals_of_one_reason_are_one_phase(laws, held, gram, wanted, number, tmp_path):
     laws = np.repeat(laws, 2).tolist()
-    folder = write_run(tmp_path / "run", laws, held, line=lambda step: {"gram": gram[: 2 - step]})
+    folder = write_run(tmp_path / "run", laws, held, line=lambda step: {"gram": gram * (step < 2)})
     found = phases(load_run(folder), "hard")
     assert found[["start", "end", "reason"]].to_numpy().tolist() == wanted
     assert number in found.number.iloc[0]
@@ -147,7 +148,7 @@ def chosen(folder, **changed) -> dict:
 def test_what_a_run_did_not_keep_leaves_weights_unknown(trained):
     found = chosen(trained("linear"), age=lambda line: [0] * 16)
     unknown = {"ratchet", "gradnorm", "dynamic_weighting"}
-    assert {name for name, own in found.items() if None in own.weights} == unknown
+    assert {name for name in found if None in found[name].weights} == unknown
     rewards = [[[p + 1, 1, 0], [p, 0, 10], [p, 1, 1], [p, 0, 0]] for p in range(4)]
     found = chosen(trained("linear"), rewards=lambda line: np.vstack(rewards))
     assert found["famo"].weights == [None] * 3  # above --reward-max
@@ -156,7 +157,8 @@ def test_what_a_run_did_not_keep_leaves_weights_unknown(trained):
 
 
 def test_gradients_that_were_not_finite_are_passed_over(trained):
-    found = chosen(trained("mgda"), gram=lambda line: line["gram"][: 2 - line["step"]])
+    lost = [[[None] * 3] * 3]
+    found = chosen(trained("mgda"), gram=lambda line: line["gram"] if line["step"] < 2 else lost)
     assert all(np.isfinite(own.weights).all() for own in found.values())
     first, second, _ = found["dynamic_weighting"].weights
     assert first == second != [1 / 3] * 3  # nothing was learned in step 2
@@ -183,7 +185,7 @@ def test_the_command_explains_and_draws(trained, capsys, tmp_path, monkeypatch):
     main([str(trained("mgda")), one, "--steps", "1", "3"])
     main([one, "--out", str(tmp_path / "$^$.pdf")])
     said = capsys.readouterr().out
-    for words in ("by the move", "\nWhy\n", "\nWhere the law stops\n", "mgda ←", "step 3"):
+    for words in ("\nWhy\n", "\nWhere the law stops\n", "mgda ←"):
         assert words in said
     assert len(written) == 3
     assert not any(overlapping(figure) + cut_off(figure) for figure in written)
@@ -194,14 +196,12 @@ def test_the_command_explains_and_draws(trained, capsys, tmp_path, monkeypatch):
     [
         ("explain", "which run"),
         ("explain run run --steps 3", "--steps 3: .* has the steps 1 to 2"),
-        ("explain run --steps 0", "--steps 0"),
         ("explain run once", "once: hard was evaluated 1 time"),
         ("explain run run --out x.png", "--out x.png"),
         ("explain run --out x.gif", "--out x.gif"),
         ("explain run --out none/x.png", "--out none/x.png"),
         ("explore ran", "no run folder .* did you mean run"),
         ("explore run --out none/page.html", r"--out none/page.html cannot be written \(.*No such"),
-        ("explore run --out .", "--out . cannot be written"),
         ("explore run --out notes.html", "--out notes.html exists and is no page of explore"),
         ("explore one", "has one objective"),
         ("explore new", "no step yet"),

@@ -1,14 +1,12 @@
 """Run folders read back and judged, on synthetic runs whose truth is known."""
 
-import json
 
 import pytest
 
 from common.errors import UserError
-from common.runs import Run, load_run
+from common.runs import load_run
 from common.verdict import change_of, fell, verdict
 from support.folders import GOOD, write_run
-from tools.explain import load_statistics
 
 # --- reading ---
 
@@ -17,12 +15,6 @@ def test_series_leave_out_what_is_missing(tmp_path):
     run = load_run(write_run(tmp_path / "run", {"accuracy": [0.1, 0.2]}))
     assert run.series("eval/accuracy") == ([0, 10], [0.1, 0.2])
     assert run.series("loss/policy") == run.series("no/such") == ([], [])  # null; absent
-
-
-def test_statistics_leave_out_gradients_that_were_not_finite(tmp_path):
-    gram = [[[1.0, None], [None, 1.0]], [[1.0, 0.5], [0.5, 1.0]]]
-    (tmp_path / "statistics.jsonl").write_text(json.dumps({"step": 1, "gram": gram}) + "\n")
-    assert load_statistics(Run(tmp_path, {}, [])) == [{"step": 1, "gram": gram[1:]}]
 
 
 @pytest.mark.parametrize("tail", [b'{"step": 21, "cov/accu', b"{", b'{"a": "\xc3'])
