@@ -31,12 +31,12 @@ from support.running import (
     train,
 )
 
-LONG = {"steps": 6, "eval_every": 100, "checkpoint_every": 2, "lr": 1e-3, "max_new_tokens": 24}
+LONG = {"steps": 4, "eval_every": 100, "checkpoint_every": 2, "lr": 1e-3, "max_new_tokens": 24}
 
 
 def test_a_killed_run_goes_on(trained, tmp_path):
     """By the command line, with a learning rate that depends on the step."""
-    flags = LONG | {"lr_schedule": "linear"}
+    flags = LONG | {"lr_schedule": "linear", "steps": 6}
     run = tmp_path / "run"
     words = as_flags(**SMALL | flags | {"out": run})
     kill_at = run / "checkpoints/step_000002"
@@ -64,8 +64,8 @@ def after_calls(monkeypatch, owner, name: str, calls: int, number: int) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "calls", "number", "step"),
     [
-        (TransformersEngine, "generate", 6, signal.SIGINT, 3),  # the rollout of step 4
-        (TransformersEngine, "generate", 6, signal.SIGTERM, 3),
+        (TransformersEngine, "generate", 5, signal.SIGINT, 2),  # the rollout of step 3
+        (TransformersEngine, "generate", 5, signal.SIGTERM, 2),
         (import_module("algos.linear"), "policy_loss", 3, signal.SIGTERM, 2),  # in its first update
         (torch, "save", 1, signal.SIGINT, 2),  # while a checkpoint is written
     ],
@@ -80,7 +80,7 @@ def test_a_signal_stops_between_steps_and_the_run_goes_on(
         train("linear", run, **LONG)
     monkeypatch.undo()
     assert stop.value.number == number
-    told = f"stopped by {number.name} after step {step} of 6; --resume {run} goes on"
+    told = f"stopped by {number.name} after step {step} of 4; --resume {run} goes on"
     assert str(stop.value) == told
     assert steps_of(run)[-1] == read_metrics(run)[-1]["step"] == step
     signal.signal(signal.SIGINT, signal.default_int_handler)  # that run never ended
@@ -132,9 +132,9 @@ def test_how_a_process_ends(error, code, told, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("calls", "flags", "step"),
     [
-        (5, {}, 3),  # in step 4, after both halves of the first evaluation and three steps
-        (5, {"eval_every": 3}, 3),  # in the evaluation after step 3, made up for when it goes on
-        (8, {}, 6),  # in that after the last step
+        (4, {}, 2),  # in step 3, after both halves of the first evaluation and two steps
+        (4, {"eval_every": 2}, 2),  # in the evaluation after step 2, made up for when it goes on
+        (6, {}, 4),  # in that after the last step
     ],
 )
 def test_a_reward_that_fails_loses_nothing(calls, flags, step, trained, tmp_path):
@@ -179,7 +179,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_a_run_can_train_longer(
     )
     rewards = ("rewards.accuracy:accuracy", f"{tmp_path / 'lots.py'}:lots")
     flags = LONG | {"rewards": rewards, "checkpoint_every": 1}
-    whole = train("ctwa", tmp_path / "whole", **flags | {"steps": 4})
+    whole = train("ctwa", tmp_path / "whole", **flags)
     train("ctwa", tmp_path / "run", **flags | {"steps": 3})
     newest = tmp_path / "run/checkpoints/step_000003/rank_0.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
@@ -193,8 +193,8 @@ def test_fewer_steps_than_were_taken_are_refused_and_change_nothing(trained):
     run = trained("linear", **LONG)
     files = [path for path in run.rglob("*") if path.is_file()]
     before = [path.read_bytes() for path in files]
-    with pytest.raises(UserError, match="--steps 5 is below the 6 steps"):
-        resume(run, "--steps", "5")
+    with pytest.raises(UserError, match="--steps 3 is below the 4 steps"):
+        resume(run, "--steps", "3")
     assert [path.read_bytes() for path in files] == before
 
 

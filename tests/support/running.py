@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from common import data, launch
@@ -107,9 +108,14 @@ def _data(args, *rest) -> dict[str, data.Prompts]:
 
 
 def run_main(script, args, picture: bool = False) -> None:
-    """A script's main, with the picture where one is wanted."""
-    with nullcontext() if picture else patch("common.run.draw"), patch("common.data.load", _data):
-        script.main(args)
+    """A script's main, with the picture where one is wanted. It leaves no process group behind."""
+    drawn = nullcontext() if picture else patch("common.run.draw")
+    try:
+        with drawn, patch("common.data.load", _data), patch.dict(os.environ):
+            script.main(args)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def train(name: str, out: Path, picture: bool = False, **flags) -> list[dict]:
