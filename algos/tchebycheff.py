@@ -41,8 +41,7 @@ def smooth_weights(
     mean_rewards: Tensor, preference: Tensor, ideal: Tensor, temperature: float
 ) -> Tensor:
     """p_k softmax(p (z - J) / T)_k over their sum (Lin et al.). All [K]."""
-    distance = preference * gaps(mean_rewards, ideal)
-    weights = preference * (distance / temperature).softmax(0)
+    weights = preference * (preference * gaps(mean_rewards, ideal) / temperature).softmax(0)
     return weights / weights.sum()
 
 

@@ -207,7 +207,7 @@ ONE = [{"completion": "a"}]
 @pytest.mark.parametrize(
     ("rows", "flags", "message"),
     [
-        ("g.jsonl", "", "--completions g.jsonl cannot be read: .*No such file"),
+        ("g.jsonl", "", "--completions g.jsonl cannot be read .*No such file"),
         ([{"prompt": "a"}], "", "--completion-column is needed: f.jsonl has prompt"),
         (ONE, "--prompt-column q", "there is no q in f.jsonl"),
         ([*ONE, {"completion": None}], "", "--completions f.jsonl: row 1 is 'None'"),
