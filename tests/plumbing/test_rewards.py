@@ -14,7 +14,6 @@ from rewards.clarity import clarity
 from rewards.conciseness import conciseness
 from rewards.sentence import sentence
 from rewards.units import units
-from support.running import run_script
 
 # --- Conciseness ---
 
