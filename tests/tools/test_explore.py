@@ -18,10 +18,10 @@ from study.explore_page import PAGE, embedded
 from support.browser import Browser, needs_driver
 from support.folders import write_predicted_run as write_run
 from support.running import read_lines
-from tools.explore import MATHS, NUMBERS, main, page, page_data
+from tools.explore import MATHS, NUMBERS, TEXTS, main, page, page_data
 
 HOSTILE = "</script><img src=x onerror=\"document.title = 'owned'\"><!-- <script> \u2028 __DATA__"
-TEXTS = "training_completions.jsonl"
+FILE = "training_completions.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def with_texts(folder: Path, count: int, steps=(1,)) -> Path:
     """`count` completions at some steps of a run, four to a prompt."""
     told = {"prompt": HOSTILE, "completion": HOSTILE + "\ud800"}
     rows = [told | {"step": step, "row": i} for step in steps for i in range(count)]
-    (folder / TEXTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -82,7 +82,7 @@ def test_page_of_a_run_gives_back_what_the_run_logged(ask, trained):
         told = [row[f"{key}/{name}"] for key in ("cov", "law") for name in names]
         assert [*covariance, *move] == pytest.approx(told, abs=1e-4)
         assert "advantages" not in own  # they are of a weighted sum
-    for sample in read_lines(trained("ctwa") / TEXTS):
+    for sample in read_lines(trained("ctwa") / FILE):
         own, row = data["steps"][sample["step"] - 1], sample["row"]
         assert own["texts"][str(row)] == sample["completion"]
         assert own["prompts"][str(row // 4)] == sample["prompt"]
@@ -115,9 +115,9 @@ def test_page_of_a_long_run_stays_small(tmp_path):
     wide = {key: [0.123456] * 256 for key in ("lengths", "drift", "age")}
     wide["rewards"] = [[0.123456, 0.654321]] * 256
     folder = write_run(tmp_path / "run", [0.01] * 200, [0.5] * 101, line=wide)
-    data = page_data(load_run(with_texts(folder, 256, (1, 10, 190))))
-    assert {1, 10, 190, 200} < {own["step"] for own in data["steps"]} < set(range(1, 201))
-    assert len(page(data)) < 3 * NUMBERS
+    data = page_data(load_run(with_texts(folder, 256, range(1, 200, 15))))
+    assert {1, 16, 196, 200} < {own["step"] for own in data["steps"]} < set(range(1, 201))
+    assert len(page(data)) < 2 * NUMBERS + TEXTS
 
 
 # --- in a browser ---
@@ -196,7 +196,7 @@ def test_browser_by_keyboard_alone(opened):
     told = opened.ask("formula.innerText")
     assert "(score − base) · scale = (0.33·" in told
     press("\ue014")
-    assert opened.ask("formula.innerText") not in ("", told)
+    assert opened.ask("formula.innerText") != told
 
 
 @needs_driver
