@@ -339,7 +339,7 @@ def test_a_tiny_model_has_one_thread_unless_told_otherwise(
         ("99999999", (0.3, 0.3), []),
         ("99999999", (0.04, 0.3), ["step 5: a hardly varied"]),
         (
-            "99900000",
+            "9990000000",
             (0.04, 0.04),
             ["step 5: a, b hardly varied", "step 8: for 5 steps no prompt's"],
         ),
