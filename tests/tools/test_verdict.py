@@ -1,6 +1,5 @@
 """Run folders read back and judged, on synthetic runs whose truth is known."""
 
-
 import pytest
 
 from common.errors import UserError
