@@ -24,6 +24,7 @@ from testbed.arithmetic import tokenizer
 
 # Mistral and Gemma 2 with windows that are shorter than the prompts below
 KINDS = {"llama": {}, "qwen2": {}, "qwen3": {}, "mistral": {"sliding_window": 5}}
+KINDS["gpt2"] = {}  # its positions are absolute: a wrong one shows
 KINDS["gemma2"] = {"sliding_window": 5, "final_logit_softcapping": None}
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}  # their norms compute in float32
 
