@@ -67,7 +67,7 @@ def ranked(tmp_path_factory, small):
 @pytest.mark.parametrize(
     ("name", "count", "flags"),
     [
-        ("linear", 4, {"estimator": "grpo"}),
+        ("linear", 4, {"estimator": "grpo", "steps": 1}),
         ("ctwa", 2, {"steps": 4}),
         ("mgda", 2, {}),
         ("ratchet", 2, {"warmup": 1}),
