@@ -175,6 +175,7 @@ A ⇄ A, B
     "what stands beside": r"""
 1331 ⇄ 1331 \text{ and } 1728
 5 \text{ feet } 3 \text{ inches} ⇄ 5 \text{ feet } 9 \text{ inches}
+3 \text{ feet } 5 \text{ inches} ⇄ 5 \text{ feet } 3 \text{ inches}
 7 \text{ remainder } 2 ⇄ 7
 x \text{ if } x>0 ⇄ x \text{ if } x<0
 5 ⇄ 5 or six
@@ -191,7 +192,8 @@ f(x) ⇄ f'(x)
 x'=2 ⇄ x=2
 1,2,3 ⇄ 1,2,3,\ldots
 5 ⇄ 5...
-5 ⇄ \approx 5
+6 ⇄ 6 \approx 5
+2\$5 ⇄ 7
 5 ⇄ <5
 15 ⇄ 15?
 \hat{x} ⇄ x
@@ -227,7 +229,7 @@ x>2 ⇄ x\geq2""",
 1:3 ⇄ 3:9
 1:2:3 ⇄ 1:3:2
 12:30 ⇄ 1:2
-\frac{1}{3} ⇄ 1:30
+\frac{1}{30} ⇄ 1:30
 3:30\text{ a.m.} ⇄ 3:30\text{ p.m.}""",
     "numbers": r"""
 0.0000001 ⇄ 0.0000002

@@ -1,19 +1,110 @@
-"""Rewards but accuracy, whose tests are in test_answers.py; and what loading and scoring refuse."""
+"""The rewards on hostile completions, and the errors that loading and scoring give. What earns
+accuracy is in test_answers.py."""
 
 import sys
+import time
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
 from rewards import DEFAULT, load, score
 from rewards.accuracy import accuracy
+from rewards.answers import last_boxed, outside_boxes
 from rewards.clarity import clarity
 from rewards.conciseness import conciseness
 from rewards.sentence import sentence
 from rewards.units import units
+from support.running import run_script
+
+# --- Boxes ---
+
+
+def last_boxed_by_letter(text: str) -> str | None:
+    """The definition, letter by letter: open every box anew and keep the content of the last."""
+    content = None
+    for start in range(len(text)):
+        for name in ("\\boxed", "\\fbox"):
+            brace = start + len(name)
+            while text[brace : brace + 1].isspace():
+                brace += 1
+            if text.startswith(name, start) and text[brace : brace + 1] == "{":
+                content, depth, i = None, 0, brace + 1
+                begin = i
+                while i < len(text):
+                    if text[i] == "\\":
+                        i += 2
+                        continue
+                    if text[i] == "}" and depth == 0:
+                        content = text[begin:i]
+                        break
+                    depth += {"{": 1, "}": -1}.get(text[i], 0)
+                    i += 1
+    return content
+
+
+SIGNS = ["\\boxed{", "\\fbox{", "{", "}", "}", "\\", "\\}", "\\{", "5", "boxed", "\n", " x "]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(SIGNS), max_size=14))
+def test_last_boxed_agrees_with_its_definition(pieces):
+    text = "".join(pieces)
+    assert last_boxed(text) == last_boxed_by_letter(text)
+    assert last_boxed(outside_boxes(text)) is None
+    assert outside_boxes(f"a \\boxed{{{text.replace('{', '').replace('}', '')} \\}}}} b") == "a   b"
+
+
+LONG = 100_000
+HOSTILE = {
+    "letters": "a" * LONG,
+    "boxes never closed": "\\boxed{" * (LONG // 7),
+    "boxes never opened": "\\boxed" * (LONG // 6),
+    "box and a gulf": "\\boxed" + " " * LONG,
+    "gulfs": ("\\boxed" + " " * 300) * (LONG // 306),
+    "opening braces": "\\boxed{" + "{" * LONG,
+    "nested": "\\boxed{" + "{" * (LONG // 2) + "}" * (LONG // 2) + "}",
+    "backslashes": "\\boxed{" + "\\" * LONG,
+    "long answer": "\\boxed{" + "1" * LONG + "}",
+    "long fraction": "\\boxed{" + "\\frac{" * (LONG // 6) + "}" * (LONG // 6) + "}",
+    "long unit": "\\boxed{1" + " " * LONG + "\\text{ }}",
+    "new lines": "\n" * LONG + "\\boxed{1}",
+    "indents": (" " * 1000 + "\n") * (LONG // 1001) + "\\boxed{1}",
+    "bullets": "* " * (LONG // 2) + "\\boxed{1}",
+    "dashes": "-" * LONG + "\\boxed{1}",
+    "step step": "step " * (LONG // 5) + "\\boxed{1}",
+    "step and a gulf": "step" + " " * LONG + "\\boxed{1}",
+    "digits": "1" * LONG + ".\\boxed{1}",
+    "roman": "ivx" * (LONG // 3) + "\\boxed{1}",
+    "parentheses": "(\n" * (LONG // 2) + "\\boxed{1}",
+    "nearly ordinals": "firstsecond" * (LONG // 11) + "\\boxed{1}",
+}
+
+
+# seconds: several times what a scan takes on a slow core, and a fraction of one in quadratic time
+MOMENT = 0.25
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_texts_take_no_time(name):
+    def cost(function) -> float:
+        best = float("inf")
+        for _ in range(3):  # since other work on the machine is not what is measured
+            start = time.process_time()
+            function()
+            best = min(best, time.process_time() - start)
+        return best
+
+    text = HOSTILE[name]
+    accuracy([r"\boxed{2}"], ["3"], "math-verify")  # not its import either
+    for function in (clarity, sentence, lambda texts: units(texts, ["apples"])):
+        assert cost(lambda function=function: function([text])) < MOMENT
+    for how in ("exact", "boxed", "math-verify"):
+        assert cost(lambda how=how: accuracy([text], ["2"], how)) < MOMENT
+        assert accuracy([text], ["2"], how) == [0.0]
+
 
 # --- Conciseness ---
 
@@ -115,11 +206,14 @@ def test_clarity(text, expected):
         ("\\boxed{9 apples}", 0),  # the answer's place: accuracy judges it
         ("\\boxed{9 apples", 0),  # cut off
         ("so \\boxed{9} and 9 apples, \\boxed{9", 1),
-        (
-            "Mia has 4 apples and gets 5 more. How many apples now?",
-            1,
-        ),  # a known hack: the question, repeated
+        ("Mia has 4 apples and gets 5 more. How many apples now?", 1),  # known: the question again
         ("4 oranges", 0),
+        ("\\boxed{\\text{five red apples}}", 0),
+        ("\\fbox{9 \\} \\text{apples}}", 0),
+        ("\\boxed{9 \\text{apples}", 0),
+        ("\\boxed{\\frac{9}{1}} apples", 1),
+        ("<think> 9 apples", 0),
+        ("<think> hm </think> 9 apples", 1),
     ],
 )
 def test_units(text, paid):
@@ -129,6 +223,8 @@ def test_units(text, paid):
 def test_units_belong_to_their_prompts():
     texts, nouns = ["a pencil, spent", "two pens", "fish", "3 axb"], ["pens", "pen", "fish", "a.b"]
     assert units(completions=texts, unit=nouns, other=1) == [0, 1, 1, 0]
+    prompts = ["", "2?<think>", "", ""]
+    assert units(completions=texts, unit=nouns, prompts=prompts) == [0, 0, 1, 0]
     with pytest.raises(ValueError, match="zip"):
         units(completions=["a"], unit=["a", "b"])
 
@@ -142,6 +238,9 @@ def test_units_belong_to_their_prompts():
         ("1. 4 + 5 = 9\n2. \\boxed{9}", 0),
         ("apples apples apples, Apples", 0),  # one word
         ("\\boxed{Mia has nine apples}", 0),
+        ("\\boxed{\\text{five red apples}}", 0),
+        ("\\boxed{\\text{Mia has} \\{nine\\} \\text{red apples}} now", 0),
+        ("[THINK] Mia has 9 apples now.", 0),
         ("Mia has \\boxed{nine apples", 0),
         ("a b c d e", 0),  # letters
         ("\\boxed{1} \\boxed{2} \\boxed{3} \\boxed{4}", 0),
@@ -271,3 +370,8 @@ def test_a_reward_that_raises_is_named_with_the_columns():
         score(load([ACCURACY]), **BATCH | {"columns": {"prompt": ["q"] * 3}})
     with pytest.raises(UserError, match="--rewards is empty"):
         load([])
+
+
+def test_importing_rewards_does_not_import_math_verify():
+    code = "import sys, rewards.accuracy, rewards.clarity; print('math_verify' in sys.modules)"
+    assert run_script("-c", code).stdout == "False\n"
