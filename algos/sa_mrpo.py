@@ -60,7 +60,8 @@ class SAMRPO:
         flags.within("--highest", self.highest, rewards)
         ranges = (self.lowest, self.highest, self.gamma)
         weights = saturation_weights(self.prescribed, rewards, *ranges)
-        scores = scalarize(estimate_each(rewards, lengths, group_size, "grpo"), weights)
+        each = estimate_each(rewards, lengths, group_size, "grpo")
+        scores = scalarize(each.masked_fill(rewards.isnan(), torch.nan), weights)
         return estimate_advantages(scores, lengths, group_size, "reinforce"), weights
 
 
@@ -78,19 +79,19 @@ def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estima
 
     reinforce: REINFORCE++ (Hu et al., 2025), whitened over the batch, every token counted once.
     grpo (Shao et al., 2024): centred and scaled within a prompt. In float64: where all scores are
-    alike, dividing would blow up float32's rounding error. Scores that are NaN are left out.
+    alike, dividing would blow up float32's rounding error. A score of NaN is left out.
     """
     lengths, exact = lengths.double(), scores.double()
     if estimator == "reinforce":
         lengths = lengths * ~exact.isnan()
-        centred = exact - (lengths * exact).nansum() / lengths.sum()
-        variance = (lengths * centred**2).nansum() / (lengths.sum() - 1)
+        centred = (exact - (lengths * exact).nansum() / lengths.sum()).nan_to_num()
+        variance = (lengths * centred**2).sum() / (lengths.sum() - 1)
         return (centred * torch.rsqrt(variance + 1e-8)).to(scores)
     groups = exact.view(-1, group_size)
-    mean, present = groups.nanmean(1, keepdim=True), groups.isfinite().sum(1, keepdim=True)
-    std = torch.where(groups.isnan(), mean, groups).std(1, keepdim=True)
-    std = std * ((group_size - 1) / (present - 1).clamp(min=1)).sqrt()
-    return ((groups - mean) / (std + 1e-6)).flatten().to(scores)
+    centred = (groups - groups.nanmean(1, keepdim=True)).nan_to_num()
+    degrees = ((~groups.isnan()).sum(1, keepdim=True) - 1).clamp(min=1)
+    std = (centred.square().sum(1, keepdim=True) / degrees).sqrt()
+    return (centred / (std + 1e-6)).flatten().to(scores)
 
 
 def policy_loss(

@@ -111,8 +111,6 @@ def micro_batches(batch: Batch, rows: Tensor, max_tokens: int) -> list[Batch]:
     shares = [rows[ranks.share(len(rows), rank, count)] for rank in range(count)]
     plans = [_cut(share, sizes, batch.prompt_of, max_tokens) for share in shares]
     most = max(map(len, plans))
-    if len(rows) // count < most:
-        raise ValueError(f"{len(rows)} rows cannot be {most} micro-batches on {count} ranks each")
     own = plans[ranks.rank()]
     while len(own) < most:
         longest = max(range(len(own)), key=lambda i: len(own[i]))

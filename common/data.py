@@ -59,13 +59,11 @@ class Prompts:
 def answer_check(check: str, dataset: str) -> str:
     """--answer-check, with auto resolved."""
     ours = dataset.startswith(gym.NAME)
-    if ours or check == gym.NAME:
-        told = f"--answer-check {check} does not go with --dataset {dataset}: leave it at auto"
-        require(check == gym.NAME or (ours and check == "auto"), told)
-        return gym.NAME
-    if check != "auto":
-        return check
-    return "exact" if dataset in BUILT_IN else "math-verify"
+    usual = gym.NAME if ours else "exact" if dataset in BUILT_IN else "math-verify"
+    found = usual if check == "auto" else check
+    told = f"--answer-check {check} does not go with --dataset {dataset}: leave it at auto"
+    require(ours == (found == gym.NAME), told)
+    return found
 
 
 def load(args: RunFlags, tokenizer, objectives: Mapping, check: str) -> dict[str, Prompts]:
@@ -73,9 +71,8 @@ def load(args: RunFlags, tokenizer, objectives: Mapping, check: str) -> dict[str
     --max-prompt-length are dropped. objectives: its rewards, which may be unable to use an answer
     (check: how accuracy compares it). Collective. Raises UserError naming the flag."""
     dataset, rendered = args.dataset, {}
-    suffix = args.prompt_suffix or (BOXED_SUFFIX if dataset == "math500" else "")
-    if check == gym.NAME:
-        suffix = args.prompt_suffix or gym.SUFFIX
+    usual = gym.SUFFIX if check == gym.NAME else BOXED_SUFFIX if dataset == "math500" else ""
+    suffix = args.prompt_suffix or usual
     for split, columns in _named(_tables(dataset), dataset).items():
         columns = usable(args, split, columns, objectives, check)
         where = f"--dataset {dataset}: a prompt of {split}"
@@ -110,7 +107,8 @@ def _named(tables: dict[str, Columns], dataset: str) -> dict[str, Columns]:
         return {"train": next(iter(tables.values()))}
     found = {SPLITS.get(split, split): columns for split, columns in tables.items()}
     told = f"--dataset {dataset} has {', '.join(tables)}; it needs train and test, or one split"
-    require({"train", "test"} <= found.keys(), told)
+    clear = {"train", "test"} <= found.keys() and len(found) == len(tables)
+    require(clear, f"{told}, and a single one to tune with")
     return {split: found[split] for split in ("train", "tune", "test") if split in found}
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 import rewards
 from common import ranks
 from common.data import Prompts
-from common.rollout import sample
+from common.rollout import as_texts, sample
 from common.seeds import derive
 
 
@@ -41,11 +41,12 @@ def evaluate(
             part = prompts.ids[start : start + batch_size]
             seeds = [derive(0, start + i) for i in range(len(part))]
             ids += sample(engine, part, 1, args.max_new_tokens, heat, seeds)[0]
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = as_texts(tokenizer, ids)
         lengths = Tensor([len(row) for row in ids])
         mean_length = lengths.mean().item() if mean_length is None else mean_length
         scores = score(objectives, texts, ids, prompts.columns, mean_length, check)
         for name, values in [*zip(objectives, scores.T, strict=True), ("length", lengths)]:
+            values = values[~values.isnan()]  # where a reward applies
             metrics[prefix + name] = values.mean().item()
             metrics[f"{prefix}{name}_se"] = values.std().item() / len(values) ** 0.5
         if heat > 0:

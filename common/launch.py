@@ -1,7 +1,5 @@
 """A script from the command line: its flags before, errors in one line, the ranks' end after."""
 
-import difflib
-import json
 import os
 import sys
 import tomllib
@@ -12,7 +10,8 @@ from pathlib import Path
 import tyro
 
 from common import ranks
-from common.errors import plain_errors, require, told_as
+from common.errors import plain_errors, require
+from common.runs import read_args
 
 PRESETS = Path(__file__).resolve().parents[1] / "algos" / "presets.toml"
 FREE = {"resume", "steps", "track"}  # flags that a resumed run may be given anew
@@ -46,10 +45,7 @@ def parse(args_class: type, script: str, argv: list[str]):
 
 def saved_flags(folder: str, script: str) -> dict:
     """What args.json of a run folder holds."""
-    path = Path(folder) / "args.json"
-    require(path.is_file(), f"--resume {folder}: no args.json there; it takes a run's folder")
-    with told_as(f"--resume {folder}: {path} is damaged"):
-        saved = json.loads(path.read_text())
+    saved = read_args(folder, "--resume")
     told = f"--resume {folder}: that run is of {saved['script']}, not of {script}"
     require(saved["script"] == script, told)
     return saved
@@ -68,8 +64,7 @@ def presets(script: str = "") -> dict[str, dict]:
 
 
 def preset(name: str, script: str) -> dict:
-    """The flags that --preset sets for a script. Raises UserError naming the nearest there is."""
+    """The flags that --preset sets for a script. Raises UserError naming those there are."""
     known = presets(script)
-    near = ", ".join(difflib.get_close_matches(name, known, n=1) or known)
-    require(name in known, f"--preset {name} does not exist; there is {near}")
+    require(name in known, f"--preset {name} does not exist; there is {', '.join(known)}")
     return known[name]

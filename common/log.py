@@ -1,7 +1,6 @@
 """What a run leaves in its folder: args.json, the LOGS, and optionally a tracker."""
 
 import json
-import math
 import os
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from common import ranks
 from common.errors import require, told_as
+from common.runs import read_rows
 
 LOGS = ("metrics.jsonl", "completions.jsonl", "training_completions.jsonl", "statistics.jsonl")
 
@@ -50,18 +50,21 @@ class Log:
                 self.close = board.close
             elif name:  # the two have the same calls
                 os.environ.setdefault("WANDB_DIR", str(self.folder))
-                tracker = import_module(name)
-                tracker.init(project="cleanmoa", name=self.folder.name, config=config)
+                tracker, resumed = import_module(name), last_step is not None
+                of = {"project": "cleanmoa", "name": self.folder.name, "config": config}
+                of |= {"resume": "allow"} if resumed else {}  # by trackio, the run of that name
+                if past := sorted(self.folder.glob("wandb/*run-*")):
+                    of["id"] = past[-1].name.rpartition("-")[2]
+                tracker.init(**of)
                 self.track, self.close = tracker.log, tracker.finish
 
     def cut(self, last_step: int) -> None:
         """Drop the lines of later steps, and one that is half written."""
         for name in LOGS:
             path = self.folder / name
-            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= last_step]
-            self.replace(name, "".join(kept))
+            rows = read_rows(path) if path.exists() else []
+            kept = [row for row in rows if row["step"] <= last_step]
+            self.replace(name, "".join(json.dumps(row) + "\n" for row in kept))
 
     def replace(self, name: str, text: str) -> None:
         """Write a file of the folder, whole or not at all."""
@@ -70,37 +73,32 @@ class Log:
         os.replace(temporary, self.folder / name)
 
     def append(self, name: str, rows: list[dict]) -> None:
-        """Add lines to one of LOGS."""
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        """Add lines to one of LOGS, null for what JSON cannot hold."""
+        # once there and back: parse_constant is asked what NaN and infinity are
+        plain = json.loads(json.dumps(rows), parse_constant=lambda name: None)
+        text = "".join(json.dumps(row) + "\n" for row in plain)
 
         def write() -> None:
-            with open(self.folder / name, "a") as file:
+            then = f": make room, then --resume {self.folder}"
+            told = told_as(f"{self.folder / name} cannot be written", then)
+            with told, open(self.folder / name, "a") as file:
                 file.write(text)
 
         ranks.on_first(write)
 
     def metrics(self, step: int, row: dict[str, float]) -> None:
-        """The step's line of metrics.jsonl, null for what JSON cannot hold; and the tracker."""
-        finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        self.append("metrics.jsonl", [{"step": step} | finite])
+        """The step's line of metrics.jsonl, and the tracker."""
+        self.append("metrics.jsonl", [{"step": step} | row])
         if self.track:
             self.track(row, step=step)
 
     def statistics(self, step: int, tensors: dict[str, Tensor]) -> None:
         """What the metrics were computed from, in six digits."""
-        rounded = {name: _rounded(tensor.tolist()) for name, tensor in tensors.items()}
-        self.append("statistics.jsonl", [{"step": step} | rounded])
+        exact = json.dumps({name: tensor.tolist() for name, tensor in tensors.items()})
+        short = json.loads(exact, parse_float=lambda number: float(f"{float(number):.6g}"))
+        self.append("statistics.jsonl", [{"step": step} | short])
 
     def say(self, text: str) -> None:
         """Print a line, once for all ranks, above the progress bar."""
         if ranks.rank() == 0:
             tqdm.write(text)
-
-
-def _rounded(values):
-    if isinstance(values, list):
-        return [_rounded(value) for value in values]
-    number = float(f"{values:.6g}")
-    if not math.isfinite(number):
-        return None
-    return int(number) if number.is_integer() else number

@@ -64,7 +64,7 @@ class Meter:
     def kept(self) -> dict[str, Tensor]:
         """What of it goes into statistics.jsonl."""
         grams = {"gram": torch.stack(self.grams)} if self.grams else {}
-        return {"drift": self.drift, "age": self.age, **grams}
+        return {"drift": self.drift, "age": self.age.int(), **grams}
 
 
 def describe(
@@ -81,16 +81,18 @@ def describe(
     rewards [B,K], advantages [B], weights [K]; logged: what the algorithm logs beside, numbers and
     tensors [K] by name.
     """
+    present = [column[~column.isnan()] for column in rewards.T]  # where a reward applies
     groups = rewards.view(-1, group_size, rewards.size(1))
+    most = groups.nan_to_num(-torch.inf).amax(1)
     law, rate, nats = first_order_change(
         meter.drift, meter.age, advantages, rewards, group_size, len(meter.norms)
     )
     active = advantages * meter.active  # as far as the clip does not act
     observed = {
-        "reward": rewards.mean(0),
-        "reward_std": rewards.std(0),
+        "reward": rewards.nanmean(0),
+        "reward_std": torch.stack([column.std() for column in present]),
         # share of prompts whose completions differ in this reward
-        "signal": (groups != groups[:, :1]).any(1).float().mean(0),
+        "signal": (groups < most[:, None]).any(1).float().mean(0),
         "weight": weights,
         "weight_share": weights / weights.sum(),
         "cov": within_prompt_covariance(advantages, rewards, group_size),
@@ -122,7 +124,8 @@ def first_order_change(
     scaled = (drift * updates / age)[:, None]
     columns = torch.cat([scaled, advantages[:, None], rewards], 1)[age > 0]
     groups = columns.view(-1, group_size, columns.size(1))
-    centred = groups - groups.mean(1, keepdim=True)
-    covariance = (centred.mT @ centred).mean(0) / (group_size - 1)
-    rate = covariance[0, 1] / covariance[1, 1].clamp(min=1e-12)
-    return covariance[0, 2:], rate, covariance[0, 0].sqrt()
+    centred = groups - groups.nanmean(1, keepdim=True)
+    products = (centred * centred[..., :1]).nanmean((0, 1))
+    rate = products[1] / centred[..., 1].square().mean().clamp(min=1e-12)
+    covariance = products * group_size / (group_size - 1)
+    return covariance[2:], rate, covariance[0].sqrt()

@@ -62,8 +62,6 @@ def load_config(model: str, trust_remote_code: bool = False):
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     told = f"--model {model}: its weights are quantised, and cannot be trained"
     require(getattr(config, "quantization_config", None) is None, told)
-    told = f"--model {model} is an encoder-decoder; give a decoder-only language model"
-    require(not config.is_encoder_decoder, told)
     return config
 
 

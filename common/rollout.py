@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from common import ranks
 from common.batch import Batch, Sampled, pad, pad_left, table
 from common.data import Prompts
-from common.errors import UserError
+from common.errors import UserError, require
 from common.model import full_parameters, load_config, load_whole
+from rewards.answers import THOUGHT_TAG
 
 
 def sample(
@@ -50,7 +51,7 @@ def roll_out(engine, tokenizer, prompts: Prompts, args) -> Batch:
     cut = sum(len(row) == longest and row[-1] not in engine.stop_ids for row in ids)
     sampled = Sampled(
         ids,
-        texts=tokenizer.batch_decode(ids, skip_special_tokens=True),
+        texts=as_texts(tokenizer, ids),
         columns=repeated.columns,
         logp=table(logp, 0.0, engine.device),
         version=engine.version,
@@ -58,6 +59,13 @@ def roll_out(engine, tokenizer, prompts: Prompts, args) -> Batch:
     )
     numbers = torch.arange(len(prompts), device=engine.device).repeat_interleave(G)
     return replace(batch, sampled=sampled, prompt_of=numbers if engine.prompts_once else None)
+
+
+def as_texts(tokenizer, ids: list[list[int]]) -> list[str]:
+    """Completions as rewards see them: without special tokens, but with the tags of thoughts."""
+    added = tokenizer.added_tokens_decoder.items()
+    gone = {i for i, token in added if token.special and not THOUGHT_TAG.search(token.content)}
+    return tokenizer.batch_decode([[i for i in row if i not in gone] for row in ids])
 
 
 def make_engine(args, model: str, tokenizer, device: torch.device, dtype, max_length: int):
@@ -100,18 +108,15 @@ class TransformersEngine:
     def __init__(self, copy: nn.Module | None, stop_ids: set[int], pad_id: int, device) -> None:
         self.stop_ids, self.pad_id, self.version = stop_ids, pad_id, -1
         self.device, self.share, self.model = device, (ranks.rank(), ranks.count()), copy
-        self.copies = copy is not None
 
     @torch.no_grad()
     def sync(self, model: nn.Module, version: int) -> None:
         """Take the trainer's weights: parameter by parameter, or the model itself."""
-        if self.copies:
+        self.model, self.version = self.model or model, version
+        if self.model is not model:
             own = dict(self.model.named_parameters())
             for name, whole in full_parameters(model, next(iter(own.values())).dtype):
                 own[name].copy_(whole)
-        else:
-            self.model = model
-        self.version = version
 
     @torch.inference_mode()
     def generate(
@@ -132,7 +137,8 @@ class TransformersEngine:
         output = model(
             ids, attention_mask=attention, position_ids=positions, use_cache=True, logits_to_keep=1
         )
-        cache = output.past_key_values
+        cache = getattr(output, "past_key_values", None)
+        require(cache is not None, "--model has no cache of keys and values: try --engine vllm")
         cache.batch_repeat_interleave(completions)
         logits = output.logits[:, -1].repeat_interleave(completions, 0)  # [B, V]
         attention = attention.repeat_interleave(completions, 0)
@@ -170,8 +176,8 @@ class TransformersEngine:
 def _choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """The token at which the cumulative distribution passes the uniform number (at temperature 0
     the most likely one), and its log-probability. logits [B, V], uniform [B] -> [B], [B]."""
-    if not torch.isfinite(logits).all():
-        raise UserError("the model's logits are not finite: lower --lr or check --model")
+    finite = bool(torch.isfinite(logits).all())
+    require(finite, "the model's logits are not finite: lower --lr or check --model")
     # in float32 the cumulative sum over a large vocabulary loses its small probabilities
     probabilities = (logits.double() / (temperature or 1.0)).softmax(-1)
     if temperature == 0:

@@ -205,7 +205,7 @@ class Run:
         if self.reference is None:
             row["loss/kl"] = nan
         row |= whole | self.laps
-        kept = {"rewards": rewards, "advantages": advantages, "lengths": batch.lengths}
+        kept = {"rewards": rewards, "advantages": advantages, "lengths": batch.lengths.int()}
         self.log.statistics(step, kept | meter.kept())
         if step == 1 or self._due(step, args.eval_every):
             count = -(-args.log_completions // args.completions) * args.completions
@@ -247,9 +247,9 @@ class Run:
         first = memory["first"] = memory["first"] or found
         fallen = {name for name in self.objectives if fell(first, found, name)}
         memory["safe"] = memory["safe"] if fallen else step
-        means = " ".join(f"{name} {found[f'eval/{name}']:.3f}" for name in self.objectives)
-        length = f"length {found['eval/length']:.1f}"
-        self.log.say(f"step {step} of {args.steps}: held-out {means} {length}")
+        names = (*self.objectives, "length")
+        means = " ".join(f"{name} {found[f'eval/{name}']:.3g}" for name in names)
+        self.log.say(f"step {step} of {args.steps}: held-out {means}")
         if new := ", ".join(sorted(fallen - self.fallen)):
             told = f"{new} fell beyond noise; python run.py explain {self.folder} says why"
             self.log.say(f"step {step}: held-out {told}")

@@ -36,16 +36,21 @@ def load_run(path: str | Path) -> Run:
     Raises `UserError` when there is no such run, when it has no complete line yet, or when a file
     is broken.
     """
-    path = Path(path)
-    try:
-        args = json.loads((path / "args.json").read_bytes())
-    except (OSError, ValueError) as error:
-        near = get_close_matches(path.name, [file.name for file in path.parent.glob("*")])
-        told = f"; did you mean {path.with_name(near[0])}?" if near else ""
-        raise UserError(f"RUN: {path} is no run folder ({error}){told}") from None
+    path, args = Path(path), read_args(path)
     rows = read_rows(path / "metrics.jsonl")
     require(bool(rows), f"RUN: {path} has no complete line yet; look again after its first step")
     return Run(path, args, rows)
+
+
+def read_args(path: str | Path, flag: str = "RUN:") -> dict:
+    """The flags of a run folder, args.json. Raises `UserError`, naming `flag`, where it is none."""
+    path = Path(path)
+    try:
+        return json.loads((path / "args.json").read_bytes())
+    except (OSError, ValueError) as error:
+        near = get_close_matches(path.name, [file.name for file in path.parent.glob("*")])
+        told = f"; did you mean {path.with_name(near[0])}?" if near else ""
+        raise UserError(f"{flag} {path} is no run folder ({error}){told}") from None
 
 
 def read_rows(file: Path) -> list[dict]:

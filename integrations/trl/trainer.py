@@ -127,8 +127,6 @@ class _Session:
         else:
             batch = (rewards, lengths, G, "grpo")
             advantages, weights = self.method.ask(controller.advantages, *batch)
-            # a completion without any reward moves nothing, as in TRL
-            advantages = advantages.nan_to_num(0.0)
             each = advantages.split(len(own))
             out["advantages"] = each[trainer.accelerator.process_index].to(own)
             self.correct_table(advantages.tolist())

@@ -554,16 +554,13 @@ def test_the_reference_in_a_cell(cell, gold):
     assert gold is None or check(gold, gold) == check(gold, gold, "exact") == 1.0
 
 
-def test_unusable_golds_are_listed_and_stop_a_reward():
+def test_unusable_golds_are_listed():
     prose, long = "word " * 13, "1" * (LONGEST + 1)
     golds = ["5", "?!", "15)", r"\frac{1", " ", long, "12:00", prose, "5", "1/0", "x² + 1"]
     listed = unusable(golds, "math-verify")
     assert list(listed) == ["?!", "15)", r"\frac{1", " ", long, prose]
     assert "a worked solution must end in ####" in listed[prose]
     assert list(unusable(golds, "boxed")) == list(unusable(golds, "exact")) == [" ", long]
-    for gold in (*listed, 15, None):
-        with pytest.raises(UserError, match="the gold answer .* in column 'answer' "):
-            check("5", gold)
 
 
 def test_what_accuracy_refuses(monkeypatch):

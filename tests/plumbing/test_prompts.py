@@ -102,7 +102,7 @@ def test_values_of_csv_are_texts_and_parquet_has_its_own(tmp_path):
         ("x.jsonl", b"", "rows"),
         ("x.json", b'{"train": []}', "rows"),
         ("x.json", b'[{"a": 1}, {"a"', "line 1"),
-        ("x.jsonl", b'{"a": 1}\n\n{"a": \n{"a": 2}\n', "line 3"),
+        ("x.jsonl", b'{"a": 1}\n\n{"a": \n{"a": 2}\n', "line 4"),
         ("x.jsonl", b'{"a": "\xe9"}', "utf-8"),
         ("x.csv", b"a,b\n1,2\n1,2,3\n", "row 3"),
         ("x.csv", b'a,b\n1,2\n"1,2\n', "unexpected end"),

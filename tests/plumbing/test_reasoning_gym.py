@@ -44,7 +44,7 @@ def judged(contents: list[str], asked: list[str]) -> list[float]:
 @pytest.mark.parametrize("task", sorted({*TASKS, *gym.EVALUATED}))
 def test_a_tasks_own_answer_is_right_and_others_are_less(task):
     asked = entries(task)
-    answers = [gym.oracle(one) for one in asked]
+    answers = [json.loads(one)["answer"] for one in asked]
     if task == "graph_color":  # has only a scorer
         assert answers == [None] * 3
         answers = [json.dumps(json.loads(one)["metadata"]["possible_answer"]) for one in asked]
@@ -58,8 +58,8 @@ def test_a_scorer_has_the_tasks_settings():
     (asked, *_) = entries("puzzle24", max_value=9)
     other = json.loads(asked)
     other["settings"] |= {"min_value": 10, "max_value": 10}
-    assert judged([gym.oracle(asked)], [asked]) == [1.0]
-    assert judged([gym.oracle(asked)], [json.dumps(other)])[0] < 1
+    assert judged([json.loads(asked)["answer"]], [asked]) == [1.0]
+    assert judged([json.loads(asked)["answer"]], [json.dumps(other)])[0] < 1
 
 
 def test_a_scorer_that_raises_gives_nothing():
@@ -73,12 +73,6 @@ def test_a_scorer_that_would_compute_for_ever_is_stopped(monkeypatch):
     monkeypatch.setattr("rewards.accuracy.TIME_LIMIT", 1)
     endless = entry("countdown", metadata={"numbers": [9], "target": 9})
     assert judged(["9**9**9**9"], [endless]) == [0.0]
-
-
-@pytest.mark.parametrize("wrong", ["y", "{}", "7"])
-def test_what_is_no_entry_is_told(wrong):
-    with pytest.raises(UserError, match="the dataset column 'entry' has .* is no problem of reaso"):
-        judged(["x"], [wrong])
 
 
 # --- No answer is run as code ---

@@ -4,6 +4,7 @@ accuracy is in test_answers.py."""
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -351,12 +352,31 @@ def test_the_matrix_and_the_keywords(folder):
 
 @pytest.mark.parametrize(
     "values",
-    [None, 1.0, "abc", [1.0, 2.0], [], [0.0, 0.0, None], [0.0, 0.0, float("nan")],
+    [None, 1.0, "abc", [1.0, 2.0], [], [0.0, 0.0, float("nan")],
      [0.0, 0.0, 1e39], [0.0, 0.0, "1"], torch.zeros(3, 2)],
 )  # fmt: skip
 def test_what_a_reward_may_not_return(values):
     with pytest.raises(UserError, match="^the reward 'mine' (raised|must return a finite number)"):
         score({"mine": lambda **kwargs: values}, **BATCH)
+
+
+def test_a_reward_may_be_awaited_and_may_not_apply():
+    async def mine(**kwargs):
+        return [None, np.float32(0.5), torch.tensor(2.0)]
+
+    (found,) = score({"mine": mine}, **BATCH).T
+    assert found.isnan().tolist() == [True, False, False]
+    assert found[1:].tolist() == [0.5, 2.0]
+
+
+def test_a_reward_in_a_file_may_define_a_dataclass(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Judge:\n    level: int = 1\n"
+        "def mine(completions, **kwargs):\n    return [Judge().level] * len(completions)\n"
+    )
+    assert score(load([f"{file}:mine"]), **BATCH).tolist() == [[1.0]] * 3
 
 
 def test_a_reward_that_raises_is_named_with_the_columns():
