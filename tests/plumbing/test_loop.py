@@ -25,6 +25,7 @@ from support.running import (
     SMALL,
     read_lines,
     read_metrics,
+    resume,
     train,
     weights_of,
 )
@@ -276,13 +277,21 @@ def test_the_picture_is_drawn_at_every_evaluation(tmp_path, monkeypatch):
 def test_a_tracker_gets_every_step_once(name, tmp_path, monkeypatch):
     """Against a stand-in: the real ones want an account or a network."""
     calls, stand_in = [], ModuleType(name)
-    stand_in.init = lambda **given: calls.append(("init", given["config"]["script"]))
+
+    def init(config: dict, project: str, name: str, **resumed) -> None:
+        calls.append(("init", config["script"], resumed))
+        (tmp_path / "run/wandb/offline-run-20260101_000000-abc").mkdir(parents=True, exist_ok=True)
+
+    stand_in.init = init
     stand_in.log = lambda row, step: calls.append((step, row["eval/length" if not step else "lr"]))
     stand_in.finish = lambda: calls.append("finish")
     monkeypatch.setitem(sys.modules, name, stand_in)
     rows = train("linear", tmp_path / "run", track=name, **QUICK)
     logged = [(row["step"], row["lr"]) for row in rows[1:]]
-    assert calls == [("init", "linear"), (0, rows[0]["eval/length"]), *logged, "finish"]
+    assert calls == [("init", "linear", {}), (0, rows[0]["eval/length"]), *logged, "finish"]
+    calls.clear()
+    resume(tmp_path / "run")
+    assert calls == [("init", "linear", {"resume": "allow", "id": "abc"}), "finish"]
 
     def refuses(**given):
         raise RuntimeError("api_key not configured\nmore")

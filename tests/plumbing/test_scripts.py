@@ -117,6 +117,27 @@ def test_any_number_of_objectives(name, K, tmp_path):
     assert min(shares) >= 0
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reward_that_does_not_apply_is_left_out(name, tmp_path):
+    """Means are those of the others; advantages are finite, and 0 where no reward applies."""
+    rewards = (f"{OWN}:absent", f"{OWN}:by5")
+    flags = QUICK | {"eval_prompts": 8, "prompts": 8, "max_new_tokens": 48}
+    rows = train(name, tmp_path / "run", rewards=rewards, steps=2, **flags)
+    start, end = weights_of(base_path("fragile")), weights_of(tmp_path / "run/model")
+    assert all(end[key].isfinite().all() and not torch.equal(start[key], end[key]) for key in end)
+    for row, line in zip(rows[1:], read_lines(tmp_path / "run/statistics.jsonl"), strict=True):
+        reward = np.array(line["rewards"], dtype=float)
+        assert 0 < np.isnan(reward[:, 0]).sum() < len(reward)
+        assert row["reward/absent"] == pytest.approx(np.nanmean(reward[:, 0]))
+        assert row["reward_std/absent"] == pytest.approx(np.nanstd(reward[:, 0], ddof=1))
+        assert row["grad/skipped"] == 0
+        assert np.isfinite(np.array(line["advantages"], dtype=float)).all()
+    assert isfinite(rows[-1]["eval/absent"])
+    for command in ("plot",):  # TODO explain
+        done = run_script("run.py", command, tmp_path / "run")
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", FOUR)
 def test_gradients_that_are_not_finite_are_skipped_and_then_stop_the_run(
     name, tmp_path, monkeypatch

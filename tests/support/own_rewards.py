@@ -20,6 +20,15 @@ def flat(completions: list[str], **columns) -> list[float]:
     return [0.5] * len(completions)
 
 
+async def absent(prompts: list[str], completion_ids: list[list[int]], **columns) -> list:
+    """It applies to no completion of some prompts, and not to every completion of the others."""
+    pairs = zip(prompts, completion_ids, strict=True)
+    no = (sum(map(ord, p)) % 3 == 0 or sum(ids) % 5 == 0 for p, ids in pairs)
+    return [
+        None if none else len(ids) % 3 / 2 for none, ids in zip(no, completion_ids, strict=True)
+    ]
+
+
 def faint(completion_ids: list[list[int]], **columns) -> list[float]:
     """It varies, by little."""
     return [0.5 + 0.04 * (len(ids) % 2) for ids in completion_ids]
