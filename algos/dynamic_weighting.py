@@ -69,7 +69,7 @@ def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
 
     A reward that is NaN, for it does not apply, adds nothing; the score is NaN where none applies.
     """
-    return (rewards.nan_to_num() @ weights).masked_fill(rewards.isnan().all(1), torch.nan)
+    return (rewards * weights).nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
 
 
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:

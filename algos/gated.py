@@ -38,7 +38,7 @@ def gated_scores(rewards: Tensor, weights: Tensor, gate: float) -> Tensor:
     NaN without the first reward; another one that does not apply adds nothing.
     """
     earned = (rewards[:, 0] >= gate).to(rewards)
-    others = rewards[:, 1:].nan_to_num(0.0) @ weights[1:]
+    others = (rewards[:, 1:] * weights[1:]).nansum(1)
     return rewards[:, 0] * weights[0] + earned * others
 
 
@@ -64,7 +64,7 @@ def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
 
     A reward that is NaN, for it does not apply, adds nothing; the score is NaN where none applies.
     """
-    return (rewards.nan_to_num() @ weights).masked_fill(rewards.isnan().all(1), torch.nan)
+    return (rewards * weights).nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
 
 
 def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:

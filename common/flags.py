@@ -96,15 +96,11 @@ class RunFlags:
 
 def check(args: RunFlags, count: int) -> None:
     """Raise UserError naming the first flag whose value cannot be meant. count: of ranks."""
-    for name, value in vars(args).items():
-        for number in value if isinstance(value, tuple) else (value,):
-            told = f"{flag(name)} {number} is no number that float32 can hold"
-            known = not isinstance(number, float) or abs(number) <= LARGEST or number == inf
-            require(known, told)
     whole = ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches")
     at_least(args, 1, *whole, "epochs", "micro_batch_tokens", "warmup")
     at_least(args, 2, "eval_prompts", "completions")  # for a standard error, for a covariance
     at_least(args, 0, "seed", "lr", "weight_decay", "kl_coef", "log_completions")
+    share(args, "vllm_memory")
     unbounded = ("clip_low", "clip_high", "dual_clip", "tis_cap", "max_logp_gap")
     at_least(args, 0, *unbounded, most=inf)
     parts = f"--mini-batches {args.mini_batches} times the {count} ranks"
@@ -113,6 +109,8 @@ def check(args: RunFlags, count: int) -> None:
     hot = 0 < args.temperature < inf
     require(hot, f"--temperature {args.temperature} must be positive: at 0 completions are alike")
     require(args.max_grad_norm > 0, f"--max-grad-norm {args.max_grad_norm} must be positive")
+    told = f"--clip-low {args.clip_low}: above 1 it never acts, for no ratio is below 0"
+    require(args.clip_low <= 1 or args.clip_low == inf, told)
     require(not 0 < args.dual_clip <= 1, f"--dual-clip {args.dual_clip} must be above 1; 0 is off")
 
 
@@ -152,7 +150,7 @@ def one_each(name: str, values, default, of: list[str], device="cpu", most=LARGE
         values = [default] * len(of) if isinstance(default, float) else default
     told = f"{name} has {len(values)} numbers for {len(of)} objectives ({', '.join(of)})"
     require(len(values) == len(of), told)
-    require(all(abs(value) <= most for value in values), f"{name} {values} must be finite")
+    require(all(-LARGEST <= v <= most for v in values), f"{name} {values} must be finite")
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 

@@ -50,9 +50,9 @@ class Log:
                 self.close = board.close
             elif name:  # the two have the same calls
                 os.environ.setdefault("WANDB_DIR", str(self.folder))
-                tracker, resumed = import_module(name), last_step is not None
+                tracker = import_module(name)
                 of = {"project": "cleanmoa", "name": self.folder.name, "config": config}
-                of |= {"resume": "allow"} if resumed else {}  # by trackio, the run of that name
+                of |= {} if last_step is None else {"resume": "allow"}  # trackio: that of this name
                 if past := sorted(self.folder.glob("wandb/*run-*")):
                     of["id"] = past[-1].name.rpartition("-")[2]
                 tracker.init(**of)
@@ -64,6 +64,8 @@ class Log:
             path = self.folder / name
             rows = read_rows(path) if path.exists() else []
             kept = [row for row in rows if row["step"] <= last_step]
+            told = f"--resume {self.folder}: {name} was cut short, and lacks steps that were taken"
+            require(name != LOGS[0] or len(kept) > last_step, told)
             self.replace(name, "".join(json.dumps(row) + "\n" for row in kept))
 
     def replace(self, name: str, text: str) -> None:

@@ -81,7 +81,6 @@ def describe(
     rewards [B,K], advantages [B], weights [K]; logged: what the algorithm logs beside, numbers and
     tensors [K] by name.
     """
-    present = [column[~column.isnan()] for column in rewards.T]  # where a reward applies
     groups = rewards.view(-1, group_size, rewards.size(1))
     most = groups.nan_to_num(-torch.inf).amax(1)
     law, rate, nats = first_order_change(
@@ -90,7 +89,7 @@ def describe(
     active = advantages * meter.active  # as far as the clip does not act
     observed = {
         "reward": rewards.nanmean(0),
-        "reward_std": torch.stack([column.std() for column in present]),
+        "reward_std": torch.stack([r[~r.isnan()].std() for r in rewards.T]),
         # share of prompts whose completions differ in this reward
         "signal": (groups < most[:, None]).any(1).float().mean(0),
         "weight": weights,

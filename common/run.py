@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from math import inf, nan
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +100,7 @@ class Run:
         # evaluated with no objective below its start; pending: metrics of a step whose evaluation
         # a reward broke off
         self.memory = {"seen": [0.0, 0], "yardstick": None, "first": {}, "safe": 0, "pending": None}
+        self.memory["prompts"] = prompts = crc32(repr(self.train.ids).encode())
         self.last_step, self.failures = 0, 0
         self.flat, self.fallen = 0, set()  # see _alarm, _evaluate
         if args.resume:
@@ -112,12 +114,23 @@ class Run:
             name = f"{self.script}-s{args.seed}"
             self.folder = ranks.on_first(lambda: new_folder(args.out, name))
         self.saved = self.last_step
+        told = f"--dataset {args.dataset} has other prompts than when --resume {args.resume} began"
+        require(self.memory["prompts"] == prompts, f"{told}: give it those, or start anew")
         config = {"script": self.script, "objectives": self.objectives, **asdict(args)}
         config |= {"out": str(self.folder), "resume": ""}
         self.log = Log(self.folder, config, self.last_step if args.resume else None)
         self.engine.sync(self.policy, self.last_step)
         threads = f"OMP_NUM_THREADS={torch.get_num_threads()}"
         self.log.say(f"{self.folder}: {args.model} on {ranks.count()} x {self.device}, {threads}")
+        count = len(self.held_out)
+        told = (
+            f"{args.dataset}: {len(self.train)} prompts, and {count} of {args.eval_split} held out"
+        )
+        self.log.say(
+            f"{told}, which can show a change of {1.4 / count**0.5:.2g} in a reward of 0 or 1"
+        )
+        told = f"rewards: {', '.join(self.objectives)}; answers compared by {self.answer_check}"
+        self.log.say(told if self.last_step < args.steps else f"all {args.steps} steps are taken")
 
     def steps(self) -> Iterator[int]:
         """The steps still to take. A new run is evaluated before the first; a resumed one makes up
@@ -225,6 +238,9 @@ class Run:
             print(f"\n{verdict(load_run(self.folder))}\n")
         export(self.policy, self.tokenizer, self.folder / "model", self.compute)
         self.log.say(f"curves: {self.folder / 'curves.png'}   model: {self.folder / 'model'}")
+        if self.args.keep_safe and (safe := self.memory["safe"]):
+            told = f"step {safe} was the last with no objective below its start"
+            self.log.say(f"{told}: run.py export {self.folder} --step {safe} writes its model")
 
     # --- inside ---
 

@@ -12,7 +12,6 @@ from itertools import pairwise
 import pytest
 
 import rewards.accuracy
-from common.errors import UserError
 from rewards.accuracy import LONGEST, accuracy, unusable
 from rewards.answers import THOUGHT_TAG, answer_box, answer_boxes, last_boxed, reference
 from rewards.clarity import clarity
@@ -563,9 +562,7 @@ def test_unusable_golds_are_listed():
     assert list(unusable(golds, "boxed")) == list(unusable(golds, "exact")) == [" ", long]
 
 
-def test_what_accuracy_refuses(monkeypatch):
-    with pytest.raises(UserError, match="--answer-check 'sympy': choose one of exact, boxed, math"):
-        check("15", "15", "sympy")
+def test_a_missing_package_is_no_wrong_answer(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify.errors", None)
-    with pytest.raises(ImportError, match="math_verify"):  # which is no wrong answer
+    with pytest.raises(ImportError, match="math_verify"):
         check("47", "48")

@@ -179,10 +179,20 @@ def test_a_completion_without_rewards_changes_nothing_for_the_others(seed, estim
     torch.testing.assert_close(found, gapped(scores, nan), equal_nan=True)
     own = estimate_advantages(scores, lengths, 4, estimator)
     found = estimate_advantages(found, gapped(lengths, 9.0), 5, estimator)
-    torch.testing.assert_close(found, gapped(own, nan), equal_nan=True)
-    mean = own.view(3, 4, 1).mean(1, keepdim=True)  # what weighs a completion is a number
-    covariance = within_prompt_covariance(gapped(own, mean), missing, 5)
+    torch.testing.assert_close(found, gapped(own, 0.0))
+    covariance = within_prompt_covariance(found, missing, 5)
     torch.testing.assert_close(covariance, within_prompt_covariance(own, rewards, 4))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 13), st.integers(2, 9))
+def test_equal_rewards_have_no_advantage(seed, K, G):
+    """However many objectives: a rounding error, divided by itself, would be a whole Adam step."""
+    draw = torch.Generator().manual_seed(seed)
+    rewards, weights = torch.rand(1, K, generator=draw), torch.rand(K, generator=draw)
+    scores = scalarize(rewards.repeat(3 * G, 1), weights)
+    lengths = torch.randint(1, 50, (3 * G,), generator=draw).float()
+    for estimator in ("reinforce", "grpo"):
+        assert not estimate_advantages(scores, lengths, G, estimator).any()
 
 
 def test_what_is_missing_adds_nothing_and_is_not_remembered():
@@ -199,8 +209,8 @@ def test_what_is_missing_adds_nothing_and_is_not_remembered():
 # --- flags ---
 
 UNBOUNDED = {"clip_low", "clip_high", "dual_clip", "tis_cap", "max_logp_gap", "max_grad_norm"}
-UNBOUNDED |= {"obj_caps", "max_ratio", "max_multiplier", "vllm_memory"}
-ELSEWHERE = {"vllm_memory", "vllm_tp", "max_prompt_length", "gate"}  # bounded where used, or not
+UNBOUNDED |= {"obj_caps", "max_ratio", "max_multiplier"}
+ELSEWHERE = {"vllm_tp", "max_prompt_length", "gate"}  # bounded where used, or not
 LEAST = dict.fromkeys(("eval_prompts", "completions"), 2)
 LEAST |= dict.fromkeys(("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens"), 1)
 LEAST |= dict.fromkeys(("mini_batches", "epochs", "micro_batch_tokens", "warmup", "max_ratio"), 1)
@@ -228,7 +238,7 @@ def test_every_number_refuses_what_it_cannot_mean(name):
         if not single and "tuple[float" not in str(field.type):
             continue
         least, tiny = LEAST.get(field.name, 0), 1 if field.type is int else 1e-9
-        wrong = [nan, -inf, 1e39] if field.type is not int else []
+        wrong = [nan, -inf] if field.type is not int else []
         wrong += [inf] if wrong and field.name not in UNBOUNDED else []
         wrong += [least - tiny] if single and field.name not in ELSEWHERE else []
         wrong += [0.0] if field.name in ABOVE_0 else []
@@ -236,7 +246,7 @@ def test_every_number_refuses_what_it_cannot_mean(name):
             told = told_of(script, **{field.name: value if single else (value, 0.5, 0.5)})
             assert f"--{field.name.replace('_', '-')} " in told, (field.name, value)
         count += len(wrong)
-    assert count > 60
+    assert count > 50
 
 
 @pytest.mark.parametrize(
@@ -245,6 +255,7 @@ def test_every_number_refuses_what_it_cannot_mean(name):
         ({"prompts": 5}, "--prompts 5 must be divisible by --mini-batches 2"),
         ({"prompts": 10**6}, "--prompts 1000000 is more than"),
         ({"dual_clip": 1.0}, "--dual-clip 1.0 must be above 1"),
+        ({"clip_low": 2.0}, "--clip-low 2.0: above 1 it never acts"),
         ({"weights": (0.5, 0.5)}, "--weights has 2 numbers for 3 objectives"),
         ({"weights": (3e38, 3e38, 1.0)}, "--weights .* must be finite"),  # their sum is not
         ({"model": "no/such-model"}, "--model no/such-model"),

@@ -87,6 +87,12 @@ def test_a_missing_run_suggests_the_nearest(tmp_path):
             "b was degraded (0.90 -> 0.40) while a rose in samples alone: cross-objective "
             "interference. Greedily a fell (0.97 -> 0.92).",
         ),
+        (
+            [[0.6, 0.6], [0.5, 0.8]],
+            [0.97, 0.59],
+            "a was degraded (greedily 0.97 -> 0.59) while b "
+            "improved: cross-objective interference.",
+        ),
         ([[0.5, 0.7], [0.4, 0.9]], [0.97, 0.95], "Both objectives improved."),
         (
             [[0.9, 0.5]],
