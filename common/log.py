@@ -65,7 +65,7 @@ class Log:
             rows = read_rows(path) if path.exists() else []
             kept = [row for row in rows if row["step"] <= last_step]
             told = f"--resume {self.folder}: {name} was cut short, and lacks steps that were taken"
-            require(name != LOGS[0] or len(kept) > last_step, told)
+            require(name != LOGS[0] or len(kept) >= last_step, told)  # one may be pending
             self.replace(name, "".join(json.dumps(row) + "\n" for row in kept))
 
     def replace(self, name: str, text: str) -> None:

@@ -59,6 +59,7 @@ def plan(
         # the same where both have a flag: a run of an older version may lack some
         same = [folder for folder, had in known.items() if had | flags == flags | had]
         label = re.sub(r"(?<=[a-z]) (?=\d)", "", " ".join([name, *chosen, f"s{seed}"]))
+        label = re.sub(r" -(?=[\d.])", " minus", label)
         folder = (same or [out / "runs" / re.sub(r"[^\w.]+", "-", label)])[0]
         told = f"{folder} would be two runs: leave a value out, or give another --out"
         require(folder not in jobs and (bool(same) or folder not in known), told)

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from algos import linear
 from common.batch import pad
@@ -17,7 +18,7 @@ from common.evaluate import evaluate
 from common.flags import RunFlags
 from common.model import clip_gradients, load_model, load_tokenizer, token_logprobs
 from common.pretrained import model_path
-from common.rollout import TransformersEngine
+from common.rollout import TransformersEngine, as_texts
 from common.run import Run
 from common.seeds import derive
 from support.running import (
@@ -72,6 +73,15 @@ def test_evaluation_is_sampled_and_greedy_with_standard_errors():
     again, _ = evaluate(*given, {"short": short}, 7.0, "exact", args)
     assert again["eval/short"] == 0.75  # a yardstick that is given stays
     assert asked[4:] == asked[:4]  # the same seeds each time
+
+
+def test_rewards_see_the_tags_of_thoughts_and_no_other_special_token():
+    encoder = tokenizer()
+    added = [AddedToken(tag, special=True) for tag in ("<think>", "</think>", "[/THINK]", "<turn>")]
+    encoder.add_tokens(added)
+    text = "<turn><think>so</think>\\boxed{ 5}[/THINK]<eos><pad>"
+    (seen,) = as_texts(encoder, [encoder(text)["input_ids"]])
+    assert seen.replace(" ", "") == "<think>so</think>\\boxed{5}[/THINK]"
 
 
 def test_conciseness_has_a_yardstick_that_stays_and_a_threshold_of_the_past(tmp_path, monkeypatch):

@@ -167,12 +167,6 @@ def test_micro_batches_partition_the_rows_within_the_budget(budget, count, once,
             assert padded <= budget or len(micro.rows) == 1
 
 
-def test_every_rank_needs_a_row(monkeypatch):
-    monkeypatch.setattr(ranks, "count", lambda: 4)
-    with pytest.raises(ValueError, match="3 rows cannot be"):
-        micro_batches(groups(4, 3, 12, 9)[0], torch.arange(3), 100)
-
-
 def test_gradients_do_not_depend_on_the_division_and_little_is_padding():
     policy, weights = load_model(str(BASE), CPU, False, torch.float32), torch.randn(16)
     batch, seen = pad([[5, 6, 7]] * 16, lists(16, 5, 60, 1), 0), []

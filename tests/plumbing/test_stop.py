@@ -189,6 +189,26 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_a_run_can_train_longer(
     assert len({row["reward/lots"] for row in whole[1:]}) == 4
 
 
+def test_a_run_goes_on_with_its_own_prompts_and_lines_or_not_at_all(tmp_path):
+    """A file that grew: its splits would be others, and training prompts among those held out."""
+    rows = [{"prompt": f"Q({i}+1)=?", "answer": str(i + 1)} for i in range(40)]
+    file, run = tmp_path / "rows.json", tmp_path / "run"
+    file.write_text(json.dumps(rows))
+    train("linear", run, dataset=str(file), steps=2, max_new_tokens=8)
+    file.write_text(json.dumps([*rows, {"prompt": "Q(9+9)=?", "answer": "18"}]))
+    with pytest.raises(
+        UserError, match="--dataset .*rows.json has other prompts than when --resume"
+    ):
+        resume(run, "--steps", "4")
+    file.write_text(json.dumps(rows))
+    whole = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(whole[0])
+    with pytest.raises(UserError, match="metrics.jsonl was cut short"):
+        resume(run, "--steps", "4")
+    (run / "metrics.jsonl").write_text("".join(whole))
+    assert [row["step"] for row in resume(run, "--steps", "4")] == [0, 1, 2, 3, 4]
+
+
 def test_fewer_steps_than_were_taken_are_refused_and_change_nothing(trained):
     run = trained("linear", **LONG)
     files = [path for path in run.rglob("*") if path.is_file()]

@@ -59,6 +59,10 @@ def test_what_the_values_of_a_flag_are(flag, settings, planned, tmp_path, monkey
     assert len(found) == 2
 
 
+def test_settings_that_differ_in_a_sign_are_two_runs(planned):
+    assert len(planned('ctwa --cov-targets ".1 .08 .08" "-.1 .08 .08" ".1 -.08 .08"')) == 3
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
