@@ -274,7 +274,7 @@ def explain(run: Run, shown: tuple[int, ...] = ()) -> str:
     return "\n".join(
         [
             _wrapped("", _opening(run)),
-            f"\n{_wrapped(f'{run.path}: ', run.facts) if log else facts}\n\n{table}",
+            f"\n{_wrapped('', f'{run.path}: {run.facts}') if log else facts}\n\n{table}",
             "\nWhy",
             *why,
             "\nWhat the log does not tell" if log else "\nWhere the law stops",
@@ -445,7 +445,10 @@ def draw(run: Run, out: Path) -> None:
     """A panel per objective: the held-out reward, and from each evaluation a line to where each
     prediction sees the next one; below, predicted against measured or, where nothing was predicted,
     the covariance with what was paid. Raises UserError like `intervals` and `picture`."""
-    K, held = len(run.objectives), "reward in training" if isinstance(run, Log) else "held-out reward"
+    K, held = (
+        len(run.objectives),
+        "reward in training" if isinstance(run, Log) else "held-out reward",
+    )
     with picture(out, 0.6 + 2.5 * max(K, 2), 5.4) as figure:
         panels = figure.subplots(2, K, squeeze=False)
         for k, name in enumerate(run.objectives):

@@ -27,8 +27,8 @@ FLAGS = ("script", "model", "dataset", "estimator", "seed", "steps")  # that the
 FLAGS += ("completions", "mini_batches", "epochs")  # or counts with
 MARK = '<meta name="generator" content="CleanMOA explore">'  # of a page that may be replaced
 LOGGED = (  # what a page of another trainer's log says of itself
-    "its curves and what is measured are of training completions, not of held-out prompts. It has no "
-    "log-probabilities, so how far a step went is not known, nor what is by the move."
+    "its curves and what is measured are of training completions, not of held-out prompts. It has "
+    "no log-probabilities, so how far a step went is not known, nor what is by the move."
 )
 TEXTS, NUMBERS = 300_000, 400_000  # bytes of completions and numbers; beyond, some are left out
 
@@ -94,12 +94,13 @@ def page_data(run: Run) -> dict:
 
     found, texts = choices(run, lines), _texts(run)
     own = found.get(run.args["script"])  # none of a script that is no longer there
+    summed = run.summed if isinstance(run, Log) else own and own.summed
     for at, (line, row) in enumerate(zip(lines, run.rows[1:], strict=True)):
         line["weights"] = [row[f"weight_share/{name}"] for name in names]
         line["rate"] = row.get("law/rate")
         line["chosen"] = {name: choice.weights[at] for name, choice in found.items()}
         line.pop("gram", None)
-        if own and own.summed:
+        if summed and min(line["weights"]) >= 0:
             del line["advantages"]
     stride, last = 1 + len(json.dumps(lines)) // NUMBERS, lines[-1]["step"]
     steps = [

@@ -19,7 +19,7 @@ from common.errors import require, told_as
 from common.runs import Run, load_run, read_rows
 
 READERS = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
-READERS[".jsonl"] = partial(pd.read_json, lines=True, dtype=False, convert_dates=False)
+READERS[".jsonl"] = partial(pd.read_json, lines=True, dtype=False)
 NAMES = {  # of columns, the first that there is
     "step": ("step", "global_step", "iteration"),
     "prompt": ("prompt", "input", "question", "query"),
@@ -99,6 +99,8 @@ def beside(run: Run, name: str) -> Path:
 def _tidy(path: Path, frame: pd.DataFrame, given: Columns) -> tuple[pd.DataFrame, list, dict, int]:
     """(rows ordered by step, a prompt's completions side by side and as many for each; the columns
     of rewards; the other columns by what they are; that number of completions)."""
+    from rewards import TAKEN  # loads torch: a mistake in the flags is told at once
+
     there = f"its columns are {', '.join(map(str, frame.columns))}"
     roles = {}
     for flag, known in NAMES.items():
@@ -106,18 +108,17 @@ def _tidy(path: Path, frame: pd.DataFrame, given: Columns) -> tuple[pd.DataFrame
         told = f"{path}: no column is called {' or '.join(known)}; --{flag} says which it is"
         require(bool(roles[flag]) or flag in ("paid", "completion"), f"{told}; {there}")
     step, prompt, _, text = roles.values()
-    for flag, name in [*roles.items(), *(("rewards", name) for name in given.rewards)]:
-        require(not name or name in frame, f"--{flag} {name}: {path} has no such column; {there}")
+    named = [(flag, name) for flag, name in roles.items() if name]
+    for flag, name in [*named, *(("rewards", name) for name in given.rewards)]:
+        require(name in frame, f"{path}: --{flag} {name}: no such column; {there}")
         if name in (prompt, text):
             frame[name] = frame[name].map(_text)
-        elif name:
+        else:
             found = pd.to_numeric(frame[name], errors="coerce").astype(float)
             # a reward may not apply to every completion
             wrong = frame[name][~np.isfinite(found) & (frame[name].notna() | (flag != "rewards"))]
-            told = (
-                f"--{flag} {name}: no column of numbers, {path} has {wrong.head(1).tolist()} in it"
-            )
-            require(wrong.empty and found.notna().any(), f"{told}; {there}")
+            told = f"--{flag} {name}: no column of numbers, but with {wrong.head(1).tolist()} in it"
+            require(wrong.empty and found.notna().any(), f"{path}: {told}; {there}")
             frame[name] = found
 
     # a trainer that updates twice on what it sampled logs it twice
@@ -140,7 +141,8 @@ def _tidy(path: Path, frame: pd.DataFrame, given: Columns) -> tuple[pd.DataFrame
     names = list(given.rewards or own.columns[differ])
     require(bool(names), f"{path}: no column of rewards found; --rewards says which; {there}")
     whole[names] = whole[names].astype(float).where(np.isfinite)
-    return whole, names, roles, G
+    own = {name: f"{name}_reward" for name in names if name in TAKEN}
+    return whole.rename(columns=own), [own.get(name, name) for name in names], roles, G
 
 
 def _log(path: Path, frame: pd.DataFrame, given: Columns) -> Log:
@@ -167,23 +169,22 @@ def _log(path: Path, frame: pd.DataFrame, given: Columns) -> Log:
         line = {"rewards": [_known(row) for row in own[names].to_numpy()], "age": [0] * len(own)}
         line |= {"lengths": [None] * len(own), "drift": [0.0] * len(own)}
         lines.append({"step": step, "advantages": pay[own.index].tolist()} | line)
+    means = prompts.mean()
     for span in np.array_split(np.arange(len(lines)), min(SPANS, len(lines), len(of) // 2 or 1)):
-        row = rows[(span[0] + span[-1]) // 2]  # before the update of the step in the middle
-        own = prompts.mean()[np.isin(of, cov.index[span])]
-        for name in names:
-            where = f"{path}: steps {cov.index[span[0]]} to {cov.index[span[-1]]}"
-            require(own[name].notna().any(), f"{where} have no {name}; leave it out: --rewards")
-            row |= {f"eval/{name}": float(own[name].mean())}
-            row |= {f"eval/{name}_se": float(own[name].sem())}
-            row |= {f"eval/greedy/{name}{end}": np.nan for end in ("", "_se")}
+        middle, own = (span[0] + span[-1]) // 2, means[np.isin(of, cov.index[span])]
+        empty = ", ".join(own.columns[own.isna().all()])
+        told_of = f"steps {cov.index[span[0]]} to {cov.index[span[-1]]} have no {empty}"
+        require(not empty, f"{path}: {told_of}; leave it out of --rewards")
+        errors = own.sem().fillna(means.std()).fillna(0.0)  # of a single prompt, or of the only one
+        row = rows[middle]  # what its step began with, after as many updates
         row["eval/greedy/length_se"] = np.nan
+        for name in names:
+            row |= {f"eval/{name}": float(own[name].mean()), f"eval/{name}_se": errors[name]}
+            row |= {f"eval/greedy/{name}{end}": np.nan for end in ("", "_se")}
         if roles["completion"]:
-            kept = whole[steps == cov.index[(span[0] + span[-1]) // 2]]
-            told_of = zip(kept[roles["prompt"]], kept[roles["completion"]], strict=True)
-            samples += [
-                {"step": int(kept[roles["step"]].iloc[0]), "row": i, "prompt": a, "completion": b}
-                for i, (a, b) in enumerate(told_of)
-            ]
+            kept = whole.loc[steps == cov.index[middle], [roles["prompt"], roles["completion"]]]
+            kept = kept.set_axis(["prompt", "completion"], axis=1).assign(row=range(len(kept)))
+            samples += kept.assign(step=lines[middle]["step"]).to_dict("records")
 
     facts = f"{len(lines)} steps, {len(of)} prompts × {G} completions"
     there = frame[roles["step"]]
@@ -195,13 +196,7 @@ def _log(path: Path, frame: pd.DataFrame, given: Columns) -> Log:
     weighed = " + ".join(f"{share:.2f} {name}" for name, share in zip(names, shares, strict=True))
     facts += f"of {weighed}" if told >= SUM else "which is no weighted sum of these rewards"
     args = {"script": "another trainer", "objectives": names, "rewards": names, "completions": G}
-    args |= {
-        "mini_batches": 1,
-        "epochs": 1,
-        "lr": 0.0,
-        "estimator": "grpo",
-        "steps": lines[-1]["step"],
-    }
+    args |= {"estimator": "grpo", "mini_batches": 1, "epochs": 1, "lr": 0.0, "steps": step}
     args |= dict.fromkeys(("model", "dataset", "seed"), "not logged")
     return Log(path, args, rows, lines, samples, facts, bool(told >= SUM))
 
