@@ -105,8 +105,8 @@ def page_data(run: Run) -> dict:
     stride, last = 1 + len(json.dumps(lines)) // NUMBERS, lines[-1]["step"]
     steps = [
         line | texts.get(line["step"], {})
-        for line in lines
-        if line["step"] in (lines[0]["step"], last, *texts) or line["step"] % stride == 0
+        for number, line in enumerate(lines, 1)
+        if number in (1, len(lines)) or line["step"] in texts or number % stride == 0
     ]
     scripts = {name: importlib.import_module(f"algos.{name}") for name in found}
     return {

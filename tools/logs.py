@@ -168,7 +168,7 @@ def _log(path: Path, frame: pd.DataFrame, given: Columns) -> Log:
             rows[-1] |= {f"{key}/{name}": value for name, value in pairs}
         line = {"rewards": [_known(row) for row in own[names].to_numpy()], "age": [0] * len(own)}
         line |= {"lengths": [None] * len(own), "drift": [0.0] * len(own)}
-        lines.append({"step": step, "advantages": pay[own.index].tolist()} | line)
+        lines.append({"step": step, "advantages": pay[own.index].round(6).tolist()} | line)
     means = prompts.mean()
     for span in np.array_split(np.arange(len(lines)), min(SPANS, len(lines), len(of) // 2 or 1)):
         middle, own = (span[0] + span[-1]) // 2, means[np.isin(of, cov.index[span])]
