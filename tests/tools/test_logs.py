@@ -82,7 +82,7 @@ def test_a_run_and_its_log_tell_the_same(trained, tmp_path):
 
 
 def test_the_layout_of_verl(tmp_path):
-    """As `_dump_generations` of its verl/trainer/ppo/ray_trainer.py (1dda039) writes it to
+    """As `_write_generations` of its verl/trainer/ppo/ray_trainer.py (1dda039) writes it to
     trainer.rollout_data_dir: <step>.jsonl, a line per response, of which the dictionary that the
     reward function returned is a part; the batch is not in the prompts' order."""
     frame = made({"format": 0.0, "length": -0.1}, steps=11)
