@@ -471,4 +471,4 @@ def draw(run: Run, out: Path) -> None:
             below.axline((0, 0), slope=1, color="grey")
             from_zero(above)
         keys = above.get_legend_handles_labels()
-        figure.legend(*keys, title=run.name, loc="outside upper left", ncols=2)
+        figure.legend(*keys, title=run.name[-50:], loc="outside upper left", ncols=2)
