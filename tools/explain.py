@@ -66,8 +66,8 @@ class Args(Columns):
 
 
 def main(argv: list[str]) -> None:
-    """why each objective of a run moved or not, what the covariance law predicted, and what the
-    other controllers would have chosen"""
+    """why each objective of a run, or of another trainer's log, moved or not, what the covariance
+    law predicted, and what the other controllers would have chosen"""
     args = tyro.cli(Args, prog="python run.py explain", args=argv)
     require(bool(args.runs), "explain: which run? python run.py explain RUN [RUN ...]")
     runs = [load(path, args) for path in args.runs]

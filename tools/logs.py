@@ -68,7 +68,9 @@ def load(path: str | Path, columns: Columns) -> Run:
     files = [file for file in files if file.suffix in READERS]
     require(bool(files) or not path.is_file(), f"{path} is no .parquet, .csv or .jsonl")
     if not files or (path / "args.json").exists():
-        return load_run(path)
+        run, given = load_run(path), [flag for flag in vars(Columns()) if getattr(columns, flag)]
+        require(not given, f"--{', --'.join(given)}: {path} is a run, whose columns are known")
+        return run
     with told_as(f"{path}: cannot be read"):
         frame = pd.concat([READERS[file.suffix](file) for file in files], ignore_index=True)
     return _log(path, frame, columns)
@@ -116,8 +118,10 @@ def _tidy(path: Path, frame: pd.DataFrame, given: Columns) -> tuple[pd.DataFrame
         else:
             found = pd.to_numeric(frame[name], errors="coerce").astype(float)
             # a reward may not apply to every completion
-            wrong = frame[name][~np.isfinite(found) & (frame[name].notna() | (flag != "rewards"))]
-            told = f"--{flag} {name}: no column of numbers, but with {wrong.head(1).tolist()} in it"
+            wrong = ~np.isfinite(found) & (frame[name].notna() | (flag != "rewards"))
+            wrong = frame[name][wrong | ((flag == "step") & (found % 1 != 0))]
+            kind = "whole numbers" if flag == "step" else "numbers"
+            told = f"--{flag} {name}: no column of {kind}, but with {wrong.head(1).tolist()} in it"
             require(wrong.empty and found.notna().any(), f"{path}: {told}; {there}")
             frame[name] = found
 

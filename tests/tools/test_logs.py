@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import UserError
 from common.runs import load_run
+from support.folders import GOOD, write_run
 from tools.counterfactual import choices
 from tools.explain import explain
 from tools.explain import main as explain_main
@@ -152,11 +153,8 @@ def test_weights_are_read_from_what_was_paid():
         ({"step": None}, "", "no column is called step .*; --step says .* are prompt, a, b"),
         ({"a": None, "b": None}, "", "no column of rewards found; --rewards says which; its col"),
         ({"prompt": lambda f: f.index}, "", "alone with their --prompt prompt and --step step"),
-        (
-            {"step": "last"},
-            "",
-            r"--step step: no column of numbers, but with \['last'\].*; its columns",
-        ),
+        ({"step": "last"}, "", r"--step step: no column of whole numbers, but with \['last'\]"),
+        ({"step": lambda f: f.step / 2}, "", r"--step step: no column of whole .* \[0.5\] .*; its"),
         ({"score": np.nan}, "", r"--paid score: no column of numbers, but with \[nan\]"),
         ({"b": np.nan}, "--rewards a b", "--rewards b: no column of numbers"),
         ({"b": np.inf}, "--rewards a b", r"--rewards b: no column of numbers, but with \[inf\]"),
@@ -193,6 +191,9 @@ def test_what_is_no_log_is_told(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=wanted):
             load(tmp_path / name, Columns())
+    write_run(tmp_path / "run", GOOD)
+    with pytest.raises(UserError, match="--paid, --step: .*run is a run, whose columns are known"):
+        load(tmp_path / "run", Columns(step="it", paid="score"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty is no run folder"):
         load(tmp_path / "empty", Columns())
