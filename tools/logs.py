@@ -213,16 +213,19 @@ def implied_weights(paid: np.ndarray, rewards: np.ndarray) -> tuple[np.ndarray, 
     paid [P, G], rewards [P*G, K], both less their means over the G completions of a prompt. A
     reward that never differs within a prompt has the weight 0.
     """
-    basis, scale, turn = np.linalg.svd(rewards, full_matrices=False)
-    kept = scale > 1e-6 * scale.max(initial=1e-6)
+    units = np.linalg.norm(rewards, axis=0)
+    units[units < 1e-9] = np.inf
+    basis, scale, turn = np.linalg.svd(rewards / units, full_matrices=False)
+    kept = scale > 1e-6
     lengths = np.linalg.norm(paid, axis=1, keepdims=True)
     unit = paid / np.where(lengths > 1e-9, lengths, np.inf)
     # of the sums of variance 1, that of the largest part along what was paid
     along = np.einsum("pg,pgk->pk", unit, basis[:, kept].reshape(*paid.shape, -1))
     told, ways = np.linalg.eigh(along.T @ along)
     if not kept.any() or told[-1] < 1e-9:
-        return np.zeros(len(scale)), 0.0
+        return np.zeros(len(units)), 0.0
     weights = (ways[:, -1] / scale[kept]) @ turn[kept] * np.sign(along.sum(0) @ ways[:, -1])
+    weights = weights / units
     return weights / abs(weights).sum(), told[-1]
 
 

@@ -138,6 +138,8 @@ def test_weights_are_read_from_what_was_paid():
     rewards[..., 3] = 1.0  # never differs
     rewards -= rewards.mean(1, keepdims=True)
     total = rewards @ weights
+    found, known = implied_weights(total, rewards.reshape(-1, 4) * [1e7, 1, 1, 1])
+    assert [*found[1:3] / found[0], known] == pytest.approx([-6e6, 4e6, 1.0])
     for paid in (total, total / (total.std(1, keepdims=True) + 1e-4)):
         found, known = implied_weights(paid, rewards.reshape(-1, 4))
         assert [*found, known] == pytest.approx([*weights, 1.0])
