@@ -128,6 +128,7 @@ def test_columns_are_found_or_named(tmp_path):
     names = {"rewards": ("a", "harmless"), "paid": "got", "prompt": "task", "step": "it"}
     text = told(tmp_path / "log.parquet", **names)
     assert "paid: got, which is no weighted sum of these rewards" in text
+    assert load(tmp_path / "log.parquet", Columns(**names)).rows[1]["weight_share/a"] == 0.5
     assert "outvoted" not in text
     assert "shares of the weights of a, harmless " in text
 
