@@ -10,7 +10,7 @@ from common.errors import told_as
 from common.runs import Run
 from common.verdict import change_of
 
-STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"text.parse_math": False, "pdf.fonttype": 42}  # names are text, and text stays text
 DASHES = ("-", "--", "-.")  # so that lines differ without colour, and equal ones are all seen
 
@@ -48,7 +48,8 @@ def draw(run: Run, out: Path) -> None:
         for k, name in enumerate([*names, "length"]):
             panel, change = figure.add_subplot(2, columns, k + 1), change_of(run, name)
             panel.set_title(
-                f"{name}\nheld-out {change.start:.2f} → {change.end:.2f} {change.status}",
+                f"{name}\nheld-out {change.start:{'.2g' if abs(change.start) >= 1e4 else '.2f'}} → "
+                f"{change.end:{'.2g' if abs(change.end) >= 1e4 else '.2f'}} {change.status}",
                 weight="bold" if change.status == "degraded" else "normal",
             )
             steps, means = run.series(f"eval/{name}")
@@ -57,8 +58,9 @@ def draw(run: Run, out: Path) -> None:
             panel.plot(steps, means, label="sampled", **pen)
             panel.plot(*run.series(f"eval/greedy/{name}"), ":", label="greedy", **pen)
             panel.axhline(change.start, linestyle="--", linewidth=0.6, label="start", **pen)
-            pen |= {"alpha": 0.2, "label": "± 1 standard error"}
-            panel.fill_between(steps, means - errors, means + errors, **pen)
+            panel.fill_between(
+                steps, means - errors, means + errors, alpha=0.2, label="± 1 standard error", **pen
+            )
             from_zero(panel)
         weights = figure.add_subplot(2, columns, k + 2, title="share of the weights")
         covariance = figure.add_subplot(2, columns, k + 3, title="covariance with the update")
@@ -72,16 +74,17 @@ def draw(run: Run, out: Path) -> None:
         figure.supxlabel("step")
         figure.legend(
             handles=[*panel.lines, *panel.collections, *weights.lines],
-            title=f"{run.name}: {run.args.get('model')} on {run.args.get('dataset')}",
+            title=f"{run.name[-50:]}\n{(run.args['model'] + ' on ' + run.args['dataset'])[-50:]}",
             loc="outside upper left",
             ncols=columns + 2,
         )
 
 
 def from_zero(panel) -> None:
-    """Have a panel's scale reach from 0 to 1, further for more than that, less for small values."""
+    """Have a panel's scale reach from 0 to 1, further for more than that, less for small values,
+    with some room above what is drawn."""
     low, high = panel.get_ylim()
-    panel.set_ylim(min(low, 0), max(high, 1) if high > 0.25 else high)
+    panel.set_ylim(min(low, 0), max(1.03 * high, high > 0.25))
 
 
 def smooth(run: Run, key: str) -> tuple[list[int], list[float]]:

@@ -13,6 +13,7 @@ The first asks what was wanted, the second what the optimizer and the network ma
 disagree in sign, an objective moves against its own covariance.
 """
 
+import math
 import shutil
 import textwrap
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ import tyro
 
 from common.curves import from_zero, picture
 from common.errors import require
-from common.runs import Run, load_run, read_rows
+from common.runs import Run
 from common.verdict import NOISE, change_of
+from tools.logs import Columns, Log, beside, load, load_statistics
 
 USAGE = "RUN [RUN ...] [--steps S ...]"
 LITTLE = 0.1  # share of the prompts: if fewer differ in a reward, next to nothing is learned of it
@@ -50,25 +52,26 @@ PLAIN = {  # reasons for which an objective falls, in other words
 
 
 @dataclass
-class Args:
+class Args(Columns):
     """Say why the objectives of a run moved."""
 
     runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN [RUN ...]")]]
-    """run folders, finished or still running"""
+    """run folders, finished or still running; or logs of another trainer, each a .parquet, .csv or
+    .jsonl, or a folder of them"""
     steps: tuple[int, ...] = ()
     """training steps at which to show what each controller would have chosen; default: five"""
     out: str = ""
     """the picture, .png or .pdf, replaced if it exists, for one run; default: explain.png in the
-    run's folder"""
+    run's folder, or beside the log"""
 
 
 def main(argv: list[str]) -> None:
-    """why each objective of a run moved or not, what the covariance law predicted, and what the
-    other controllers would have chosen"""
+    """why each objective of a run, or of another trainer's log, moved or not, what the covariance
+    law predicted, and what the other controllers would have chosen"""
     args = tyro.cli(Args, prog="python run.py explain", args=argv)
     require(bool(args.runs), "explain: which run? python run.py explain RUN [RUN ...]")
-    runs = list(map(load_run, args.runs))
-    outs = [Path(args.out or run.path / "explain.png") for run in runs]
+    runs = [load(path, args) for path in args.runs]
+    outs = [Path(args.out or beside(run, "explain.png")) for run in runs]
     fits = outs[0].suffix in (".png", ".pdf") and outs[0].parent.is_dir()
     require(
         fits and not (args.out and runs[1:]),
@@ -102,6 +105,8 @@ def intervals(run: Run, name: str) -> pd.DataFrame:
     )
     errors = rows[f"eval/{name}_se"].dropna().to_numpy()
     rows = rows.rename(columns=lambda key: key.removesuffix(f"/{name}"))
+    # not every run has these; what there is not is not known
+    rows = rows.reindex(columns=rows.columns.union(["law", "law/rate"], sort=False))
     # cov/* divides by G, as the paper does; a prediction needs G - 1
     rows["score"] = rows["law/rate"] * rows["cov"] * G / (G - 1)
     groups = rows.groupby(pd.cut(rows.index, held.index, labels=False))
@@ -187,23 +192,16 @@ def out_of_reach(run: Run, interval: pd.Series, name: str) -> tuple[str, str] | 
     return None
 
 
-def load_statistics(run: Run) -> list[dict]:
-    """The lines of a run's `statistics.jsonl`, one per training step, ascending: `rewards` [B][K],
-    `advantages`, `lengths`, `drift` and `age` [B], and `gram` [mini-batches][K][K] where the
-    algorithm takes the objectives' gradients apart; None is what was not finite. Raises `UserError`
-    like `read_rows`."""
-    return read_rows(run.path / "statistics.jsonl")
-
-
 def phases(run: Run, name: str) -> pd.DataFrame:
     """The intervals of an objective, successive ones of the same `reason` joined: `start` and
     `end`, the change `measured` over the whole phase, with the standard error `se` of a change
     between two evaluations, and the `number` of the interval in it that moved most."""
     found, lines, told = intervals(run, name), load_statistics(run), []
     k = run.objectives.index(name)
-    seen = [rewards[k] for line in lines for rewards in line["rewards"]]
+    seen = [rewards[k] for line in lines for rewards in line["rewards"] if rewards[k] is not None]
     for i in found.itertuples():
-        why = reason(i, min(seen), max(seen), _cosine(run, lines[i.start : i.end], k))
+        own = [line for line in lines if i.start < line["step"] <= i.end]
+        why = reason(i, min(seen), max(seen), _cosine(run, own, k))
         if why[0].endswith("the score"):
             why = out_of_reach(run, found.loc[i.Index], name) or why
         told.append(why)
@@ -221,10 +219,10 @@ def phases(run: Run, name: str) -> pd.DataFrame:
 def _cosine(run: Run, lines: list[dict], k: int) -> float:
     """Of the gradient of objective k and the weighted sum of all, mean over the updates; NaN where
     they were not taken apart, or one is zero, or not finite."""
-    found = []
+    found, rows = [], {row["step"]: row for row in run.rows}
     for line in lines:
-        weights = [run.rows[line["step"]][f"weight/{name}"] for name in run.objectives]
         for gram in np.array(line.get("gram", []), dtype=float):
+            weights = [rows[line["step"]][f"weight/{name}"] for name in run.objectives]
             squares = gram[k, k] * (weights @ gram @ weights)
             found += [gram[k] @ weights / squares**0.5] if squares > 0 else []
     return np.mean(found) if found else np.nan
@@ -238,10 +236,12 @@ def outvoted(run: Run, name: str, start: int, end: int) -> pd.Series:
 
     from common.controllers import within_prompt_covariance
 
-    names, parts = run.objectives, []
-    for line in load_statistics(run)[start:end]:
-        rewards = torch.tensor(line["rewards"], dtype=torch.float64)
-        own, row = rewards[:, names.index(name)], run.rows[line["step"]]
+    names, parts, rows = run.objectives, [], {row["step"]: row for row in run.rows}
+    for line in load_statistics(run):
+        if not start < line["step"] <= end:
+            continue
+        rewards = torch.tensor(np.array(line["rewards"], dtype=float))
+        own, row = rewards[:, names.index(name)], rows[line["step"]]
         covariances = within_prompt_covariance(own, rewards, run.args["completions"])
         parts.append(
             [row[f"weight_share/{names[j]}"] * c.item() for j, c in enumerate(covariances)]
@@ -258,34 +258,70 @@ def explain(run: Run, shown: tuple[int, ...] = ()) -> str:
     without statistics, and as `intervals` does."""
     from tools.counterfactual import choices  # loads torch: a mistake in the flags is told at once
 
-    last, names = run.rows[-1]["step"], run.objectives
+    names, lines, log = run.objectives, load_statistics(run), isinstance(run, Log)
+    steps = [line["step"] for line in lines if line["step"] <= run.rows[-1]["step"]]
     for step in shown:
-        require(0 < step <= last, f"--steps {step}: {run.path} has the steps 1 to {last}")
-    rows = [["objective", "measured", "by the move", *FIT, "by the score", *FIT]]
-    for name in names:
-        found = intervals(run, name)
-        told = agreement(found, "move") + agreement(found, "score")
-        rows.append([name, f"{found.measured.sum():+.2f}", *told])
-    chosen, margin = choices(run, load_statistics(run)), max(map(len, names))
+        told = f"{run.path} has the steps {steps[0]} to {steps[-1]}"
+        require(step in steps, f"--steps {step}: {told}")
+    table = _votes_table(run) if log else _law_table(run)
+    chosen, margin = choices(run, lines), max(map(len, names))
     own = chosen.get(run.args["script"])  # none of a script that is no longer there
-    summed = own and own.summed
+    summed = run.summed if log else own and own.summed
     why = [_wrapped(f"  {name:{margin}}  ", _why(run, name, summed)) for name in names]
     limits = [_wrapped("  - ", line) for line in _limits_of_the_law(run)]
     facts = " · ".join(run.args[key] for key in ("script", "model", "dataset", "estimator"))
+    facts = f"{run.path}: {facts}, seed {run.args['seed']}, {steps[-1]} steps"
     return "\n".join(
         [
             _wrapped("", _opening(run)),
-            f"\n{run.path}: {facts}, seed {run.args['seed']}, {last} steps\n\n{_table(rows)}\n\n"
-            f"Predicted and measured change, added up over {len(found)} intervals between "
-            "evaluations on the held-out prompts.\nSign right: of the intervals whose measured "
-            f"change is beyond {NOISE:g} standard errors. Slope: measured per predicted.",
+            f"\n{_wrapped('', f'{run.path}: {run.facts}') if log else facts}\n\n{table}",
             "\nWhy",
             *why,
-            "\nWhere the law stops",
+            "\nWhat the log does not tell" if log else "\nWhere the law stops",
             *limits,
-            counterfactual_table(run, chosen, shown),
+            counterfactual_table(run, chosen, steps, shown),
         ]
     )
+
+
+def _law_table(run: Run) -> str:
+    """Predictions and what was measured, as text."""
+    rows = [["objective", "measured", "by the move", *FIT, "by the score", *FIT]]
+    for name in run.objectives:
+        found = intervals(run, name)
+        told = agreement(found, "move") + agreement(found, "score")
+        rows.append([name, f"{found.measured.sum():+.2f}", *told])
+    return (
+        f"{_table(rows)}\n\n"
+        f"Predicted and measured change, added up over {len(found)} intervals between "
+        "evaluations on the held-out prompts.\nSign right: of the intervals whose measured "
+        f"change is beyond {NOISE:g} standard errors. Slope: measured per predicted."
+    )
+
+
+def _votes_table(run: Log) -> str:
+    """Of another trainer's log: each objective's change, its covariance with what was paid, and
+    whose weight that comes from, as text."""
+    names, spans = run.objectives, len(run.series(f"eval/{run.objectives[0]}")[0])
+    told = "an explanation takes four prompts, two of them in later steps"
+    require(spans > 1, f"{run.path}: {run.facts}: {told}")
+    votes = [f"by {name}" for name in names] if run.summed else []
+    rows = [["objective", "change ± 2 se", "differ", "covariance", *votes]]
+    for name in names:
+        change, found = change_of(run, name), outvoted(run, name, -math.inf, math.inf)
+        differ, covariance = (np.mean(run.series(f"{key}/{name}")[1]) for key in ("signal", "cov"))
+        told = f"{change.change:+.2f} ± {change.noise:.2f}", f"{differ:.0%}", f"{covariance:+.3f}"
+        rows.append([name, *told, *(f"{vote:+.3f}" for vote in found[: len(votes)])])
+    text = (
+        f"{_table(rows)}\n\nChange: of the mean reward in training, from the first to the last of "
+        f"{spans} spans of steps. Differ: prompts whose completions "
+        "differ in it.\nCovariance: with what was paid, within prompts, mean over the steps: below "
+        "0, completions with more of it were paid less."
+    )
+    if votes:
+        text += "\nBy: that with the sum of the rewards, by whose weight; where others take more "
+        text += "than an objective's own weight gives, it is outvoted."
+    return text
 
 
 def _wrapped(head: str, words: str) -> str:
@@ -339,11 +375,18 @@ def _why(run: Run, name: str, summed: bool) -> str:
 
 
 def _limits_of_the_law(run: Run) -> list[str]:
+    if isinstance(run, Log):
+        return [
+            "It has no log-probabilities: how far a step went, and so what the law predicts of an "
+            "objective, is not known, nor what was clipped.",
+            "It has no held-out prompts: changes are of training completions, whose prompts differ "
+            "from step to step.",
+        ]
     sizes = run.series("law/nats")[1]
     if not sizes:
         return [
-            "A step is a single mini-batch, so no completion is fresh and the move is not known; "
-            "--mini-batches 2 or more tells it."
+            "The run kept no log-probabilities of fresh completions, so the move is not known. A "
+            "step of a single mini-batch has none; --mini-batches 2 or more tells it."
         ]
     said = [
         f"Size of a step: {np.mean(sizes):.2f} nats on average, {max(sizes):.2f} at most. A "
@@ -372,22 +415,24 @@ def _limits_of_the_law(run: Run) -> list[str]:
     return said
 
 
-def counterfactual_table(run: Run, chosen: dict, shown: tuple[int, ...]) -> str:
-    """Weight shares of every controller at training steps, by default at five, as text; chosen: see
-    tools/counterfactual.py."""
-    last = run.rows[-1]["step"]
-    shown = shown or sorted({1, *(1 + last // part for part in (10, 4, 2)), last})
+def counterfactual_table(run: Run, chosen: dict, steps: list[int], shown: tuple[int, ...]) -> str:
+    """Weight shares of every controller at training steps, by default at five of `steps`, as text;
+    chosen: see tools/counterfactual.py, of each step."""
+    count = len(steps)
+    places = sorted({0, count // 10, count // 4, count // 2, count - 1})
+    shown = shown or [steps[place] for place in places]
     rows = [["controller", *(f"step {step}" for step in shown)]]
     for name, choice in chosen.items():
         mark = "~" * choice.estimated + " ←" * (name == run.args["script"])
-        weights = [choice.weights[step - 1] or [] for step in shown]
+        weights = [choice.weights[steps.index(step)] or [] for step in shown]
         shares = [" ".join(f"{w:.2f}".lstrip("0")[:3] for w in own) or "–" for own in weights]
         rows.append([name + mark, *shares])
+    own = "; ← is the run's own, computed anew" if run.args["script"] in chosen else ""
     return (
         f"\nHad they watched this run: shares of the weights of {', '.join(run.objectives)}\n\n"
         f"{_table(rows)}\n\n"
-        "Each controller moves its own weights on the batches that the run sampled; ← is the run's "
-        "own, computed anew.\n~ from the rewards' covariance within prompts, where a run took no "
+        "Each controller moves its own weights on the batches that the run sampled"
+        f"{own}.\n~ from the rewards' covariance within prompts, where a run took no "
         "gradients apart.\n– needs what the run did not keep: gradients, log-probabilities, or a "
         "best reward (--reward-max) for these rewards."
     )
@@ -398,23 +443,32 @@ def counterfactual_table(run: Run, chosen: dict, shown: tuple[int, ...]) -> str:
 
 def draw(run: Run, out: Path) -> None:
     """A panel per objective: the held-out reward, and from each evaluation a line to where each
-    prediction sees the next one; below, predicted against measured. Raises UserError like
-    `intervals` and `picture`."""
-    K = len(run.objectives)
+    prediction sees the next one; below, predicted against measured or, where nothing was predicted,
+    the covariance with what was paid. Raises UserError like `intervals` and `picture`."""
+    K, held = (
+        len(run.objectives),
+        "reward in training" if isinstance(run, Log) else "held-out reward",
+    )
     with picture(out, 0.6 + 2.5 * max(K, 2), 5.4) as figure:
         panels = figure.subplots(2, K, squeeze=False)
         for k, name in enumerate(run.objectives):
             (above, below), own = panels[:, k], intervals(run, name)
             errors, told = run.series(f"eval/{name}_se")[1], "measured, ± 1 standard error"
             above.errorbar(*run.series(f"eval/{name}"), errors, color=f"C{k}", label=told)
+            above.set(title=name, xlabel="step", ylabel=held)
+            if own[["move", "score"]].isna().all(axis=None):
+                below.plot(*run.series(f"cov/{name}"), color=f"C{k}")
+                below.axhline(color="grey")
+                below.set(xlabel="step", ylabel="covariance with what was paid")
+                from_zero(above)
+                continue
             for key, look in {"move": "ko-", "score": "C7x--"}.items():
                 ways = [[own.start, own.end], [own.held, own.held + own[key]]]
                 lines = above.plot(*ways, look, markevery=[1], markersize=4, linewidth=0.9)
                 lines[0].set_label(f"predicted by the {key}")
                 below.errorbar(own[key], own.measured, own.se, fmt=look.strip("-"), markersize=4)
-            above.set(title=name, xlabel="step", ylabel="held-out reward")
             below.set(xlabel="predicted change", ylabel="measured change")
             below.axline((0, 0), slope=1, color="grey")
             from_zero(above)
         keys = above.get_legend_handles_labels()
-        figure.legend(*keys, title=run.name, loc="outside upper left", ncols=2)
+        figure.legend(*keys, title=run.name[-50:], loc="outside upper left", ncols=2)

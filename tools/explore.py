@@ -17,8 +17,8 @@ from typing import Annotated
 import tyro
 
 from common.errors import UserError, require
-from common.runs import Run, load_run, read_rows
-from tools.explain import load_statistics
+from common.runs import Run
+from tools.logs import Columns, Log, beside, load, load_samples, load_statistics
 from tools.scripts import ROOT
 
 USAGE = "RUN [--out FILE]"
@@ -26,26 +26,31 @@ TEMPLATE, MATHS = Path(__file__).with_suffix(".html"), Path(__file__).with_suffi
 FLAGS = ("script", "model", "dataset", "estimator", "seed", "steps")  # that the page shows,
 FLAGS += ("completions", "mini_batches", "epochs")  # or counts with
 MARK = '<meta name="generator" content="CleanMOA explore">'  # of a page that may be replaced
+LOGGED = (  # what a page of another trainer's log says of itself
+    "its curves and what is measured are of training completions, not of held-out prompts. It has "
+    "no log-probabilities, so how far a step went is not known, nor what is by the move."
+)
 TEXTS, NUMBERS = 300_000, 400_000  # bytes of completions and numbers; beyond, some are left out
 
 
 @dataclass
-class Args:
+class Args(Columns):
     """A page on which the weights of a run can be turned."""
 
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
-    """run folder, finished or still running; --log-completions keeps the texts that are shown"""
+    """run folder, finished or still running; --log-completions keeps the texts that are shown. Or
+    the log of another trainer, a .parquet, .csv or .jsonl, or a folder of them"""
     out: str = ""
-    """the page; default: explore.html in the run's folder. An older page is replaced, another file
-    is not"""
+    """the page; default: explore.html in the run's folder, or beside the log. An older page is
+    replaced, another file is not"""
 
 
 def main(argv: list[str]) -> None:
     """turn the weights on the batches of a run: who is rewarded, what becomes of each objective; a
     page, opened as a file"""
     args = tyro.cli(Args, prog="python run.py explore", args=argv)
-    run = load_run(args.run)
-    out = Path(args.out or run.path / "explore.html")
+    run = load(args.run, args)
+    out = Path(args.out or beside(run, "explore.html"))
     require(
         not out.is_file() or MARK in out.read_text(errors="replace"),
         f"--out {out} exists and is no page of explore: name another file",
@@ -82,25 +87,28 @@ def page_data(run: Run) -> dict:
     Raises UserError for a run of one objective or without a step.
     """
     names = run.objectives
-    require(len(names) > 1, f"{run.path} has one objective, so no weights to turn; plot draws it")
+    require(
+        len(names) > 1, f"{run.path} has one objective, so no weights to turn; explain tells of it"
+    )
     lines = load_statistics(run)[: len(run.rows) - 1]  # a step's metrics are written last
     require(bool(lines), f"{run.path}: no step yet; look again once the run has taken its first")
     from tools.counterfactual import choices  # loads torch: a mistake in the flags is told at once
 
     found, texts = choices(run, lines), _texts(run)
     own = found.get(run.args["script"])  # none of a script that is no longer there
+    summed = run.summed if isinstance(run, Log) else own and own.summed
     for at, (line, row) in enumerate(zip(lines, run.rows[1:], strict=True)):
         line["weights"] = [row[f"weight_share/{name}"] for name in names]
-        line["rate"] = row["law/rate"]
+        line["rate"] = row.get("law/rate")
         line["chosen"] = {name: choice.weights[at] for name, choice in found.items()}
         line.pop("gram", None)
-        if own and own.summed:
+        if summed and min(line["weights"]) >= 0:
             del line["advantages"]
     stride, last = 1 + len(json.dumps(lines)) // NUMBERS, lines[-1]["step"]
     steps = [
         line | texts.get(line["step"], {})
-        for line in lines
-        if line["step"] in (1, last, *texts) or line["step"] % stride == 0
+        for number, line in enumerate(lines, 1)
+        if number in (1, len(lines)) or line["step"] in texts or number % stride == 0
     ]
     scripts = {name: importlib.import_module(f"algos.{name}") for name in found}
     return {
@@ -127,6 +135,8 @@ def _pays(run: Run) -> dict[str, str]:
     """What an objective pays for, by its name: what its function says of itself, of this
     collection's own rewards alone. A run's other reward files are not loaded: a page is made of
     what a run logged, and executes nothing of it."""
+    if isinstance(run, Log):
+        return {"This page is made of another trainer's log": LOGGED}
     own, found = {f"rewards.{file.stem}" for file in ROOT.glob("rewards/[a-z]*.py")}, {}
     for spec, name in zip(run.args["rewards"], run.objectives, strict=True):
         module, _, function = spec.partition(":")
@@ -138,8 +148,8 @@ def _pays(run: Run) -> dict[str, str]:
 def _texts(run: Run) -> dict[int, dict[str, dict]]:
     """Prompts and completions by their number in a step, for each step of which some were kept; of
     more prompts than there is room for every second one, or third, and so on."""
-    file, blocks = run.path / "training_completions.jsonl", {}
-    for sample in read_rows(file) if file.is_file() else []:
+    blocks = {}
+    for sample in load_samples(run):
         number = sample["row"] // run.args["completions"]
         blocks.setdefault((sample["step"], number), []).append(sample)
     found: dict[int, dict[str, dict]] = {}

@@ -75,7 +75,7 @@ def carry_out(
     where a run failed.
 
     args: a command's: `seeds`, `out`, `dry_run`, and `jobs` at a time; 0 is one per core that this
-    process may use, or one where there is a GPU, which they would share. note: above the table.
+    process may use, or one where there is a GPU, which they would share. note: below the table.
     Raises UserError as `plan` and `train_missing` do.
     """
     import torch

@@ -167,6 +167,21 @@ def leaderboard(runs: Sequence[Run]):
     return table.loc[best].reset_index().fillna("–"), data
 
 
+def _opening(table, data) -> str:
+    """A section in a sentence: in how many runs an objective was lost to others, and whose; the
+    first row, and its worst objective."""
+    lost, runs = data[data["interference"].astype(bool)], data["algorithm"].value_counts()
+    each = lost["algorithm"].value_counts()
+    told = ", ".join(f"{name} {each[name]} of {runs[name]}" for name in runs.index if name in each)
+    first = table["algorithm"][0]
+    change = iqm(data["worst change"][data["algorithm"] == first])
+    return (
+        f"In {len(lost)} of {len(data)} runs an objective fell while another rose"
+        f"{told and f' ({told})'}; first stands {first}, whose worst objective changed by "
+        f"{number(change, 2, '+')}."
+    )
+
+
 def _cell(values) -> str:
     """The text of a setting's column: of names, in how many runs there are any and which how often;
     of pairs, from start to end."""
@@ -197,7 +212,7 @@ def code() -> str:
 
 def make_table(paths: Sequence[str | Path], out: Path, note: str = "") -> str:
     """Read runs, write table.md, table.json (its rows, and the numbers of every run) and a picture
-    of each section into `out`, and return the table. note: above it. Raises UserError where the
+    of each section into `out`, and return the table. note: below it. Raises UserError where the
     table in `out` has a run that this one lacks."""
     runs, left_out = load_finished(paths)
     file, board = out / "table.json", []
@@ -206,7 +221,7 @@ def make_table(paths: Sequence[str | Path], out: Path, note: str = "") -> str:
     told = f"--out {out} holds the table of other runs: give another folder, or delete table.json"
     require(before <= {run.path.resolve() for run in runs}, told)
     out.mkdir(parents=True, exist_ok=True)
-    parts = ["# Leaderboard", note, *left_out]
+    parts = ["# Leaderboard"]
     differing = [k for k in MEASURE if len({json.dumps(run.args.get(k)) for run in runs}) > 1]
 
     def section(run: Run) -> str:
@@ -216,10 +231,12 @@ def make_table(paths: Sequence[str | Path], out: Path, note: str = "") -> str:
         own = list(group)
         table, data = leaderboard(own)
         lines = [table.columns, ["---"] * len(table.columns), *table.values]
-        parts += [f"## {title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+        rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts += [f"## {title}", _opening(table, data), rows]
         found = {"rows": table.to_dict("records"), "runs": data.to_dict("records")}
         board.append({"section": title} | found)
         compare(own, out / f"curves{place or ''}.png")
+    parts += [note] * bool(note) + left_out
     parts += [DEFINITIONS, f"Made by `{shlex.join(['python', *sys.argv])}` at {code()}."]
     text = "\n\n".join(parts) + "\n"
     file.write_text(json.dumps(board, indent=1))

@@ -63,7 +63,8 @@ def compare(runs: list[Run], out: Path) -> None:
     Raises `UserError` like `picture`.
     """
     settings = group_settings(runs)
-    labels = [f"{name[-60:]} (mean of {len(group)})" for name, group in settings]
+    # not from "_" on, which keeps a line out of matplotlib's legend
+    labels = [f"{name[-50:].lstrip('_')} (mean of {len(group)})" for name, group in settings]
     names = dict.fromkeys(name for run in runs for name in run.objectives)
     kinds = {"eval": "held-out ", "weight_share": "weight of ", "cov": "covariance of "}
     columns = [{f"{kind}/{name}": words + name for kind, words in kinds.items()} for name in names]
@@ -87,7 +88,7 @@ def compare(runs: list[Run], out: Path) -> None:
                 else:
                     from_zero(panel)
         figure.supxlabel("step")
-        facts = [{str(run.args.get(fact)) for run in runs} for fact in FACTS]
+        facts = [{str(run.args.get(fact))[-30:] for run in runs} for fact in FACTS]
         title = " · ".join(values.pop() for values in facts if len(values) == 1)
         known = panel.get_legend_handles_labels()
         figure.legend(*known, title=title, loc="outside upper left", ncols=fit)

@@ -11,7 +11,9 @@ import numpy as np
 def boxes_of(figure) -> list:
     """Every text of a figure that is seen, and where it stands, in pixels."""
     figure.draw_without_rendering()  # ticks and places as they will be
-    found = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+    found = [*figure.texts]
+    for legend in figure.legends:
+        found += [legend.get_title(), *legend.get_texts()]
     for axes in figure.axes:
         found += [*axes.texts, axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
         for axis in (axes.xaxis, axes.yaxis):

@@ -82,6 +82,10 @@ def test_the_table_says_what_was_put_in(folders, tmp_path, tables):
     }
     assert rows["ctwa"]["P(better than linear)"].startswith("0.94 [")  # one pair of nine is a tie
     told = (tmp_path / "out" / "table.md").read_text()
+    opening = (
+        "In 2 of 6 runs an objective fell while another rose (linear 2 of 3); first stands ctwa,"
+    )
+    assert f"\n\n{opening} whose worst objective changed by +0.12.\n\n| algorithm |" in told
     assert f"| {' | '.join(rows['linear'].values())} |" in told
     (section,) = json.loads((tmp_path / "out" / "table.json").read_text())
     worst = [run["worst change"] for run in section["runs"] if run["algorithm"] == "ctwa"]

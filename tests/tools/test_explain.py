@@ -17,6 +17,7 @@ from tools.counterfactual import choices
 from tools.explain import (
     PLAIN,
     agreement,
+    draw,
     explain,
     intervals,
     load_statistics,
@@ -24,6 +25,7 @@ from tools.explain import (
     phases,
     reason,
 )
+from tools.explore import page_data
 
 
 def test_predictions_are_added_up_between_evaluations(tmp_path):
@@ -131,6 +133,20 @@ def test_what_rose_in_samples_alone_is_called_mixed_as_in_the_verdict(tmp_path):
     text = " ".join(explain(run).split())
     assert text.startswith("No objective fell beyond noise; hard rose.")
     assert "mixed (improved in samples, greedy 0.90 → 0.70); rose by 0.15 in steps 5–6" in text
+
+
+def test_a_run_without_predictions_is_explained_without_them(tmp_path):
+    """Whether they are null, as where a step is a single mini-batch, or not there at all."""
+    run = load_run(write_run(tmp_path / "run", [-0.05] * 4, [0.5, 0.4, 0.3], NO_MOVE))
+    wanted = explain(run)
+    for row in run.rows:
+        for key in [*row]:
+            if key.startswith("law/"):
+                del row[key]
+    assert explain(run) == wanted
+    assert " ".join(wanted.split()).count("is not known") == 1
+    assert page_data(run)["steps"][0]["rate"] is None
+    draw(run, tmp_path / "x.png")
 
 
 # --- what reaches the controllers ---

@@ -180,6 +180,18 @@ def test_browser_tells_the_story_of_the_committed_page(opened):
 
 
 @needs_driver
+def test_browser_shows_the_log_of_another_trainer(opened, tmp_path):
+    log = Path(__file__).parents[1] / "data" / "trl_completions.parquet"
+    main([str(log), "--out", str(tmp_path / "page.html")])
+    opened.open(tmp_path / "page.html")
+    assert opened.ask("said.innerText").endswith("accuracy is outvoted.")
+    assert "another trainer's log: its curves" in opened.ask("pays.innerText")
+    assert "tokens" not in opened.ask("rows.innerText + sort.innerText")
+    opened.ask("document.querySelector('#kinds .n').focus()")
+    assert "false" not in opened.ask("formula.innerText")
+
+
+@needs_driver
 def test_browser_by_keyboard_alone(opened):
     """Tab reaches every control and one number of each group, arrows go on from there, and what is
     focused shows its formula."""

@@ -23,12 +23,14 @@ def figures(monkeypatch) -> list:
 
 
 LONG = ["$^$", "a_rather_long_objective_name", "and_an_even_longer_one", "lost", "rare"]
+HUGE = {"a": [-1.2e6, 3e6, -9.9e6], "b": [12345.0, 2e4, 99999.0], "c": [-1e9, -2e9, -3e9]}
 
 
-@pytest.mark.parametrize("names", [["accuracy"], list(GOOD), LONG])
+@pytest.mark.parametrize("names", [["accuracy"], list(GOOD), LONG, list(HUGE)])
 def test_one_run(tmp_path, figures, names):
     means = dict(zip(names, [*GOOD.values(), [0.9, 0.5, 0.1], [0.01, 0.02, 0.03]], strict=False))
-    folder = write_run(tmp_path / "run $^$", means)
+    means = HUGE if names == list(HUGE) else means
+    folder = write_run(tmp_path / ("run $^$ of" + "_a_long_name" * 12), means, model="a/model" * 12)
     draw(load_run(folder), folder / "curves.png")
     (figure,) = figures
     assert len(list(folder.iterdir())) == 3  # nothing temporary is left
@@ -41,7 +43,13 @@ def test_one_run(tmp_path, figures, names):
     assert list(lines_of(objectives[0])["sampled"].get_ydata()) == means[names[0]]
     assert len({line.get_linestyle() for line in weights.lines}) == min(3, len(names))
     band = objectives[0].collections[0].get_datalim(objectives[0].transData)
-    assert (band.y0, band.y1) == pytest.approx((min(means[names[0]]) - 0.02, 0.92))
+    first = means[names[0]]
+    assert (band.y0, band.y1) == pytest.approx((min(first) - 0.02, max(first) + 0.02))
+    for panel in figure.axes[:-2]:  # the length among them
+        low, high = panel.get_ylim()
+        band = panel.collections[0].get_datalim(panel.transData)
+        assert low <= min(0, band.y0)
+        assert high - band.y1 > 0.02 * (high - low)
     if "lost" in names:
         lost, rare = objectives[3:]
         assert lost.get_title() == "lost\nheld-out 0.90 → 0.10 degraded"
@@ -74,7 +82,9 @@ def test_several_runs(tmp_path, figures):
         write_run(tmp_path / "a", GOOD, seed=1),
         write_run(tmp_path / "b", low, seed=2, track="wandb"),
         write_run(tmp_path / "c", GOOD, script="linear", lr=0.1, model="m"),
-        write_run(tmp_path / ("d" * 200), GOOD, script="linear", lr=0.2, model="m", **far),
+        write_run(
+            tmp_path / ("d" * 99 + "_" + "d" * 49), GOOD, script="linear", lr=0.2, model="m", **far
+        ),
     ]
     plot.compare([load_run(folder) for folder in folders], tmp_path / "x.pdf")
     (figure,) = figures
@@ -82,7 +92,8 @@ def test_several_runs(tmp_path, figures):
     assert figure.get_figwidth() < 12
     lines = lines_of(figure.axes[0])
     names = ["ctwa model testbed (mean of 2)", "linear model m lr 0.1 (mean of 1)"]
-    assert list(lines) == [*names, f"{'d' * 60} (mean of 1)"]
+    assert list(lines) == [*names, f"{'d' * 49} (mean of 1)"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(lines)
     mean = lines[names[0]]
     assert list(mean.get_ydata()) == pytest.approx(np.subtract(GOOD["accuracy"], 0.1))
     thin = [line for line in figure.axes[0].lines if line.get_color() == mean.get_color()][:-1]
