@@ -51,18 +51,17 @@ def intervals(run: Run) -> pd.DataFrame:
 
 
 def judged(found: pd.DataFrame) -> dict[str, str]:
-    """Of both predictions the right signs among the changes beyond noise, the correlation, the
-    measured change per predicted (least squares through 0), and the error: the root mean square of
-    what is left unexplained over that of the change; 1 is as good as predicting no change."""
+    """Of both predictions the right signs among the changes beyond noise and the error, the root
+    mean square of what is left unexplained over that of the change: 1 is as good as predicting no
+    change. Of the move the slope, the measured change per predicted: least squares through 0."""
     cells, measured = {}, found["measured"]
     beyond = measured.abs() > NOISE * found["se"]
     for key in ("move", "score"):
         told = found[key]
         cells[f"by the {key}: sign"] = f"{(told * measured > 0)[beyond].sum()}/{beyond.sum()}"
-        cells[f"{key}: corr"] = f"{told.corr(measured):.2f}"
-        cells[f"{key}: slope"] = f"{(told * measured).sum() / (told**2).sum():.2f}"
         cells[f"{key}: error"] = f"{unexplained(found, key):.2f}"
-    return cells
+    move = found["move"]
+    return cells | {"move: slope": f"{(move * measured).sum() / (move**2).sum():.2f}"}
 
 
 def unexplained(found: pd.DataFrame, key: str) -> float:
