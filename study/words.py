@@ -62,16 +62,14 @@ def read_texts(run: Run) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame) -> str:
-    """A row per run: every evaluation, and of what each step logs the first and the last."""
+    """A row per run: its last evaluation, and of what each step logs the last and the mean size."""
     lines = []
     for (script, seed), run in rows.groupby(RUN):
+        end = run.ffill().iloc[-1]
         line = {"script": f"`{script}`", "seed": seed, "steps": run["step"].max()}
-        for name in OBJECTIVES:
-            pairs = run[[f"held-out {name}", f"greedy {name}"]].dropna().values
-            line[f"{name} (greedy)"] = " → ".join(f"{x:.2f} ({y:.2f})" for x, y in pairs)
-        for name in ("boxed", "last number", "share of accuracy"):
-            own = run[name].dropna()
-            line[name] = f"{own.iloc[0]:.2f} → {own.iloc[-1]:.2f}"
+        line["accuracy (greedy)"] = f"{end['held-out accuracy']:.2f} ({end['greedy accuracy']:.2f})"
+        for name in ("held-out units", "held-out sentence", "boxed", "share of accuracy"):
+            line[name.removeprefix("held-out ")] = f"{end[name]:.2f}"
         lines.append(line | {"nats a step": f"{run['nats'].mean():.2f}"})
     return markdown(pd.DataFrame(lines))
 
