@@ -68,7 +68,7 @@ def table(rows: pd.DataFrame) -> str:
         end = run.ffill().iloc[-1]
         line = {"script": f"`{script}`", "seed": seed, "steps": run["step"].max()}
         line["accuracy (greedy)"] = f"{end['held-out accuracy']:.2f} ({end['greedy accuracy']:.2f})"
-        for name in ("held-out units", "held-out sentence", "boxed", "share of accuracy"):
+        for name in ("held-out units", "held-out sentence", "boxed"):
             line[name.removeprefix("held-out ")] = f"{end[name]:.2f}"
         lines.append(line | {"nats a step": f"{run['nats'].mean():.2f}"})
     return markdown(pd.DataFrame(lines))

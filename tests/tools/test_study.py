@@ -191,10 +191,9 @@ def test_predictions_are_added_up_between_evaluations(tmp_path, drawn, capsys):
     assert found["se"].tolist() == pytest.approx([0.03 * 2**0.5] * 2)
     told = law.judged(found)
     assert told["by the move: sign"] == "1/2"
-    assert told["move: slope"] == "-1.50"
     assert told["move: error"] == f"{(0.25 / 0.17) ** 0.5:.2f}"
     law.main(law.Args((str(run),), out=tmp_path))
-    assert "| `linear` | 0.0001 | 1 | 0.10 | 1/4 |" in capsys.readouterr().out
+    assert "| `linear` | 0.0001 | 0.10 | 1/4 |" in capsys.readouterr().out
     assert len(drawn["law.png"].axes) == 3
 
 
