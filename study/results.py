@@ -131,15 +131,15 @@ def by_base(runs: pd.DataFrame) -> str:
         lost=runs["accuracy"] == "↓", up=runs["reached"].notna(), kept=runs["dip"] >= -0.05
     )
     of = runs.groupby("script")
-    shares = of[["lost", "up", "kept"]].mean()
-    order = shares.assign(bases=-of["base"].nunique(), down=-shares["up"])
-    order = order.sort_values(["bases", "lost", "down"]).index
+    order = of.agg({"base": "nunique", "lost": "mean", "up": "mean"})
+    order = order.sort_values(["base", "lost", "up"], ascending=[False, True, False]).index
     cells = {key: cell(own) for key, own in runs.groupby(["script", "base"])}
     table = pd.Series(cells).unstack()[runs["base"].unique()].fillna("–")
-    table = shares.map("{:.0%}".format).join(table)
-    table.insert(0, "runs", of.size())
-    heads = {"lost": "accuracy lost", "up": "all three up", "kept": "accuracy kept all the way"}
-    return markdown(table.loc[order].rename(columns=heads).reset_index())
+    heads = {"lost": "accuracy lost", "up": "all three up", "kept": "kept all the way"}
+    for name in reversed(heads):
+        told = of[name].sum().astype(str) + "/" + of.size().astype(str)
+        table.insert(0, heads[name], told)
+    return markdown(table.loc[order].reset_index(names="script"))
 
 
 def ends(rows: pd.DataFrame) -> str:

@@ -79,10 +79,10 @@ def test_the_tables_count_and_sort():
     runs.append(rows("keeper", 1, [0.5, 0.9, 0.9, 0.9], model="testbed:robust"))
     found = pd.concat(runs)
     head, _, *lines = results.by_base(results.summary(found)).splitlines()
-    assert head.startswith("| script | runs | accuracy lost | all three up | accuracy kept all")
+    assert head.startswith("| script | accuracy lost | all three up | kept all the way | `fra")
     assert lines == [  # the scripts of most bases come first
-        "| `keeper` | 3 | 0% | 67% | 67% | 1↑ 1= 0.42 | 1↑ 0.50 |",
-        "| `loser` | 3 | 33% | 33% | 67% | 1↑ 1= 1↓ 0.10 | – |",
+        "| `keeper` | 0/3 | 2/3 | 2/3 | 1↑ 1= 0.42 | 1↑ 0.50 |",
+        "| `loser` | 1/3 | 1/3 | 2/3 | 1↑ 1= 1↓ 0.10 | – |",
     ]
     *_, first, second = results.ends(found.query("model == 'testbed'")).splitlines()
     assert first == "| `loser` | 0.10, 0.90, 0.58 | 0.10 | 0.10–0.90 | 0.10–0.90 |"
