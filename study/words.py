@@ -62,16 +62,19 @@ def read_texts(run: Run) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame) -> str:
-    """A row per run: its last evaluation, and of what each step logs the last and the mean size."""
-    lines = []
-    for (script, seed), run in rows.groupby(RUN):
-        end = run.ffill().iloc[-1]
-        line = {"script": f"`{script}`", "seed": seed, "steps": run["step"].max()}
-        line["accuracy (greedy)"] = f"{end['held-out accuracy']:.2f} ({end['greedy accuracy']:.2f})"
-        for name in ("held-out units", "held-out sentence", "boxed"):
-            line[name.removeprefix("held-out ")] = f"{end[name]:.2f}"
-        lines.append(line | {"nats a step": f"{run['nats'].mean():.2f}"})
-    return markdown(pd.DataFrame(lines))
+    """A row per script, its seeds in order: the last held-out means, the share of the last kept
+    completions that are `boxed`, and the mean size of a step."""
+    ends = rows.groupby(RUN).last().groupby("script")
+    columns = {"accuracy": "held-out accuracy", "greedily": "greedy accuracy"}
+    columns |= {"units": "held-out units", "sentence": "held-out sentence", "boxed": "boxed"}
+    told = {head: ends[name] for head, name in columns.items()}
+    told["nats a step"] = rows.groupby(RUN)["nats"].mean().groupby("script")
+    cells = {
+        head: of.agg(lambda own: ", ".join(own.map("{:.2f}".format))) for head, of in told.items()
+    }
+    table = pd.DataFrame(cells)
+    table.insert(0, "steps", ends["step"].max())
+    return markdown(table.rename(index="`{}`".format).reset_index())
 
 
 def main(args: Args) -> None:
