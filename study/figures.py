@@ -4,7 +4,7 @@ docs/realmodel.md. Nothing is trained.
     python -m study.figures 1 [2 ... 8 | readme | records | records-field | words | all]
 
 Most are drawn from the evaluations that docs/results keeps. Figures 2 to 5 take more of a run than
-these, and need run folders: docs/figures/README.md has the commands that make them.
+these, and need run folders: docs/results.md has the commands that make them.
 """
 
 import math
@@ -36,7 +36,7 @@ class Args:
     figures: tyro.conf.Positional[tuple[str, ...]]
     """numbers or names of figures, or all"""
     runs: tuple[str, ...] = ()
-    """figures 2 to 5: run folders, or results folders; default: those of docs/figures/README.md"""
+    """figures 2 to 5: run folders, or results folders; default: those of docs/results.md"""
     kind: Literal["png", "pdf"] = "png"
     """of the files"""
     out: Path = DOCS / "figures"

@@ -51,16 +51,14 @@ def intervals(run: Run) -> pd.DataFrame:
 
 
 def judged(found: pd.DataFrame) -> dict[str, str]:
-    """Of both predictions the right signs among the changes beyond noise, the correlation, the
-    measured change per predicted (least squares through 0), and the error: the root mean square of
-    what is left unexplained over that of the change; 1 is as good as predicting no change."""
+    """Of both predictions the right signs among the changes beyond noise and the error, the root
+    mean square of what is left unexplained over that of the change: 1 is as good as predicting no
+    change."""
     cells, measured = {}, found["measured"]
     beyond = measured.abs() > NOISE * found["se"]
     for key in ("move", "score"):
         told = found[key]
         cells[f"by the {key}: sign"] = f"{(told * measured > 0)[beyond].sum()}/{beyond.sum()}"
-        cells[f"{key}: corr"] = f"{told.corr(measured):.2f}"
-        cells[f"{key}: slope"] = f"{(told * measured).sum() / (told**2).sum():.2f}"
         cells[f"{key}: error"] = f"{unexplained(found, key):.2f}"
     return cells
 
@@ -74,7 +72,7 @@ def by_setting(found: pd.DataFrame) -> str:
     lines = []
     for (script, lr), own in found.groupby(["script", "lr"]):
         nats = own.drop_duplicates("path")["nats"]
-        line = {"algorithm": script, "lr": f"{lr:g}", "runs": len(nats)}
+        line = {"algorithm": script, "lr": f"{lr:g}"}
         lines.append(line | {"nats a step": f"{nats.mean():.2f}"} | judged(own))
     return markdown(pd.DataFrame(lines))
 

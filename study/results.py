@@ -8,7 +8,7 @@ A start is the evaluation before the first step, an end the mean of the last thr
 are those of shares of 256 problems, taken as independent; a change counts beyond two of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -88,11 +88,11 @@ def base(model: str) -> str:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """A line per run: its base and setting (`fragile` REINFORCE), whether accuracy improved, was
-    kept or lost (↑ = ↓), the worst change of any objective, the step from which on all lie above
-    their starts (nan: never), accuracy's lowest evaluation and what that is from its start."""
+    """A line per run: its base, whether accuracy improved, was kept or lost (↑ = ↓), the step from
+    which on all objectives lie above their starts (nan: never), accuracy's lowest evaluation and
+    what that is from its start."""
     found = []
-    for (model, _, estimator, script, _), run in rows.groupby(RUN, sort=False):
+    for (model, _, _, script, _), run in rows.groupby(RUN, sort=False):
         values, start, end = run[NAMES], run[NAMES].iloc[0], run[NAMES].iloc[-LAST:].mean()
 
         def beyond(now, start=start):
@@ -102,13 +102,10 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
         above = (beyond(values) > 1).all(axis=1)[::-1].cummin()  # from here to the last evaluation
         moved, lowest = beyond(end)["accuracy"], values["accuracy"].min()
-        line = {"base": base(model), "setting": f"`{base(model)}` {estimator.upper()}"}
-        line |= {
-            "script": f"`{script}`",
-            "accuracy": "↑" if moved > 1 else "↓" if moved < -1 else "=",
-        }
-        line |= {"worst": (end - start).min(), "reached": run["step"][above].min()}
-        found.append(line | {"lowest": lowest, "dip": lowest - start["accuracy"]})
+        line = {"base": f"`{base(model)}`", "script": f"`{script}`", "lowest": lowest}
+        line |= {"accuracy": "↑" if moved > 1 else "↓" if moved < -1 else "="}
+        line |= {"reached": run["step"][above].min(), "dip": lowest - start["accuracy"]}
+        found.append(line)
     return pd.DataFrame(found)
 
 
@@ -120,48 +117,43 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def across(runs: pd.DataFrame, cell: Callable[[pd.DataFrame], str]) -> pd.DataFrame:
-    """A cell per script and setting; a dash where a script has no run."""
-    cells = {key: cell(own) for key, own in runs.groupby(["script", "setting"])}
-    return pd.Series(cells).unstack()[runs["setting"].unique()].fillna("–")
-
-
-def verdicts(runs: pd.DataFrame) -> str:
-    """What became of accuracy in how many runs, and the lowest worst change of a setting. Fewest
-    losses first."""
+def by_base(runs: pd.DataFrame) -> str:
+    """A row per script: of all runs how many lost accuracy, beat every start for good, and never
+    had accuracy more than .05 below its start; per base what became of accuracy in how many runs,
+    and its lowest evaluation in any. Scripts of most bases first, of these the fewest losses."""
 
     def cell(own: pd.DataFrame) -> str:
         counts = own["accuracy"].value_counts()
         signs = " ".join(f"{counts[sign]}{sign}" for sign in "↑=↓" if sign in counts)
-        return f"{signs} ({own['worst'].min():+.2f})"
+        return f"{signs} {own['lowest'].min():.2f}"
 
-    lost = (runs["accuracy"] == "↓").groupby(runs["script"]).agg(["mean", "sum", "size"])
-    lowest = runs.groupby(["script", "setting"])["worst"].min()
-    order = lost.assign(worst=-lowest.groupby("script").mean()).sort_values(["mean", "worst"]).index
-    table = across(runs, cell)
-    told = "**" + lost["sum"].astype(str) + "** of " + lost["size"].astype(str)
-    table.insert(0, "accuracy lost", told)
-    return markdown(table.loc[order].reset_index(names="algorithm"))
-
-
-def records(runs: pd.DataFrame) -> str:
-    """How many runs beat all their starts for good, the median of their steps, the lowest accuracy
-    of any and its difference from the start. Scripts of most bases first, of these the one with
-    most such runs."""
-
-    def cell(own: pd.DataFrame) -> str:
-        reached, worst = own["reached"].dropna(), own.loc[own["dip"].idxmin()]
-        steps = f", {reached.median():g} steps" if len(reached) else ""
-        return f"{len(reached)}/{len(own)}{steps}, {worst['lowest']:.2f} ({worst['dip']:+.2f})"
-
-    runs = runs.assign(beaten=runs["reached"].notna(), kept=runs["dip"] >= -0.05)
-    parts = {"base": "nunique", "beaten": "mean", "kept": "mean", "setting": "size"}
-    of = runs.groupby("script").agg(parts)
-    order = of.sort_values(["base", "beaten", "kept"], ascending=False, kind="stable").index
-    shares, table = of[["beaten", "kept"]].map("{:.0%}".format), across(runs, cell)
-    table.insert(0, "accuracy kept all the way", shares["kept"])
-    table.insert(0, "all beaten", shares["beaten"] + " of " + of["setting"].astype(str))
+    runs = runs.assign(
+        lost=runs["accuracy"] == "↓", up=runs["reached"].notna(), kept=runs["dip"] >= -0.05
+    )
+    of = runs.groupby("script")
+    order = of.agg({"base": "nunique", "lost": "mean", "up": "mean"})
+    order = order.sort_values(["base", "lost", "up"], ascending=[False, True, False]).index
+    cells = {key: cell(own) for key, own in runs.groupby(["script", "base"])}
+    table = pd.Series(cells).unstack()[runs["base"].unique()].fillna("–")
+    heads = {"lost": "accuracy lost", "up": "all three up", "kept": "kept all the way"}
+    for name in reversed(heads):
+        told = of[name].sum().astype(str) + "/" + of.size().astype(str)
+        table.insert(0, heads[name], told)
     return markdown(table.loc[order].reset_index(names="script"))
+
+
+def ends(rows: pd.DataFrame) -> str:
+    """A row per script: where each run ended in accuracy, by seeds, its lowest evaluation in any,
+    and the range of the others' ends. The highest mean accuracy first."""
+    runs = rows.groupby(["script", "seed"])
+    last = runs[NAMES].apply(lambda run: run.iloc[-LAST:].mean()).groupby("script")
+    table = last["accuracy"].agg(lambda own: ", ".join(own.map("{:.2f}".format))).to_frame()
+    table["lowest"] = rows.groupby("script")["accuracy"].min().map("{:.2f}".format)
+    for name in NAMES[1:]:
+        own = last[name]
+        table[name] = own.min().map("{:.2f}".format) + "–" + own.max().map("{:.2f}".format)
+    order = last["accuracy"].mean().sort_values(ascending=False).index
+    return markdown(table.loc[order].reset_index().assign(script=[f"`{name}`" for name in order]))
 
 
 def put(page: Path, mark: str, text: str) -> None:
@@ -176,8 +168,10 @@ def main(args: Args) -> None:
         new = metrics(load_finished(args.runs)[0]).dropna(subset="length")
         both = in_order(merged(kept(args.into), new))
         both.to_csv(DOCS / "results" / args.into, index=False, float_format="%.5g")
-    put(DOCS / "results.md", "verdicts", verdicts(summary(kept("curves.csv"))))
-    put(DOCS / "results.md", "records", records(summary(kept("curves.csv", "field.csv"))))
+    rows = kept("curves.csv", "field.csv")
+    put(DOCS / "results.md", "bases", by_base(summary(rows)))
+    fragile = rows.query("model == 'testbed' and estimator == 'reinforce'")
+    put(DOCS / "results.md", "ends", ends(fragile))
     print("wrote docs/results.md")
 
 

@@ -133,12 +133,27 @@ def test_every_term_of_the_glossary_is_linked_where_it_is_used():
     assert anchors(glossary) - {"glossary"} <= told
 
 
+def test_the_lines_that_the_readme_says_ctwa_adds():
+    linear, ctwa = ((ROOT / f"algos/{name}.py").read_text() for name in ("linear", "ctwa"))
+    added = re.findall(r"^\+(.+)$", PAGES[0].read_text(encoding="utf-8"), re.M)
+    assert len(added) == 10
+    assert all(line in ctwa.splitlines() and line not in linear for line in added)
+
+
+def test_the_readme_is_short_and_its_first_commands_set_up():
+    text = PAGES[0].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 90
+    first, second = (block.splitlines()[1] for block in BLOCK.findall(text)[:2])
+    assert first.endswith("-r requirements.txt && .venv/bin/python run.py ctwa")
+    assert second.endswith("-r requirements-dev.txt && .venv/bin/python -m pytest")
+
+
 def test_what_the_checks_read():
     text = (
         "a `b c` [d](e.md#f)\n```\n[no](no.md)\n```\n<!-- [no](no.md) -->\n`python run.py\nctwa`\n"
     )
     assert re.findall(r"\]\(([^)\s]+)\)", prose(text)) == ["e.md#f"]
     assert code(text).splitlines()[-2:] == ["b c", "python run.py ctwa"]
-    assert "before-training-runpy-score" in anchors(ROOT / "docs/rewards.md")
+    assert "before-training-runpy-score" in anchors(ROOT / "docs/data.md")
     assert {"linear", "explain", "plot"} <= commands()
     assert not {"nothing", "A"} & commands()
