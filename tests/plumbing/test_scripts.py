@@ -133,7 +133,7 @@ def test_a_reward_that_does_not_apply_is_left_out(name, tmp_path):
         assert row["grad/skipped"] == 0
         assert np.isfinite(np.array(line["advantages"], dtype=float)).all()
     assert isfinite(rows[-1]["eval/absent"])
-    for command in ("plot",):  # TODO explain
+    for command in ("plot", "explain", "explore"):
         done = run_script("run.py", command, tmp_path / "run")
         assert done.returncode == 0, done.stderr
 
