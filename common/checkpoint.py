@@ -77,8 +77,7 @@ def load_checkpoint(run: Path, policy: nn.Module, optimizer=None, of=None) -> tu
             )
             return _step(folder), state
         except UserError as error:
-            if ranks.rank() == 0:
-                print(f"checkpoint {folder} cannot be read ({error}); trying the one before it")
+            ranks.say(f"checkpoint {folder} cannot be read ({error}); trying the one before it")
     raise UserError(f"--resume {run}: no readable checkpoint{f' of step {of}' if of else ''} there")
 
 

@@ -132,7 +132,7 @@ def usable(args: RunFlags, split: str, columns: Columns, objectives, check: str)
         first = f"in row {bad[0]} it is {cells[bad[0]]!r:.80}: {reasons[asked[bad[0]]]}"
         keep = args.drop_unusable and len(bad) < len(cells)
         require(keep, f"{told}; {first}; correct them, or add --drop-unusable")
-        _say(f"dropped: {told}; {first}")
+        ranks.say(f"dropped: {told}; {first}")
     kept = sorted({*range(len(cells))} - {*bad})
     return _rows({**columns, "prompt": texts, "answer": answers}, kept)
 
@@ -196,10 +196,5 @@ def _tokenize(columns: Columns, tokenizer, longest: int, split: str) -> Prompts:
     require(bool(kept), f"--max-prompt-length {longest} drops every {split} prompt")
     if len(kept) < len(ids):
         told = f"dropped {len(ids) - len(kept)} of {len(ids)} {split} prompts, empty or longer than"
-        _say(f"{told} --max-prompt-length {longest} tokens")
+        ranks.say(f"{told} --max-prompt-length {longest} tokens")
     return Prompts(ids, columns).select(kept)
-
-
-def _say(text: str) -> None:
-    if ranks.rank() == 0:
-        print(text)

@@ -6,7 +6,6 @@ from importlib import import_module
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from common import ranks
 from common.errors import require, told_as
@@ -99,8 +98,3 @@ class Log:
         exact = json.dumps({name: tensor.tolist() for name, tensor in tensors.items()})
         short = json.loads(exact, parse_float=lambda number: float(f"{float(number):.6g}"))
         self.append("statistics.jsonl", [{"step": step} | short])
-
-    def say(self, text: str) -> None:
-        """Print a line, once for all ranks, above the progress bar."""
-        if ranks.rank() == 0:
-            tqdm.write(text)

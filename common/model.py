@@ -295,5 +295,7 @@ def _write(model: nn.Module, tokenizer, weights: dict, folder: Path, dtype: torc
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
+        for file in temporary.iterdir():  # weights are written for their owner alone
+            shutil.copymode(temporary / "config.json", file)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)

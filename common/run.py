@@ -121,16 +121,16 @@ class Run:
         self.log = Log(self.folder, config, self.last_step if args.resume else None)
         self.engine.sync(self.policy, self.last_step)
         threads = f"OMP_NUM_THREADS={torch.get_num_threads()}"
-        self.log.say(f"{self.folder}: {args.model} on {ranks.count()} x {self.device}, {threads}")
+        ranks.say(f"{self.folder}: {args.model} on {ranks.count()} x {self.device}, {threads}")
         count = len(self.held_out)
         told = (
             f"{args.dataset}: {len(self.train)} prompts, and {count} of {args.eval_split} held out"
         )
-        self.log.say(
+        ranks.say(
             f"{told}, which can show a change of {1.4 / count**0.5:.2g} in a reward of 0 or 1"
         )
         told = f"rewards: {', '.join(self.objectives)}; answers compared by {self.answer_check}"
-        self.log.say(told if self.last_step < args.steps else f"all {args.steps} steps are taken")
+        ranks.say(told if self.last_step < args.steps else f"all {args.steps} steps are taken")
 
     def steps(self) -> Iterator[int]:
         """The steps still to take. A new run is evaluated before the first; a resumed one makes up
@@ -234,13 +234,12 @@ class Run:
     def close(self) -> None:
         """Print what became of each objective and write the trained model to model/."""
         self.log.close()
-        if ranks.rank() == 0:
-            print(f"\n{verdict(load_run(self.folder))}\n")
+        ranks.on_first(lambda: ranks.say(f"\n{verdict(load_run(self.folder))}\n"))
         export(self.policy, self.tokenizer, self.folder / "model", self.compute)
-        self.log.say(f"curves: {self.folder / 'curves.png'}   model: {self.folder / 'model'}")
+        ranks.say(f"curves: {self.folder / 'curves.png'}   model: {self.folder / 'model'}")
         if self.args.keep_safe and (safe := self.memory["safe"]):
             told = f"step {safe} was the last with no objective below its start"
-            self.log.say(f"{told}: run.py export {self.folder} --step {safe} writes its model")
+            ranks.say(f"{told}: run.py export {self.folder} --step {safe} writes its model")
 
     # --- inside ---
 
@@ -265,10 +264,10 @@ class Run:
         memory["safe"] = memory["safe"] if fallen else step
         names = (*self.objectives, "length")
         means = " ".join(f"{name} {found[f'eval/{name}']:.3g}" for name in names)
-        self.log.say(f"step {step} of {args.steps}: held-out {means}")
+        ranks.say(f"step {step} of {args.steps}: held-out {means}")
         if new := ", ".join(sorted(fallen - self.fallen)):
             told = f"{new} fell beyond noise; python run.py explain {self.folder} says why"
-            self.log.say(f"step {step}: held-out {told}")
+            ranks.say(f"step {step}: held-out {told}")
         self.fallen |= fallen
         return found
 
@@ -285,7 +284,7 @@ class Run:
             try:
                 draw(load_run(self.folder), self.folder / "curves.png")
             except UserError as error:
-                self.log.say(str(error))
+                ranks.say(str(error))
 
     def _alarm(self, step: int, row: dict[str, float]) -> None:
         """Tell, once each, of an objective that hardly varies, and of a policy whose completions no
@@ -294,10 +293,10 @@ class Run:
         still = [name for name in self.objectives if row[f"reward_std/{name}"] < LITTLE]
         if step == PATIENCE and still:
             told = f"{', '.join(still)} hardly varied, and little can be learned from that"
-            self.log.say(f"step {step}: {told}; look at it with python run.py score")
+            ranks.say(f"step {step}: {told}; look at it with python run.py score")
         if self.flat == PATIENCE:
             told = f"for {PATIENCE} steps no prompt's completions differed in any reward"
-            self.log.say(f"step {step}: {told}: nothing is learned; if it collapsed, lower --lr")
+            ranks.say(f"step {step}: {told}: nothing is learned; if it collapsed, lower --lr")
 
     def _save(self) -> None:
         kept = self.memory["safe"] if self.args.keep_safe else None

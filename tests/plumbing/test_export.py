@@ -31,6 +31,7 @@ def test_of_a_generation_config_that_cannot_be_saved_the_tokens_are(values, save
     found = GenerationConfig.from_pretrained(tmp_path / "out").to_diff_dict()
     found.pop("transformers_version")
     assert found == (tokens | values if saved else tokens)
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
 
 
 def test_an_export_that_fails_loses_nothing_else(tmp_path, capsys, monkeypatch):
