@@ -84,13 +84,13 @@ def _inserted(name: str, link: str, kind: str, config) -> str:
         code = "\n".join(line for _, line in lines)
         count = sum(style in ("-", "+") for style, _ in lines)
         block = f"```diff\n{code}\n```"
-        return f'??? abstract "{count} lines"\n\n{textwrap.indent(block, "    ")}\n'
+        return f'??? abstract "{name}: {count} lines"\n\n{textwrap.indent(block, "    ")}\n'
     _, first, lines = excerpt(ROOT / file, name.strip("`"))
     code = textwrap.dedent("\n".join(lines))
     last = first + len(lines) - 1
     return (
         f'```python linenums="{first}"\n{code}\n```\n\n'
-        f"[{file}, lines {first} to {last}]({link}#L{first}-L{last})\n"
+        f"[{file}, lines {first} to {last}]({link}#L{first}-L{last})\n{{: .source }}\n"
     )
 
 
@@ -104,7 +104,9 @@ def _cells(notebook: Path) -> str:
             data = output.get("data", {})
             text = "".join(output.get("text", data.get("text/plain", "")))
             if "image/png" in data:
-                told.append(f"![output](data:image/png;base64,{''.join(data['image/png'].split())})")
+                told.append(
+                    f"![output](data:image/png;base64,{''.join(data['image/png'].split())})"
+                )
             elif text:
                 told.append(f"```text\n{text}\n```")
     return "\n\n".join(told)
