@@ -1,5 +1,5 @@
-"""Two scripts on one HTML page: their update equations on top, then every line of both, what differs
-marked and what is the same folded. It loads nothing, neither files nor scripts."""
+"""Two scripts on one HTML page: their update equations on top, then every line of both, what
+differs marked and what is the same folded. It loads nothing, neither files nor scripts."""
 
 import html
 import re
@@ -15,9 +15,9 @@ from common.errors import require
 from tools.regions import Region, pair_regions, read_script
 
 EXTENSIONS = ["tables", "pymdownx.arithmatex", "pymdownx.details", "pymdownx.superfences"]
+GENERIC = {"pymdownx.arithmatex": {"generic": True}}
 # names of functions, which TeX sets apart from what follows unless that is a bracket
 NAME, THIN = re.compile(r"<(m[io])>([A-Za-z]{2,})</\1>(?=(<mo[^>]*>&#x00028;)?)"), "0.17em"
-GENERIC = {"pymdownx.arithmatex": {"generic": True}}
 
 
 def page(left: Path, right: Path, docs: Path) -> str:
@@ -55,8 +55,10 @@ def _about(script: Path, told: Path) -> str:
     """The section "The update" of an algorithm's page, and the script's docstring."""
     text = told.read_text(encoding="utf-8") if told.is_file() else ""
     update = "".join(re.findall(r"^## The update\n(.*?)(?=^## |\Z)", text, re.M | re.S))
-    update = re.sub(r"\[([^]]+)\]\([^)]+\)( <!-- \w+ -->)?", r"\1", update)  # they lead nowhere
-    return f"## {script}\n\n{update}\n\n{_fenced('text', read_script(script)[0])}"
+    update = re.sub(r"\[([^]]+)\]\(\S+\) <!-- code -->", r"`\1`", update)
+    update = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", update)  # from elsewhere, links lead nowhere
+    docstring = read_script(script)[0].splitlines()
+    return f"## `{script}`\n\n{update}\n\n{_fenced('text', docstring)}"
 
 
 def _region(a: Region, b: Region) -> str:
@@ -65,10 +67,9 @@ def _region(a: Region, b: Region) -> str:
     if a.lines == b.lines:
         lines = f"{len(a.lines)} line{'s' * (len(a.lines) > 1)}, the same in both"
         return f'??? "{name}: {lines}"\n{indent(_fenced("python", a.lines), "    ")}'
-    lines = (line[0] + line[2:] for line in ndiff(a.lines, b.lines) if line[0] != "?")
+    lines = [line[0] + line[2:] for line in ndiff(a.lines, b.lines) if line[0] != "?"]
     return f"### {name}\n\n{_fenced('diff', lines)}"
 
 
-def _fenced(kind: str, lines) -> str:
-    text = lines if isinstance(lines, str) else "\n".join(lines)
-    return f"``````{kind}\n{text}\n``````"
+def _fenced(kind: str, lines: list[str]) -> str:
+    return "\n".join([f"``````{kind}", *lines, "``````"])

@@ -54,8 +54,8 @@ def pair_regions(left: Path, right: Path) -> Iterator[tuple[Region, Region]]:
 
 
 def excerpt(path: Path, name: str) -> Region:
-    """A part of a script by its name: a region as its marker has it, or a function, a class or, with
-    a dot, a method.
+    """A part of a script by its name: a region as its marker has it, or a function, a class or,
+    with a dot, a method.
 
     Raises `UserError` when there is none, or as `read_script`.
     """
