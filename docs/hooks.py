@@ -35,13 +35,13 @@ def on_files(files, config):
     files.append(File.generated(config, "index.md", content=text))
     for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
         name = notebook.src_uri.replace(".ipynb", ".md")
-        files.append(File.generated(config, name, content=_cells(Path(notebook.abs_src_path))))
+        files.append(File.generated(config, name, content=cells(Path(notebook.abs_src_path))))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
     here = ROOT / "docs" / Path(page.file.src_uri).parent
-    markdown = _relinked(markdown, ROOT if page.is_homepage else here, here, config)
+    markdown = _relinked(markdown, ROOT if page.file.src_uri == "index.md" else here, here, config)
     try:
         return LINE.sub(lambda match: _inserted(*match.groups(), config), markdown)
     except UserError as error:
@@ -94,7 +94,7 @@ def _inserted(name: str, link: str, kind: str, config) -> str:
     )
 
 
-def _cells(notebook: Path) -> str:
+def cells(notebook: Path) -> str:
     """A notebook's cells and outputs as Markdown."""
     told = []
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
@@ -102,11 +102,8 @@ def _cells(notebook: Path) -> str:
         told.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            text = "".join(output.get("text", data.get("text/plain", "")))
-            if "image/png" in data:
-                told.append(
-                    f"![output](data:image/png;base64,{''.join(data['image/png'].split())})"
-                )
-            elif text:
+            if image := "".join("".join(data.get("image/png", "")).split()):
+                told.append(f"![output](data:image/png;base64,{image})")
+            elif text := "".join(output.get("text", data.get("text/plain", ""))).rstrip():
                 told.append(f"```text\n{text}\n```")
     return "\n\n".join(told)
