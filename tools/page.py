@@ -44,9 +44,10 @@ def typeset(text: str) -> str:
         tex, block = html.unescape(match[2])[2:-2].strip(), match[1] == "div"  # of \( and \)
         made = convert(tex, display="block" if block else "inline")
         require("\\" not in made, f"${tex}$ has a command that latex2mathml does not know")
-        return NAME.sub(
+        made = NAME.sub(
             lambda m: f'<mo lspace="{THIN}" rspace="{0 if m[3] else THIN}">{m[2]}</mo>', made
         )
+        return made if block or len(tex) < 60 else f'<span class="wide">{made}</span>'
 
     return re.sub(r'<(span|div) class="arithmatex">(.*?)</\1>', formula, text, flags=re.S)
 

@@ -28,7 +28,7 @@ PAGE = SimpleNamespace(file=SimpleNamespace(src_uri="algos/x.md"))
 def site(tmp_path_factory):
     """The built site. A warning would have been an error: mkdocs.yml is strict."""
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "-q", "-d", str(out)]
+    command = [sys.executable, "-m", "mkdocs", "build", "-d", str(out)]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
