@@ -16,6 +16,7 @@ from tools.regions import Region, pair_regions, read_script
 
 EXTENSIONS = ["tables", "pymdownx.arithmatex", "pymdownx.details", "pymdownx.superfences"]
 GENERIC = {"pymdownx.arithmatex": {"generic": True}}
+ROMAN = re.compile(r'<mrow>(<mi mathvariant="normal">\w</mi>){2,}</mrow>')  # letter by letter
 # names of functions, which TeX sets apart from what follows unless that is a bracket
 NAME, THIN = re.compile(r"<(m[io])>([A-Za-z]{2,})</\1>(?=(<mo[^>]*>&#x00028;)?)"), "0.17em"
 
@@ -44,6 +45,7 @@ def typeset(text: str) -> str:
         tex, block = html.unescape(match[2])[2:-2].strip(), match[1] == "div"  # of \( and \)
         made = convert(tex, display="block" if block else "inline")
         require("\\" not in made, f"${tex}$ has a command that latex2mathml does not know")
+        made = ROMAN.sub(lambda m: f"<mi>{re.sub('<.*?>', '', m[0])}</mi>", made)
         made = NAME.sub(
             lambda m: f'<mo lspace="{THIN}" rspace="{0 if m[3] else THIN}">{m[2]}</mo>', made
         )

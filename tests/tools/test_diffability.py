@@ -251,6 +251,14 @@ def test_the_page_escapes_and_shows_the_update(tmp_path):
     assert code_of(text) == [told, told, f" # --- ALGO: a ---\n-{codes[0]}\n+{codes[1]}"]
 
 
+def test_names_in_formulas_are_one_word():
+    text = typeset(r'<span class="arithmatex">\(\mathrm{Cov}(r) \log w\)</span>')
+    assert re.findall('<mo lspace="0.17em" rspace="(.*?)">(.*?)</mo>', text) == [
+        ("0", "Cov"),
+        ("0.17em", "log"),
+    ]
+
+
 def test_a_formula_that_cannot_be_typeset_is_told():
     with pytest.raises(UserError, match=r"\\foo.*does not know"):
         typeset(r'<span class="arithmatex">\(\foo x\)</span>')

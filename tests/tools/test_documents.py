@@ -81,6 +81,14 @@ def test_prose_fits(page):
             assert len(line) <= COLUMNS, f"{name(page)}:{number} has {len(line)} columns"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_formulas_have_what_github_takes(page):
+    """It refuses \\operatorname, and takes a backslash off a sign that follows it."""
+    text = prose(page.read_text(encoding="utf-8"))
+    for formula in re.findall(r"\$\$?([^$]+)\$", text):
+        assert not re.search(r"\\(operatorname|[^\w\s])", formula), f"{name(page)}: {formula}"
+
+
 @pytest.mark.parametrize("page", DOCUMENTS, ids=name)
 def test_links_lead_somewhere(page):
     for target, file, anchor in links(page):
