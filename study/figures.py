@@ -2,6 +2,7 @@
 docs/realmodel.md. Nothing is trained.
 
     python -m study.figures 1 [2 ... 8 | readme | records | records-field | words | all]
+    python -m study.figures ctwa [linear ...]         # of a script's page: beside linear
 
 Most are drawn from the evaluations that docs/results keeps. Figures 2 to 5 take more of a run than
 these, and need run folders: docs/results.md has the commands that make them.
@@ -10,18 +11,21 @@ these, and need run folders: docs/results.md has the commands that make them.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 import tyro
+from PIL import Image
 
 from common.curves import DASHES, picture
 from common.errors import plain_errors, require
 from common.runs import Run, read_rows
 from study.results import DOCS, NAMES, RUN, base, kept, metrics
 from tools.leaderboard import iqm, load_finished
+from tools.scripts import algorithms
 
 THREE = ["testbed", "testbed:wavering", "testbed:robust"]
 README = ["linear", "ctwa", "ratchet"]
@@ -104,6 +108,15 @@ def records(scripts: Sequence[str]) -> Panels:
     }
 
 
+def beside_linear(script: str) -> Panels:
+    """A panel per objective on the default base, with linear's seeds and the script's."""
+    rows = kept("curves.csv", "field.csv").query("estimator == 'reinforce' and model == 'testbed'")
+    return {
+        name: {each: seeds(rows.query("script == @each"), name) for each in ("linear", script)}
+        for name in NAMES
+    }
+
+
 def words() -> Panels:
     rows = pd.read_csv(DOCS / "results" / "words.csv")
     return {name: by_script(rows, name) for name in ("accuracy", "units", "sentence")}
@@ -171,6 +184,10 @@ FIGURES: dict[str, tuple[Callable[..., Panels], int, str, str]] = {
     "records": (lambda: records([*README, "pama"]), 5, "Held-out rewards, REINFORCE", ""),
     "records-field": (lambda: records(FIELD), 5, "Held-out rewards, REINFORCE", ""),
     "words": (words, 3, "SmolLM2-135M, word problems: a step's rewards", ""),
+    **{
+        script: (partial(beside_linear, script), 3, "Held-out rewards", "")
+        for script in algorithms()
+    },
     "figure-2": (weights, 3, "CTWA", "results/study"),
     "figure-3": (covariances, 4, "Covariance of advantage and reward", "results/study"),
     "figure-4": (targets, 4, "Held-out rewards, CTWA by its targets", "results/targets"),
@@ -188,6 +205,8 @@ def main(args: Args) -> None:
         out = args.out / f"{name}.{args.kind}"
         runs = [load_finished(args.runs or [folder])[0]] if folder else []
         draw(make(*runs), across, told, out, "row" if folder else True)
+        if args.kind == "png" and out.exists():  # a palette takes a third of the room
+            Image.open(out).quantize(64).save(out, optimize=True)
         print(f"wrote {out}", flush=True)
 
 

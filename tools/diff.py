@@ -27,8 +27,8 @@ class Args:
     scripts: tyro.conf.Positional[Annotated[tuple[str, str], tyro.conf.arg(metavar="A B")]]
     """two algorithms, or the paths of scripts"""
     html: str = ""
-    """instead of printing, write a page with both scripts in two columns and their update equations
-    on top, replaced if it exists"""
+    """instead of printing, write a page with every line of both and their update equations on top,
+    replaced if it exists"""
 
 
 def main(argv: list[str]) -> None:

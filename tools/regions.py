@@ -1,5 +1,5 @@
 """A script by its SHARED and ALGO regions, and the regions of two scripts side by side: what `diff`
-folds and compares."""
+folds and compares, and what pages show."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import UserError
+from common.errors import UserError, require
 
 
 class Region(NamedTuple):
@@ -51,3 +51,21 @@ def pair_regions(left: Path, right: Path) -> Iterator[tuple[Region, Region]]:
     names = ([region.name for region in side] for side in sides)
     for _, i, i_end, j, j_end in SequenceMatcher(None, *names).get_opcodes():
         yield from zip_longest(sides[0][i:i_end], sides[1][j:j_end], fillvalue=Region("", 0, []))
+
+
+def excerpt(path: Path, name: str) -> Region:
+    """A part of a script by its name: a region as its marker has it, or a function, a class or,
+    with a dot, a method.
+
+    Raises `UserError` when there is none, or as `read_script`.
+    """
+    for region in read_script(path)[1]:
+        if region.name == name:
+            return region
+    source = path.read_text(encoding="utf-8")
+    node = ast.parse(source)
+    for part in name.split("."):
+        inside = getattr(node, "body", [])
+        node = next((each for each in inside if getattr(each, "name", "") == part), None)
+    require(node is not None, f"{path.name} has no {name!r}")
+    return Region(name, node.lineno, source.splitlines()[node.lineno - 1 : node.end_lineno])

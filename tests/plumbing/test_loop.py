@@ -365,10 +365,11 @@ def test_a_tiny_model_has_one_thread_unless_told_otherwise(
         ("00009000", (0.3, 0.3), []),
     ],
 )
-def test_what_does_not_vary_is_told_once(signals, spreads, told):
+def test_what_does_not_vary_is_told_once(signals, spreads, told, monkeypatch):
     """signals: of each step, the tenths of prompts whose completions differ."""
     said = []
-    run = SimpleNamespace(objectives=["a", "b"], flat=0, log=SimpleNamespace(say=said.append))
+    monkeypatch.setattr("common.ranks.say", said.append)
+    run = SimpleNamespace(objectives=["a", "b"], flat=0)
     row = {f"reward_std/{name}": value for name, value in zip("ab", spreads, strict=True)}
     for step, signal in enumerate(signals, 1):
         Run._alarm(run, step, row | {"signal/a": int(signal), "signal/b": 0})

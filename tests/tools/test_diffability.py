@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from contextlib import closing
-from html import escape, unescape
+from html import unescape
 from itertools import combinations
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from common.errors import UserError
 from support.browser import Browser, needs_driver
 from support.running import ROOT
 from tools.diff import compared, main, side_by_side
-from tools.page import page
-from tools.regions import read_script
+from tools.page import page, typeset
+from tools.regions import excerpt, read_script
 
 DOCS = ROOT / "docs/algos"
+HEADINGS = re.findall("^## (.*)", (DOCS / "linear.md").read_text(), re.M)
 SCRIPTS = sorted((ROOT / "algos").glob("[a-z]*.py"))
 LINEAR, CTWA = ROOT / "algos/linear.py", ROOT / "algos/ctwa.py"
 A, B = "# --- SHARED: a ---\na = 1\n", "# --- SHARED: b ---\nb = 1\n"
@@ -148,7 +149,12 @@ def test_every_script_has_its_page():
     for script in SCRIPTS:
         told = DOCS / f"{script.stem}.md"
         assert told.is_file(), f"write {told.relative_to(ROOT)}, with the headings of linear.md"
-        assert "## The update\n\n|" in told.read_text(), f"{told.name}: no table of the update"
+        headings = re.findall("^## (.*)", told.read_text(), re.M)
+        assert [name for name in headings if name in HEADINGS] == HEADINGS, told.name
+        shown = re.findall(r"^\[([\w.]+)\]\((\S+)\) <!-- code -->$", told.read_text(), re.M)
+        assert shown, f"{told.name} shows no function of its script"
+        for name, file in shown:
+            excerpt(told.parent / file, name)
         assert f"]({told.name})" in (DOCS / "README.md").read_text(), (
             f"README.md links no {told.name}"
         )
@@ -203,48 +209,66 @@ def test_output_into_head_does_not_complain():
 # --- the page ---
 
 
-def rows_of(text: str) -> list[list[str]]:
-    """Number, code, number, code of every row."""
-    rows = re.findall("<tr>(<td>.*?)</tr>", re.sub("<(?!/?t[dr]>).*?>", "", text), re.S)
-    cells = (re.findall("<td>(.*?)\n?</td>", row, re.S) for row in rows)
-    return [[unescape(cell) for cell in row] for row in cells]
+def code_of(text: str) -> list[str]:
+    """The lines of each block of code on a page."""
+    blocks = re.findall("<pre><span></span><code>(.*?)\n?</code>", text, re.S)
+    return [unescape(re.sub("<.*?>", "", block)) for block in blocks]
 
 
-def test_the_page_has_every_line_once_and_folds_only_what_is_the_same():
+def test_the_page_has_every_line_and_folds_only_what_is_the_same():
     scripts = ROOT / "algos/mgda.py", ROOT / "algos/nash_mtl.py"
     text = page(*scripts, DOCS)
-    rows = rows_of(text)
-    for column, script in zip((0, 2), scripts, strict=True):
-        shown = [row[column : column + 2] for row in rows if row[column + 1]]
-        lines = enumerate(script.read_text().splitlines(), 1)
-        lines = [[str(n), line] for n, line in lines if line]
-        assert shown == lines[-len(shown) :]
-        assert "# ---" in shown[0][1]
-    folded = rows_of("".join(re.findall("<details>.*?</details>", text, re.S)))
-    assert 100 < len(folded) < len(rows)
-    changed = [row for row in rows if row[1] != row[3] or "" in row[::2]]
-    assert not [row for row in folded if row in changed]
-    assert sum(number != "" for row in changed for number in row[::2]) == differing(*scripts)
-    # it loads nothing, and no line is as empty as what is not there
-    assert not re.search(r"<script|<[^>]*(src|href)=|url\(|@import|<td>\d+</td><td></td>", text)
+    regions, folded = text.partition("Line by line")[2], "<details.*?</details>"
+    for script, sign in zip(scripts, "-+", strict=True):
+        found = []
+        for part in re.split(f"({folded})", regions, flags=re.S):
+            whole = part.startswith("<details")
+            for line in "\n".join(code_of(part)).splitlines():
+                found += [line] if whole else [line[1:]] if line[:1] in f" {sign}" else []
+        lines = [line for region in read_script(script)[1] for line in region.lines]
+        assert [line for line in found if line] == [line for line in lines if line]
+    same = code_of("".join(re.findall(folded, regions, re.S)))
+    assert len(same) > 3
+    changed = re.findall('<span class="g[di]">([-+].*)', re.sub(folded, "", regions, flags=re.S))
+    assert len(changed) == differing(*scripts)
+    assert not re.search(r"<script|<[^>]*(src|href)=|url\(|@import", text)  # it loads nothing
 
 
-def test_the_page_escapes_marks_words_and_shows_the_update(tmp_path):
-    long = "A line of more than sixty-five characters that the margin has broken in"
-    told = (
-        f"<script>alert(1)</script>\n{long}\ntwo.\nOne.\n\n    f\n    g\n- {long}\n- {long}\nRun: a"
-    )
+def test_the_page_escapes_and_shows_the_update(tmp_path):
+    told = "<script>alert(1)</script>\n\nf"
     codes = ["x = 1 < 2 and '<b>' & 3", "x = 1 < 2 and '<i>' & 3"]
     scripts = write(tmp_path, *(f'"""{told}"""\n# --- ALGO: a ---\n{code}\n' for code in codes))
-    table = "| | equation |\n|---|---|\n| w | `a *b* < c` \\| **c** [d](e.md) |"
-    (tmp_path / "0.md").write_text(f"# One\n\n## The update\n\n{table}\n\n## Else\n\nno\n")
+    update = (
+        "$a_k < c$, in\n[f](../f.py) <!-- code -->\n\n| | b |\n|---|---|\n| w | **c** [d](e.md) |"
+    )
+    (tmp_path / "0.md").write_text(f"# One\n\n## The update\n\n{update}\n\n## Else\n\nno\n")
     text = page(*scripts, tmp_path)
-    assert "<td><code>a *b* &lt; c</code> | <strong>c</strong> d</td>" in text
-    counts = [text.count(part) for part in ("The update", "no</p>", 'tbody class="replace"')]
-    assert counts == [1, 0, 1]
-    assert rows_of(text)[-1][1::2] == codes
-    assert re.findall('class="gs">(.*?)<', text) == ["b", "i"]
-    assert text.count(escape(told.replace("in\ntwo", "in two"))) == 2
+    assert re.search(
+        r"<math.*<msub><mi>a</mi><mi>k</mi></msub>.*</math>, in\n<code>f</code></p>", text
+    )
+    assert "<td><strong>c</strong> d</td>" in text
+    assert "no</p>" not in text
+    assert code_of(text) == [told, told, f" # --- ALGO: a ---\n-{codes[0]}\n+{codes[1]}"]
+
+
+def test_names_in_formulas_are_one_word():
+    text = typeset(r'<span class="arithmatex">\(\mathrm{Cov}(r) \log w\)</span>')
+    assert re.findall('<mo lspace="0.17em" rspace="(.*?)">(.*?)</mo>', text) == [
+        ("0", "Cov"),
+        ("0.17em", "log"),
+    ]
+
+
+def test_a_formula_that_cannot_be_typeset_is_told():
+    with pytest.raises(UserError, match=r"\\foo.*does not know"):
+        typeset(r'<span class="arithmatex">\(\foo x\)</span>')
+
+
+def test_a_part_of_a_script_is_found_by_its_name():
+    assert excerpt(CTWA, "CTWA.weights").lines[0].strip().startswith("def weights(")
+    assert excerpt(CTWA, "ALGO: imports").lines[0] == "# --- ALGO: imports ---"
+    with pytest.raises(UserError, match="ctwa.py has no 'weigh'"):
+        excerpt(CTWA, "weigh")
 
 
 BROKEN = """[...document.querySelectorAll('main')].flatMap(main => { const found = [];
@@ -272,7 +296,7 @@ return [Math.min(...all) > 4.5, document.documentElement.scrollWidth <= innerWid
 @needs_driver
 def test_the_page_can_be_read_on_a_phone_and_on_a_desk_in_light_and_dark(tmp_path):
     """No name is broken in its middle, nothing runs out sideways, and contrasts are WCAG's AA."""
-    text = page(ROOT / "algos/mgda.py", CTWA, DOCS).replace("<details>", "<details open>")
+    text = page(ROOT / "algos/mgda.py", CTWA, DOCS).replace("<details", "<details open")
     (tmp_path / "page.html").write_text(text)
     with closing(Browser(tmp_path / "profile")) as browser:
         for width, scheme in ((420, "light"), (1280, "light"), (1280, "dark")):

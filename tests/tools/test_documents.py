@@ -73,12 +73,20 @@ def commands() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_prose_fits(page):
-    """Tables and code apart, which do not wrap."""
+    """Tables, code and addresses apart, which do not wrap."""
     inside = False
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         inside ^= line.lstrip().startswith("```")
-        if not inside and not line.lstrip().startswith("|"):
+        if not inside and not re.match(r"\s*\||\[\w+\]: ", line):
             assert len(line) <= COLUMNS, f"{name(page)}:{number} has {len(line)} columns"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_formulas_have_what_github_takes(page):
+    """It refuses \\operatorname, and takes a backslash off a sign that follows it."""
+    text = prose(page.read_text(encoding="utf-8"))
+    for formula in re.findall(r"\$\$?([^$]+)\$", text):
+        assert not re.search(r"\\(operatorname|[^\w\s])", formula), f"{name(page)}: {formula}"
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=name)

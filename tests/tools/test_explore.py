@@ -160,7 +160,7 @@ def test_browser_tells_the_story_of_the_committed_page(opened):
     assert "accuracy −0.512 measured, −0.533 by the move, −0.051" in opened.ask("whole.innerText")
     said = opened.ask("said.innerText")
     assert "pushes accuracy down in step 1. 134 of its 154 right completions are long and" in said
-    assert "raise accuracy by 0.0491, but that of conciseness takes 0.0382 away and" in said
+    assert "raise accuracy by 0.049, but that of conciseness takes 0.038 away and" in said
     kinds = texts(opened, "#kinds tbody th")
     opened.ask("(w0.value = 60, w0.oninput())")
     assert kinds.index("right, long, unclear") > kinds.index("wrong, short, clear")

@@ -18,6 +18,7 @@ from support.tree import own_files
 BELOW = "rewards|prompts|testbed"
 ARROWS = {
     "run": r"tools|common\.errors",
+    "docs": r"tools|common\.errors",
     "study": f"study|tools|integrations|algos|common|{BELOW}",
     "tools": f"tools|algos|common|{BELOW}",
     "integrations": "integrations|algos|common",
