@@ -80,10 +80,3 @@ def test_a_run_has_these_advantages(tmp_path):
         np.testing.assert_allclose(
             advantages, whitened(normalised(rewards, 4) @ weights, lengths), atol=2e-4
         )
-
-
-def test_without_discount_it_is_gdpo(tmp_path):
-    train("gdpo", tmp_path / "gdpo", steps=2, weights=(3.0, 2.0, 1.0))
-    train("sa_mrpo", tmp_path / "same", steps=2, weights=(3.0, 2.0, 1.0), gamma=0.0)
-    one, other = weights_of(tmp_path / "gdpo/model"), weights_of(tmp_path / "same/model")
-    assert all(torch.allclose(one[key], other[key], rtol=0, atol=1e-6) for key in one)

@@ -25,10 +25,8 @@ from prompts.chat import render
 from prompts.tables import read_splits, read_table
 from rewards.accuracy import accuracy
 from rewards.clarity import clarity
-from support.running import ROOT
 from testbed import arithmetic, build, words
 
-MATH500 = ROOT.parent / "shared" / "data" / "math500"
 LARGE = 10**25 + 1  # a float would lose its last digit
 TOKENIZER = arithmetic.tokenizer()
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
@@ -353,23 +351,6 @@ def test_math500_gets_the_papers_instruction_once(monkeypatch):
         for prompts in load("math500", tokenizer=templated(CHAT), **flags).values():
             for text in prompts.columns["prompt"]:
                 assert re.fullmatch(rf"<user>[a-i]{re.escape(suffix)}</><assistant>", text)
-
-
-@pytest.mark.skipif(not MATH500.is_dir(), reason="MATH-500 is not in ../shared/data/math500")
-def test_math500_files_carry_template_instruction_and_limit():
-    tokenizer = templated(CHAT)
-    whole = load(MATH500, "exact", tokenizer=tokenizer, max_prompt_length=10**6)
-    found = load(MATH500, "exact", tokenizer=tokenizer, max_prompt_length=100)
-    assert sizes(whole) == (300, 100, 100)
-    assert len({text for prompts in whole.values() for text in prompts.columns["prompt"]}) == 500
-    for split, prompts in found.items():
-        lengths = list(map(len, whole[split].ids))
-        assert list(map(len, prompts.ids)) == [length for length in lengths if length <= 100]
-        assert len(prompts) < len(lengths)
-        for text in prompts.columns["prompt"]:
-            assert text.startswith("<user>")
-            assert text.endswith(BOXED_SUFFIX.strip() + "</><assistant>")
-            assert text.count(BOXED_SUFFIX.strip()) == 1
 
 
 # --- Batches ---
