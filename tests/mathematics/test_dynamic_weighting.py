@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 
 from algos.dynamic_weighting import update_weights
 from common.grads import Gradients
-from support.own_rewards import EQUAL, OWN
-from support.running import train
+from support.own_rewards import OWN
+from support.running import OBJECTIVES, train
 from support.tensors import close, tensor
-
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
 
 
 def test_vectors(vectors):
@@ -101,9 +99,6 @@ def test_weights_outlive_gradients_that_are_not_finite(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Gradients, "gram", gram)
     rows = train("dynamic_weighting", tmp_path / "run", mu=1e-5, prompts=8)
-    weights = [
-        [row[f"weight/{name}"] for name in ("accuracy", "conciseness", "clarity")]
-        for row in rows[1:]
-    ]
+    weights = [[row[f"weight/{name}"] for name in OBJECTIVES] for row in rows[1:]]
     assert weights[0] == weights[1] != weights[2]
     assert all(sum(own) == pytest.approx(1) for own in weights)

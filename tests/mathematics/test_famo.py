@@ -6,11 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos.famo import FLOOR, adam_step, famo_direction, famo_weights, reweighted_rewards
-from support.own_rewards import EQUAL
-from support.running import train
+from support.running import OBJECTIVES, train
 from support.tensors import close, finite_difference, tensor
-
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
 
 
 def case(seed: int, K: int) -> tuple[torch.Tensor, ...]:

@@ -7,11 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos.gradnorm import FLOOR, MIN_WEIGHT, gradnorm_step
-from support.own_rewards import EQUAL, OWN
-from support.running import train
+from support.own_rewards import OWN
+from support.running import OBJECTIVES, train
 from support.tensors import close, finite_difference, tensor
-
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
 
 
 def case(seed: int, K: int) -> dict:

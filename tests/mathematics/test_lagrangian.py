@@ -7,11 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos.lagrangian import Lagrangian, dual_step, lagrangian_weights, with_primary
-from support.own_rewards import EQUAL
-from support.running import train
+from support.running import OBJECTIVES, train
 from support.tensors import close, finite_difference, tensor
-
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
 
 
 def test_vectors(vectors):

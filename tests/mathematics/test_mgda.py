@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from algos.mgda import merge_equal, min_norm_weights
-from support.own_rewards import EQUAL, OWN
 from support.running import train
 from support.tensors import close, tensor
 

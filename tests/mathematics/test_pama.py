@@ -9,11 +9,8 @@ from hypothesis import strategies as st
 
 from algos.pama import PAMA, binding_shares, pareto_scalar
 from support.decoupled import batches, normalised, whitened
-from support.own_rewards import EQUAL
-from support.running import train
+from support.running import OBJECTIVES, train
 from support.tensors import close, tensor
-
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
 
 
 def test_vectors(vectors):

@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 
 from algos.tchebycheff import mirror_descent_step, smooth_weights, tchebycheff
 from common.seeds import derive
-from support.own_rewards import EQUAL
-from support.running import train
+from support.running import OBJECTIVES, train
 from support.tensors import close, finite_difference, tensor
 from testbed.arithmetic import problems
-
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
 
 
 def case(seed: int, K: int) -> tuple[torch.Tensor, ...]:
