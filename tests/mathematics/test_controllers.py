@@ -11,8 +11,9 @@ import torch
 import integrations.trl
 from common.runs import load_run
 from integrations.trl.scripts import controllers
+from support.own_rewards import EQUAL, OWN
 from support.pretended_trl import Trainer
-from support.running import OBJECTIVES, train
+from support.running import OBJECTIVES, read_metrics, train
 from tools.counterfactual import choices
 from tools.explain import load_statistics
 
@@ -131,3 +132,34 @@ def test_explain_has_the_weights_of_the_run(name, recorded):
             controller.reached(after.mean(0))
     near = 1e-2 if name == "CTWA" else 1e-5
     torch.testing.assert_close(torch.tensor(found), torch.tensor(used), rtol=0, atol=near)
+
+
+# --- trained ---
+
+ALIKE = [("mgda", {}), ("nash_mtl", {}), ("lagrangian", {}), ("famo", {}), ("pama", {})]
+ALIKE += [("dynamic_weighting", {}), ("gradnorm", {"weight_lr": 0.0})]
+ALIKE += [("tchebycheff", {"variant": each}) for each in ("mirror-descent", "smooth", "classical")]
+
+
+@pytest.mark.parametrize(("name", "flags"), ALIKE)
+def test_equal_objectives_are_one_objective(name, flags, trained):
+    """Three names for one reward train exactly as the reward alone in the plainest script, KL and
+    all; PAMA, which clamps, as alone in its own."""
+    three = read_metrics(trained(name, rewards=EQUAL, **flags))
+    alone = read_metrics(trained("pama" if name == "pama" else "linear", rewards=EQUAL[:1]))
+    near = 2e-3 if name == "nash_mtl" else 1e-3  # but for the ridge
+    for row, other in zip(three[1:], alone[1:], strict=True):
+        for key in ("loss/policy", "loss/kl", "grad/norm", "reward/one", "cov/one"):
+            assert row[key] == pytest.approx(other[key], rel=near, abs=1e-5)
+    assert three[1]["cov/one"] > 0
+
+
+@pytest.mark.parametrize("name", ["mgda", "nash_mtl"])
+def test_an_objective_without_a_gradient_is_named_and_does_not_stop_the_others(name, tmp_path):
+    rewards = (f"{OWN}:flat", "rewards.accuracy:accuracy", "rewards.clarity:clarity")
+    row = train(name, tmp_path / "run", rewards=rewards, steps=1, prompts=8)[1]
+    assert row[f"{name}/no_gradient/flat"] == 1
+    assert row[f"{name}/no_gradient/accuracy"] == 0
+    assert row["weight/flat"] == 0
+    assert row["weight/accuracy"] + row["weight/clarity"] > 0
+    assert row["grad/norm"] > 0.01

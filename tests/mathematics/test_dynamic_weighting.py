@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 
 from algos.dynamic_weighting import update_weights
 from common.grads import Gradients
-from support.own_rewards import EQUAL, OWN
-from support.running import train
+from support.own_rewards import OWN
+from support.running import OBJECTIVES, train
 from support.tensors import close, tensor
-
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
 
 
 def test_vectors(vectors):
@@ -45,19 +43,6 @@ def test_the_weight_step_is_mirror_ascent(seed, K):
             new.log() + 0.1 * torch.randn(K, generator=generator, dtype=torch.float64)
         ).softmax(0)
         assert value(other) <= value(new) + 1e-12
-
-
-def test_laws_of_the_weight_step():
-    weights, influence = tensor([0.2, 0.3, 0.5]), tensor([1.0, -2.0, 0.5])
-    new = update_weights(weights, influence, 0.1, 1.0)
-    torch.testing.assert_close(update_weights(weights, influence + 7, 0.1, 1.0), new)
-    torch.testing.assert_close(
-        update_weights(weights[[2, 0, 1]], influence[[2, 0, 1]], 0.1, 1.0), new[[2, 0, 1]]
-    )
-    torch.testing.assert_close(
-        update_weights(update_weights(weights, influence, 0.05, 1.0), influence, 0.05, 1.0), new
-    )
-    torch.testing.assert_close(update_weights(weights, torch.ones(3).double(), 0.1, 1.0), weights)
 
 
 def test_influence_is_the_row_sum_of_the_inner_products_of_the_first_update(tmp_path):
@@ -98,14 +83,6 @@ def test_no_weight_falls_under_the_floor(tmp_path):
     assert all(sum(share) == pytest.approx(1) for share in shares)
 
 
-def test_equal_objectives_are_linear(tmp_path):
-    three = train("dynamic_weighting", tmp_path / "three", rewards=EQUAL, steps=2)
-    alone = train("linear", tmp_path / "alone", rewards=EQUAL, steps=2)
-    for row, other in zip(three[1:], alone[1:], strict=True):
-        for key in ("loss/policy", "loss/kl", "grad/norm", "weight/two", "cov/one"):
-            assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
-
-
 def test_an_objective_without_a_gradient_has_no_influence(tmp_path):
     rewards = (f"{OWN}:flat", "rewards.accuracy:accuracy", "rewards.clarity:clarity")
     row = train("dynamic_weighting", tmp_path / "run", rewards=rewards, steps=1, prompts=8)[1]
@@ -122,9 +99,6 @@ def test_weights_outlive_gradients_that_are_not_finite(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Gradients, "gram", gram)
     rows = train("dynamic_weighting", tmp_path / "run", mu=1e-5, prompts=8)
-    weights = [
-        [row[f"weight/{name}"] for name in ("accuracy", "conciseness", "clarity")]
-        for row in rows[1:]
-    ]
+    weights = [[row[f"weight/{name}"] for name in OBJECTIVES] for row in rows[1:]]
     assert weights[0] == weights[1] != weights[2]
     assert all(sum(own) == pytest.approx(1) for own in weights)

@@ -6,11 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos.famo import FLOOR, adam_step, famo_direction, famo_weights, reweighted_rewards
-from support.own_rewards import EQUAL
-from support.running import train
+from support.running import OBJECTIVES, train
 from support.tensors import close, finite_difference, tensor
-
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
 
 
 def case(seed: int, K: int) -> tuple[torch.Tensor, ...]:
@@ -60,27 +57,6 @@ def test_direction_and_weights_against_finite_differences(seed, K):
     )
 
 
-@settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 10**6), unit=st.floats(0.01, 100))
-def test_laws(seed, unit):
-    logits, before, after = case(seed, 4)
-    order = [2, 0, 3, 1]
-    direction = famo_direction(logits, before, after)
-    assert float(direction.sum()) == pytest.approx(0, abs=1e-12)
-    torch.testing.assert_close(
-        famo_direction(logits[order], before[order], after[order]), direction[order]
-    )
-    torch.testing.assert_close(
-        famo_weights(logits[order], before[order]), famo_weights(logits, before)[order]
-    )
-    units = tensor([unit, 1.0, 1.0, 1.0])  # one loss in other units: its relative fall is the same
-    torch.testing.assert_close(famo_direction(logits, before * units, after * units), direction)
-    torch.testing.assert_close(famo_weights(logits + 5, before), famo_weights(logits, before))
-    falls = before.log() - after.log()
-    least = int(falls.argmin())
-    assert direction[least] <= 1e-12  # descended: the logit of the one that fell least rises
-
-
 def test_adam_is_torchs():
     parameter = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
     optimizer = torch.optim.Adam([parameter], lr=0.025)
@@ -127,17 +103,6 @@ def test_weights_follow_the_gaps_and_the_logits_follow_the_improvement(tmp_path)
 def test_without_a_step_nothing_improves(tmp_path):
     row = train("famo", tmp_path / "run", lr=0.0, weight_decay=0.0, steps=1)[1]
     assert all(row[f"famo/improvement/{o}"] == pytest.approx(0, abs=1e-5) for o in OBJECTIVES)
-
-
-def test_equal_objectives_are_one_objective(tmp_path):
-    three, alone = (
-        train("famo", tmp_path / "t", rewards=EQUAL),
-        train("linear", tmp_path / "a", rewards=EQUAL[:1]),
-    )
-    for row, other in zip(three[1:], alone[1:], strict=True):
-        for key in ("loss/policy", "loss/kl", "grad/norm", "reward/one", "cov/one"):
-            assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
-    assert three[3]["weight/one"] == pytest.approx(1 / 3, abs=1e-4)
 
 
 def test_without_an_update_the_means_are_those_of_the_batch_whatever_applies():

@@ -7,11 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos.lagrangian import Lagrangian, dual_step, lagrangian_weights, with_primary
-from support.own_rewards import EQUAL
-from support.running import train
+from support.running import OBJECTIVES, train
 from support.tensors import close, finite_difference, tensor
-
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
 
 
 def test_vectors(vectors):
@@ -143,13 +140,3 @@ def test_without_dual_steps_it_is_linear(tmp_path):
         assert {k: v for k, v in row.items() if not k.startswith("lagrangian/")} == pytest.approx(
             other, rel=1e-3, abs=1e-4
         )
-
-
-def test_equal_objectives_are_one_objective(tmp_path):
-    three, alone = (
-        train("lagrangian", tmp_path / "t", rewards=EQUAL),
-        train("linear", tmp_path / "a", rewards=EQUAL[:1]),
-    )
-    for row, other in zip(three[1:], alone[1:], strict=True):
-        for key in ("loss/policy", "loss/kl", "grad/norm", "reward/one", "cov/one"):
-            assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)

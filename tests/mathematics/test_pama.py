@@ -9,11 +9,8 @@ from hypothesis import strategies as st
 
 from algos.pama import PAMA, binding_shares, pareto_scalar
 from support.decoupled import batches, normalised, whitened
-from support.own_rewards import EQUAL
-from support.running import train
+from support.running import OBJECTIVES, train
 from support.tensors import close, tensor
-
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
 
 
 def test_vectors(vectors):
@@ -60,24 +57,6 @@ def test_it_is_the_projection_of_0_on_the_range_of_the_advantages(seed, K, shift
     assert (scalar.abs()[:, None] <= (advantages @ c.T).abs() + 1e-12).all()
 
 
-@settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 10**6))
-def test_laws(seed):
-    generator = torch.Generator().manual_seed(seed)
-    advantages = torch.randn(16, 4, generator=generator, dtype=torch.float64)
-    order = torch.randperm(4, generator=generator)
-    assert torch.equal(pareto_scalar(advantages[:, order]), pareto_scalar(advantages))
-    torch.testing.assert_close(pareto_scalar(3 * advantages), 3 * pareto_scalar(advantages))
-    torch.testing.assert_close(pareto_scalar(-advantages), -pareto_scalar(advantages))
-    positive = advantages.clamp(min=0)
-    assert torch.equal(
-        pareto_scalar(positive), positive.amin(1)
-    )  # no credit unless every objective is above its baseline
-    shares = binding_shares(positive)
-    assert float(shares.sum()) == pytest.approx(1)
-    torch.testing.assert_close(binding_shares(positive[:, order]), shares[order])
-
-
 def test_shares_say_which_objective_decides():
     close(
         binding_shares(tensor([[1.0, 2.0], [3.0, 1.0], [1.0, 4.0], [0.0, 9.0]])),
@@ -117,15 +96,6 @@ def test_completions_bad_in_every_objective_are_left_alone(estimator):
     found, _ = PAMA().advantages(rewards, torch.full((4,), 5.0), 4, estimator)
     assert found[0] > 0
     assert found[1:].tolist() == [0, 0, 0]
-
-
-def test_equal_objectives_are_one_clamped_objective(tmp_path):
-    three = train("pama", tmp_path / "three", rewards=EQUAL, prompts=8)
-    alone = train("pama", tmp_path / "alone", rewards=EQUAL[:1], prompts=8)
-    for row, other in zip(three[1:], alone[1:], strict=True):
-        for key in ("loss/policy", "loss/kl", "grad/norm", "reward/one", "cov/one"):
-            assert row[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6)
-    assert three[1]["weight/two"] == pytest.approx(1 / 3)
 
 
 def test_the_gradient_of_the_official_form_is_zero_mean_at_the_start():

@@ -1,8 +1,6 @@
 """The ratchet's drawdowns and multipliers: Page's recursion, its bounds and units, and what a run
 makes of its own move."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 
 from algos.ratchet import multipliers, update_drawdown, what_moved
 from support.decoupled import batches, normalised, whitened
-from support.running import train
+from support.running import OBJECTIVES, read_lines, train
 from support.tensors import tensor
 
 CHANGES = st.lists(st.floats(-1, 1), min_size=1, max_size=30)
@@ -58,20 +56,12 @@ def test_multipliers_are_those_of_a_dual(drawdown, alignment, ki, kp):
     assert multipliers(tensor([drawdown]), tensor([alignment - 0.1]), ki, kp, 7.0).item() >= found
 
 
-def rows(folder) -> list[dict]:
-    return [
-        row
-        for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        if row["step"] > 0
-    ]
-
-
 @pytest.mark.parametrize("estimator", ["reinforce", "grpo"])
 def test_a_run_follows_its_own_move(estimator, tmp_path):
     """Weights, drawdowns and advantages by loops over what statistics.jsonl has: rewards, and how
     far log pi had moved."""
-    names, preference = ("accuracy", "conciseness", "clarity"), np.array([2.0, 0.5, 0.5])
-    train(
+    preference = np.array([2.0, 0.5, 0.5])
+    rows = train(
         "ratchet",
         tmp_path / "run",
         steps=4,
@@ -81,18 +71,15 @@ def test_a_run_follows_its_own_move(estimator, tmp_path):
         weights=(4.0, 1.0, 1.0),
         warmup=2,
         max_multiplier=0.5,
-    )
-    kept = [
-        json.loads(line)
-        for line in (tmp_path / "run" / "statistics.jsonl").read_text().splitlines()
-    ]
+    )[1:]
+    kept = read_lines(tmp_path / "run/statistics.jsonl")
     drawdown, extra, bound = np.zeros(3), np.zeros(3), False
     for row, line, (rewards, lengths, advantages) in zip(
-        rows(tmp_path / "run"), kept, batches(tmp_path / "run"), strict=True
+        rows, kept, batches(tmp_path / "run"), strict=True
     ):
         weights = preference + extra
         np.testing.assert_allclose(
-            [row[f"weight/{name}"] for name in names], weights, rtol=1e-3, atol=1e-3
+            [row[f"weight/{name}"] for name in OBJECTIVES], weights, rtol=1e-3, atol=1e-3
         )
         one = (
             (lambda r, n=lengths: whitened(r, n))
@@ -109,13 +96,13 @@ def test_a_run_follows_its_own_move(estimator, tmp_path):
         table = np.mean(tables, axis=0)
         change = table[0, 1:] / np.sqrt(table.diagonal()[1:])
         np.testing.assert_allclose(
-            [row[f"ratchet/change/{name}"] for name in names], change, rtol=1e-3, atol=1e-5
+            [row[f"ratchet/change/{name}"] for name in OBJECTIVES], change, rtol=1e-3, atol=1e-5
         )
         drawdown = np.minimum(
             np.maximum(drawdown - np.where(change > 0, 0.7 * change, change), 0), 0.5 / 35
         )
         np.testing.assert_allclose(
-            [row[f"ratchet/drawdown/{name}"] for name in names], drawdown, rtol=1e-3, atol=1e-5
+            [row[f"ratchet/drawdown/{name}"] for name in OBJECTIVES], drawdown, rtol=1e-3, atol=1e-5
         )
         bound |= drawdown.max() == 0.5 / 35
         extra = np.clip(35 * drawdown - 4 * change / np.sqrt(table[0, 0]), 0, 0.5)
@@ -158,7 +145,7 @@ def test_rewards_units_do_not_count_and_a_constant_reward_has_no_multiplier(tmp_
         ("rewards.accuracy:accuracy", "rewards.clarity:clarity"),
         f"{tmp_path}/units_of_rewards.py",
     )
-    for name, first in (("plain", plain[0]), ("scaled", f"{scaled}:percent")):
+    runs = (
         train(
             "ratchet",
             tmp_path / name,
@@ -166,14 +153,16 @@ def test_rewards_units_do_not_count_and_a_constant_reward_has_no_multiplier(tmp_
             prompts=8,
             completions=8,
             rewards=(first, plain[1], f"{scaled}:constant"),
-        )
-    for one, other in zip(rows(tmp_path / "plain"), rows(tmp_path / "scaled"), strict=True):
+        )[1:]
+        for name, first in (("plain", plain[0]), ("scaled", f"{scaled}:percent"))
+    )
+    for one, other in zip(*runs, strict=True):
         assert one["weight/accuracy"] == pytest.approx(other["weight/percent"], rel=1e-3, abs=1e-3)
         assert one["weight/constant"] == pytest.approx(1, abs=1e-2)
 
 
 def test_an_objective_of_weight_0_is_pulled_up_once_it_falls_and_else_left_alone(tmp_path):
-    train(
+    _, first, *others = train(
         "ratchet",
         tmp_path / "run",
         steps=4,
@@ -182,7 +171,6 @@ def test_an_objective_of_weight_0_is_pulled_up_once_it_falls_and_else_left_alone
         weights=(0.0, 1.0, 1.0),
         warmup=1,
     )
-    first, *others = rows(tmp_path / "run")
     assert first["weight/accuracy"] == 0
     for before, row in zip([first, *others], others, strict=False):
         held = (

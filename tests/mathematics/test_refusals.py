@@ -1,4 +1,5 @@
-"""What the algorithms' own flags refuse, before anything is loaded: a line that names the flag."""
+"""What the algorithms' own flags refuse, before anything is loaded: a line that names the flag.
+A single number beyond its bound is test_scripts.py's."""
 
 from importlib import import_module
 
@@ -9,23 +10,14 @@ from common.errors import UserError
 
 THREE, ONE, MANY = ["accuracy", "conciseness", "clarity"], ["accuracy"], list("abcdefghijklm")
 REFUSED = [
-    ("linear", THREE, {"weights": (1.0, 1.0)}, "--weights has 2 numbers for 3 objectives"),
     ("linear", THREE, {"weights": (1.0, -1.0, 1.0)}, "--weights .* not negative, nor all zero"),
     ("linear", THREE, {"weights": (0.0, 0.0, 0.0)}, "--weights .* nor all zero"),
     ("ctwa", THREE, {"weights": (1.0, 0.0, 1.0)}, "--weights .* must be finite and positive"),
     ("ctwa", THREE, {"cov_targets": (0.1,)}, "--cov-targets has 1 numbers"),
-    ("ctwa", THREE, {"cov_targets": (0.1, torch.inf, 0.1)}, "--cov-targets .* finite"),
-    ("ctwa", THREE, {"weight_lr": -1.0}, "--weight-lr -1.0"),
-    ("ctwa", THREE, {"ema_tau": 0.0}, "--ema-tau 0.0"),
-    ("ctwa", THREE, {"outlier_factor": -1.0}, "--outlier-factor -1.0"),
     ("dynamic_weighting", THREE, {"weights": (1.0, 1.0, 0.0)}, "--weights .* positive"),
-    ("dynamic_weighting", THREE, {"mu": 0.0}, "--mu 0.0"),
     ("dynamic_weighting", THREE, {"weight_floor": 0.5}, "--weight-floor 0.5"),
     ("famo", THREE, {"reward_max": (1.0,)}, "--reward-max has 1 numbers"),
-    ("famo", THREE, {"weight_lr": -1.0}, "--weight-lr -1.0"),
-    ("famo", THREE, {"gamma": torch.inf}, "--gamma inf"),
     ("gated", ONE, {}, "--rewards has one objective"),
-    ("gradnorm", THREE, {"alpha": -1.0}, "--alpha -1.0"),
     ("gradnorm", THREE, {"ema_tau": 1.5}, "--ema-tau 1.5"),
     (
         "lagrangian",
@@ -41,21 +33,12 @@ REFUSED = [
         {"primary": "speed"},
         "--primary speed .* accuracy, conciseness, clarity",
     ),
-    ("lagrangian", THREE, {"dual_lr": -1.0}, "--dual-lr -1.0"),
     ("lagrangian", THREE, {"max_multiplier": 0.0}, "--max-multiplier 0.0"),
     ("lagrangian", ONE, {}, "--rewards has one objective"),
     ("mgda", MANY, {}, "--rewards has 13 objectives"),
-    ("nash_mtl", THREE, {"ridge": -1.0}, "--ridge -1.0"),
     ("ratchet", THREE, {"mini_batches": 1}, "--mini-batches must be 2 or more"),
-    ("ratchet", THREE, {"release": 0.0}, "--release 0.0"),
-    ("ratchet", THREE, {"kp": -1.0}, "--kp -1.0"),
-    ("rvpo", THREE, {"kappa": 0.0}, "--kappa 0.0 must be positive"),
-    ("rvpo", THREE, {"kappa": torch.inf}, "--kappa inf"),
-    ("sa_mrpo", THREE, {"gamma": -1.0}, "--gamma -1.0"),
     ("sa_mrpo", THREE, {"lowest": (0.0, 1.0, 0.0)}, "--highest minus --lowest .* positive"),
     ("tchebycheff", THREE, {"preference": (1.0, 1.0, 0.0)}, "--preference .* positive"),
-    ("tchebycheff", THREE, {"max_ratio": 0.5}, "--max-ratio 0.5"),
-    ("tchebycheff", THREE, {"smoothing": 0.0}, "--smoothing 0.0"),
 ]
 
 

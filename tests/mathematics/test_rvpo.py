@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from algos.rvpo import deciding_shares, soft_minimum
 from support.decoupled import batches, normalised, whitened
-from support.running import train
+from support.running import OBJECTIVES, train
 from support.tensors import close, finite_difference
 
 
@@ -69,6 +69,4 @@ def test_a_run_has_these_advantages(tmp_path):
             advantages, whitened(-np.log(parts.sum(1)) / 2, lengths), atol=2e-4
         )
         shares = (parts / parts.sum(1, keepdims=True)).mean(0)
-        assert [
-            row[f"weight/{name}"] for name in ("accuracy", "conciseness", "clarity")
-        ] == pytest.approx(shares, abs=1e-4)
+        assert [row[f"weight/{name}"] for name in OBJECTIVES] == pytest.approx(shares, abs=1e-4)

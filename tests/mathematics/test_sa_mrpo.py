@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from algos.sa_mrpo import saturation_weights
 from support.decoupled import batches, normalised, whitened
-from support.running import train, weights_of
+from support.running import OBJECTIVES, train
 from support.tensors import close, tensor
 
 ZERO, ONE = torch.zeros(3).double(), torch.ones(3).double()
@@ -74,16 +74,7 @@ def test_a_run_has_these_advantages(tmp_path):
     for row, (rewards, lengths, advantages) in zip(rows, batches(tmp_path / "run"), strict=True):
         weights = np.array([3, 2, 1]) * (1 - rewards.mean(0)) ** 2
         weights /= weights.sum()
-        assert [
-            row[f"weight/{name}"] for name in ("accuracy", "conciseness", "clarity")
-        ] == pytest.approx(weights, abs=1e-5)
+        assert [row[f"weight/{name}"] for name in OBJECTIVES] == pytest.approx(weights, abs=1e-5)
         np.testing.assert_allclose(
             advantages, whitened(normalised(rewards, 4) @ weights, lengths), atol=2e-4
         )
-
-
-def test_without_discount_it_is_gdpo(tmp_path):
-    train("gdpo", tmp_path / "gdpo", steps=2, weights=(3.0, 2.0, 1.0))
-    train("sa_mrpo", tmp_path / "same", steps=2, weights=(3.0, 2.0, 1.0), gamma=0.0)
-    one, other = weights_of(tmp_path / "gdpo/model"), weights_of(tmp_path / "same/model")
-    assert all(torch.allclose(one[key], other[key], rtol=0, atol=1e-6) for key in one)

@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 
 from algos.tchebycheff import mirror_descent_step, smooth_weights, tchebycheff
 from common.seeds import derive
-from support.own_rewards import EQUAL
-from support.running import train
+from support.running import OBJECTIVES, train
 from support.tensors import close, finite_difference, tensor
 from testbed.arithmetic import problems
-
-OBJECTIVES = ("accuracy", "conciseness", "clarity")
 
 
 def case(seed: int, K: int) -> tuple[torch.Tensor, ...]:
@@ -91,23 +88,6 @@ def test_mirror_descent_maximises_the_weighted_distance_near_the_old_weights(see
         assert value(other) <= value(new) + 1e-12
 
 
-def test_laws_of_order_and_of_the_ideal_point():
-    mean, preference, ideal = case(4, 4)
-    order = [2, 0, 3, 1]
-    rewards = torch.rand(6, 4, dtype=torch.float64)
-    torch.testing.assert_close(
-        tchebycheff(rewards[:, order], preference[order], ideal[order]),
-        tchebycheff(rewards, preference, ideal),
-    )
-    torch.testing.assert_close(
-        smooth_weights(mean[order], preference[order], ideal[order], 0.1),
-        smooth_weights(mean, preference, ideal, 0.1)[order],
-    )
-    assert torch.equal(tchebycheff(ideal[None], preference, ideal), torch.zeros(1).double())
-    better = rewards + 0.1
-    assert (tchebycheff(better, preference, ideal) > tchebycheff(rewards, preference, ideal)).all()
-
-
 def test_weights_accumulate_the_distance_and_the_ideal_is_the_best_in_training(tmp_path):
     rows = train("tchebycheff", tmp_path / "run", prompts=8)[1:]
     raw = dict.fromkeys(OBJECTIVES, 1 / 3)
@@ -173,12 +153,3 @@ def test_the_smooth_variant_weighs_by_the_average_rewards_and_forgets(tmp_path):
         assert [row[f"weight/{o}"] for o in OBJECTIVES] == pytest.approx(
             expected.tolist(), rel=1e-4
         )
-
-
-@pytest.mark.parametrize("variant", ["mirror-descent", "smooth", "classical"])
-def test_equal_objectives_are_one_objective(variant, tmp_path):
-    three = train("tchebycheff", tmp_path / "three", rewards=EQUAL, variant=variant, steps=2)
-    alone = train("linear", tmp_path / "alone", rewards=EQUAL[:1], steps=2)
-    for row, other in zip(three[1:], alone[1:], strict=True):
-        for key in ("loss/policy", "loss/kl", "grad/norm", "reward/one", "cov/one"):
-            assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)

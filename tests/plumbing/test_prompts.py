@@ -25,10 +25,8 @@ from prompts.chat import render
 from prompts.tables import read_splits, read_table
 from rewards.accuracy import accuracy
 from rewards.clarity import clarity
-from support.running import ROOT
 from testbed import arithmetic, build, words
 
-MATH500 = ROOT.parent / "shared" / "data" / "math500"
 LARGE = 10**25 + 1  # a float would lose its last digit
 TOKENIZER = arithmetic.tokenizer()
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
@@ -355,23 +353,6 @@ def test_math500_gets_the_papers_instruction_once(monkeypatch):
                 assert re.fullmatch(rf"<user>[a-i]{re.escape(suffix)}</><assistant>", text)
 
 
-@pytest.mark.skipif(not MATH500.is_dir(), reason="MATH-500 is not in ../shared/data/math500")
-def test_math500_files_carry_template_instruction_and_limit():
-    tokenizer = templated(CHAT)
-    whole = load(MATH500, "exact", tokenizer=tokenizer, max_prompt_length=10**6)
-    found = load(MATH500, "exact", tokenizer=tokenizer, max_prompt_length=100)
-    assert sizes(whole) == (300, 100, 100)
-    assert len({text for prompts in whole.values() for text in prompts.columns["prompt"]}) == 500
-    for split, prompts in found.items():
-        lengths = list(map(len, whole[split].ids))
-        assert list(map(len, prompts.ids)) == [length for length in lengths if length <= 100]
-        assert len(prompts) < len(lengths)
-        for text in prompts.columns["prompt"]:
-            assert text.startswith("<user>")
-            assert text.endswith(BOXED_SUFFIX.strip() + "</><assistant>")
-            assert text.count(BOXED_SUFFIX.strip()) == 1
-
-
 # --- Batches ---
 
 
@@ -515,9 +496,7 @@ def test_a_short_rebuild_learns_and_sees_training_problems_only(name, monkeypatc
     }
 
 
-def test_a_base_that_is_not_there_or_would_be_overwritten(tmp_path):
-    with pytest.raises(UserError, match="testbed:fragil: no such base; known are fragile, "):
-        arithmetic.base_path("fragil")
+def test_a_base_is_not_overwritten(tmp_path):
     with pytest.raises(UserError, match="--out .* exists already"):
         build.build("fragile", tmp_path)
     assert not list(tmp_path.iterdir())

@@ -167,23 +167,11 @@ def test_micro_batches_partition_the_rows_within_the_budget(budget, count, once,
             assert padded <= budget or len(micro.rows) == 1
 
 
-def test_gradients_do_not_depend_on_the_division_and_little_is_padding():
-    policy, weights = load_model(str(BASE), CPU, False, torch.float32), torch.randn(16)
-    batch, seen = pad([[5, 6, 7]] * 16, lists(16, 5, 60, 1), 0), []
-    for budget in (10**6, 1, 150):
-        policy.zero_grad()
-        parts = micro_batches(batch, torch.arange(16), budget)
-        for micro in parts:
-            loss = weights[micro.rows, None] * token_logprobs(policy, micro, 1.0) * micro.mask
-            (loss.sum() / batch.mask.sum()).backward()
-        gradient = torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])
-        seen.append((len(parts), gradient))
-    assert [count for count, _ in seen][:2] == [1, 16]
-    for _, gradient in seen[1:]:
-        most = float(seen[0][1].abs().max())
-        torch.testing.assert_close(gradient, seen[0][1], rtol=0, atol=1e-6 * most)
+def test_micro_batches_are_few_and_little_is_padding():
+    batch = pad([[5, 6, 7]] * 16, lists(16, 5, 60, 1), 0)
+    whole, single, cut = (micro_batches(batch, torch.arange(16), n) for n in (10**6, 1, 160))
+    assert (len(whole), len(single)) == (1, 16)
     real = float(batch.mask.sum() + batch.prompt_mask.sum())
-    cut = micro_batches(batch, torch.arange(16), 160)
     padded = sum(micro.prompts.numel() + micro.completions.numel() for micro in cut)
     assert 1 - real / padded < 0.2 < 1 - real / (batch.prompts.numel() + batch.completions.numel())
 
