@@ -53,7 +53,7 @@ def draw(run: Run, out: Path) -> None:
             )
             steps, means = run.series(f"eval/{name}")
             errors = np.array(run.series(f"eval/{name}_se")[1])
-            pen = {"color": f"C{k}" if name in names else "black"}
+            pen: dict = {"color": f"C{k}" if name in names else "black"}
             panel.plot(steps, means, label="sampled", **pen)
             panel.plot(*run.series(f"eval/greedy/{name}"), ":", label="greedy", **pen)
             panel.axhline(change.start, linestyle="--", linewidth=0.6, label="start", **pen)
@@ -84,7 +84,7 @@ def from_zero(panel) -> None:
     panel.set_ylim(min(low, 0), max(high, 1) if high > 0.25 else high)
 
 
-def smooth(run: Run, key: str) -> tuple[list[int], list[float]]:
+def smooth(run: Run, key: str) -> tuple[list[int], list]:
     """A metric's series, the mean over a 25th of the run's steps on either side."""
     steps, values = run.series(key)
     half = len(steps) // 25
