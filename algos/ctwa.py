@@ -68,6 +68,8 @@ class CTWA:
     """weights, targets, caps [K]: at the start; covariances wanted; mean rewards from which on a
     weight is not raised (inf: none)."""
 
+    state: dict
+
     def __init__(
         self, weights: Tensor, targets: Tensor, caps: Tensor, lr: float, tau: float, outliers: float
     ) -> None:

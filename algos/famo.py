@@ -79,6 +79,8 @@ def reweighted_rewards(rewards: Tensor, log_ratio: Tensor, group_size: int) -> T
 class FAMO:
     """reward_max [K]: the best reward each objective can have; gamma: decay of the logits."""
 
+    state: dict
+
     def __init__(self, reward_max: Tensor, lr: float, gamma: float) -> None:
         self.reward_max, self.lr, self.gamma, self.log = reward_max, lr, gamma, {}
         # in float64: Adam would turn a rounding error of the direction into a full step

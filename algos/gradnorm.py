@@ -61,6 +61,9 @@ def gradnorm_step(
 class GradNorm:
     """reward_max [K]: the best of each objective; tau: share of the newest batch in the means."""
 
+    state: dict
+    log: dict
+
     def __init__(self, reward_max: Tensor, alpha: float, lr: float, tau: float) -> None:
         self.reward_max, self.alpha, self.lr, self.tau, self.log = reward_max, alpha, lr, tau, {}
         # on the CPU, as Gram matrices are
@@ -226,7 +229,8 @@ def main(args: Args) -> None:
 
         # --- SHARED: advantages per objective ---
         each = estimate_each(rewards, batch.lengths, G, args.estimator)  # [B, K]
-        K, weights = len(run.objectives), 0.0  # the mean over this step's mini-batches
+        K = len(run.objectives)
+        weights = torch.zeros(K)  # the mean over this step's mini-batches
 
         # --- ALGO: advantages ---
         algorithm.see(rewards)

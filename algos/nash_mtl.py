@@ -209,7 +209,8 @@ def main(args: Args) -> None:
 
         # --- SHARED: advantages per objective ---
         each = estimate_each(rewards, batch.lengths, G, args.estimator)  # [B, K]
-        K, weights = len(run.objectives), 0.0  # the mean over this step's mini-batches
+        K = len(run.objectives)
+        weights = torch.zeros(K)  # the mean over this step's mini-batches
 
         # --- SHARED: update ---
         for epoch in range(args.epochs):

@@ -1,13 +1,17 @@
 """Padded batches of prompts and completions, and their division among ranks and micro-batches."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from common import ranks
 
+NOT_YET: Any = None
 SHARE = 1 / 3  # of the tokens: what reading prompts once must save to be worth a second pass
+
+Completions = tuple[list[list[int]], list[list[float]]]  # token ids, and their log-probabilities
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,13 @@ class Batch:
     prompt_mask: Tensor  # [B, L] 1 on tokens, 0 on padding
     completions: Tensor  # [B, T] token ids, the end-of-sequence token included
     mask: Tensor  # [B, T] float, 1 on sampled tokens, 0 on padding
-    old_logp: Tensor | None = None  # [B, T] under the policy that sampled
-    ref_logp: Tensor | None = None  # [B, T] under the reference model
-    token_weight: Tensor | None = None  # [B, T] how much a token's loss counts
+    # these three once `with_logprobs` gave them
+    old_logp: Tensor = NOT_YET  # [B, T] under the policy that sampled
+    ref_logp: Tensor = NOT_YET  # [B, T] under the reference model
+    token_weight: Tensor = NOT_YET  # [B, T] how much a token's loss counts
     prompt_of: Tensor | None = None  # [B] its prompt's number, where prompts are read once
-    rows: Tensor | None = None  # [b] of a micro-batch: the rows of the whole batch that it holds
-    sampled: Sampled | None = None  # of the whole batch
+    rows: Tensor = NOT_YET  # [b] of a micro-batch: the rows of the whole batch that it holds
+    sampled: Sampled = NOT_YET  # of the whole batch
 
     @property
     def lengths(self) -> Tensor:

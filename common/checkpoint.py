@@ -81,8 +81,8 @@ def load_checkpoint(run: Path, policy: nn.Module, optimizer=None, of=None) -> tu
     raise UserError(f"--resume {run}: no readable checkpoint{f' of step {of}' if of else ''} there")
 
 
-def _load(folder: Path, policy: nn.Module, optimizer, state: dict) -> None:
-    def place(storage: torch.UntypedStorage, saved_on: str) -> torch.UntypedStorage:
+def _load(folder: Path, policy, optimizer, state: dict) -> None:
+    def place(storage, saved_on: str):
         return storage if saved_on == "cpu" else storage.to(device=policy.device)
 
     with told_as("it is damaged"):
@@ -113,8 +113,8 @@ def _fill(tensor: Tensor, whole: Tensor) -> None:
     """Copy a whole tensor, or this rank's rows of it, in place."""
     require(tensor.shape == whole.shape, f"of another model, with {tuple(whole.shape)}")
     if isinstance(tensor, DTensor):
-        whole = whole.chunk(ranks.count())  # as FSDP cuts it; there may be fewer parts than ranks
-        whole = whole[ranks.rank()] if ranks.rank() < len(whole) else _local(tensor)
+        parts = whole.chunk(ranks.count())  # as FSDP cuts it; there may be fewer parts than ranks
+        whole = parts[ranks.rank()] if ranks.rank() < len(parts) else _local(tensor)
     _local(tensor).copy_(whole)
 
 

@@ -54,7 +54,7 @@ def draw(run: Run, out: Path) -> None:
             )
             steps, means = run.series(f"eval/{name}")
             errors = np.array(run.series(f"eval/{name}_se")[1])
-            pen = {"color": f"C{k}" if name in names else "black"}
+            pen: dict = {"color": f"C{k}" if name in names else "black"}
             panel.plot(steps, means, label="sampled", **pen)
             panel.plot(*run.series(f"eval/greedy/{name}"), ":", label="greedy", **pen)
             panel.axhline(change.start, linestyle="--", linewidth=0.6, label="start", **pen)
@@ -87,7 +87,7 @@ def from_zero(panel) -> None:
     panel.set_ylim(min(low, 0), max(1.03 * high, high > 0.25))
 
 
-def smooth(run: Run, key: str) -> tuple[list[int], list[float]]:
+def smooth(run: Run, key: str) -> tuple[list[int], list]:
     """A metric's series, the mean over a 25th of the run's steps on either side."""
     steps, values = run.series(key)
     half = len(steps) // 25

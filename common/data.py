@@ -1,6 +1,6 @@
 """Prompts: the built-in problems, MATH-500, a dataset of the hub, or files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -36,7 +36,7 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def select(self, rows: list[int]) -> "Prompts":
+    def select(self, rows: Sequence[int]) -> "Prompts":
         """The prompts at these row numbers."""
         return Prompts([self.ids[i] for i in rows], _rows(self.columns, rows))
 
@@ -183,7 +183,7 @@ def _divided(table: Columns, share: float, dataset: str) -> tuple[Columns, Colum
     return kept, held_out
 
 
-def _rows(columns: Columns, rows: list[int]) -> Columns:
+def _rows(columns: Columns, rows: Sequence[int]) -> Columns:
     return {name: [cells[row] for row in rows] for name, cells in columns.items()}
 
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -31,7 +31,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def told_as(what: str, then: str = "") -> Iterator[None]:
+def told_as(what: str, then: str = "") -> Generator[None]:
     """Turn whatever a library or the disk objects to into a UserError: what failed, the cause in
     brackets, what to do. A UserError stays as it is. Also a decorator."""
     try:
@@ -43,13 +43,13 @@ def told_as(what: str, then: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors() -> Generator[None]:
     """Turn a `UserError` into its one line on stderr and exit code 2, and what stops a program into
     the shell's codes. Other exceptions keep their traceback: they are our bugs. Of several ranks,
     which all end so, the first one speaks."""
     told, code = "", 0
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter must not end a run
-        stream.reconfigure(errors="backslashreplace")
+        stream.reconfigure(errors="backslashreplace")  # ty: ignore
     try:
         yield
     except UserError as error:

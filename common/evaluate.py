@@ -55,7 +55,7 @@ def evaluate(
     return metrics, samples
 
 
-def as_row(objectives: dict, prompt: str, completion: str, scores: list[float]) -> dict:
+def as_row(objectives, prompt: str, completion: str, scores) -> dict:
     """A completion with its rewards, as it stands in the logs."""
     named = dict(zip(objectives, scores, strict=True))
     return {"prompt": prompt, "completion": completion, **named}

@@ -94,7 +94,7 @@ class RunFlags:
     gradients are float32"""
 
 
-def check(args: RunFlags, count: int) -> None:
+def check(args, count: int) -> None:
     """Raise UserError naming the first flag whose value cannot be meant. count: of ranks."""
     whole = ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches")
     at_least(args, 1, *whole, "epochs", "micro_batch_tokens", "warmup")
@@ -135,7 +135,7 @@ def share(args, *names: str) -> None:
         require(0 < value <= 1, f"{flag(name)} {value} must be above 0 and at most 1")
 
 
-def clips(args: RunFlags) -> tuple[float, float, float]:
+def clips(args) -> tuple[float, float, float]:
     """(lower, upper, dual) of the clipped surrogate; without --estimator grpo none acts."""
     if args.estimator != "grpo":
         return inf, inf, 0.0

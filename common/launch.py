@@ -24,7 +24,7 @@ def run(main: Callable, args_class: type) -> None:
         ranks.stop()
 
 
-def parse(args_class: type, script: str, argv: list[str]):
+def parse(args_class: Callable, script: str, argv: list[str]):
     """The flags of a script, a dataclass filled. `--preset NAME` changes the defaults; flags given
     beside it win. `--resume DIR` takes the flags of that run: others given beside it must agree
     with them, but for FREE. Raises UserError naming the flag."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -25,8 +26,12 @@ from common import ranks
 from common.batch import Batch, is_first, micro_batches, pad
 from common.errors import require, told_as
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 LOGITS_AT_ONCE = 2**26  # 256 MiB in float32: 440 tokens of a 150k vocabulary
-RECOMPUTE = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a pass is random
+# nothing in a pass is random
+RECOMPUTE: dict = {"use_reentrant": False, "preserve_rng_state": False}
 
 # --- Loading ---
 
@@ -67,7 +72,7 @@ def load_config(model: str, trust_remote_code: bool = False):
 
 def load_whole(
     model: str, device, trust_remote_code: bool = False, dtype: torch.dtype | str = torch.float32
-) -> nn.Module:
+) -> "PreTrainedModel":
     """A causal language model, complete on this rank, in eval mode for training too: dropout would
     make the ratio of an unchanged policy differ from 1. dtype "auto" is the stored one."""
     from transformers import AutoModelForCausalLM
@@ -75,11 +80,15 @@ def load_whole(
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # its report of weights that do not fit is a table
-    # a pickled checkpoint would run code when it is loaded
-    flags = {"trust_remote_code": trust_remote_code, "use_safetensors": True}
-    flags |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with loading(model):
-        loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **flags)
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,  # a pickled checkpoint would run code when it is loaded
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     # random weights would take their place
     missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     told = f"--model {model}: weights are missing from its files, or of another shape"
@@ -104,7 +113,7 @@ def load_model(
     compute: torch.dtype,
     frozen: bool = False,
     activation_checkpointing: bool = False,
-) -> nn.Module:
+) -> "PreTrainedModel":
     """A policy to train, float32, or a frozen one in its compute dtype; sharded over all ranks
     where there is a process group (FSDP2).
 
@@ -128,7 +137,7 @@ def load_model(
                     if not frozen and compute == torch.bfloat16:
                         parameter.data = spread_evenly(parameter.data, even)
             # the root too: kept whole it would keep old weights when no backward pass follows
-            fully_shard(module, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
+            module = fully_shard(module, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
         policy.to(device)  # buffers, such as the frequencies of rotary embeddings
@@ -152,7 +161,7 @@ def spread_evenly(weights: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(numbers << 1 == 0, numbers, numbers + noise).view(torch.float32)
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
+def decoder_layers(model: "PreTrainedModel") -> list[nn.Module]:
     """The layers that are sharded and checkpointed one by one."""
     names = model._no_split_modules or ()
     return [module for module in model.modules() if type(module).__name__ in names]
@@ -169,7 +178,7 @@ def full_parameters(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str,
 # --- Training ---
 
 
-def token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tensor:
+def token_logprobs(model: "PreTrainedModel", batch: Batch, temperature: float) -> Tensor:
     """Log-probability of every completion token at this sampling temperature, [B, T]; 0 on padding.
     Where the model is sharded this is collective: every rank with a batch of its own."""
     if isinstance(model, FSDPModule):
@@ -177,7 +186,7 @@ def token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tensor
     return _token_logprobs(model, batch, temperature)
 
 
-def _token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tensor:
+def _token_logprobs(model: "PreTrainedModel", batch: Batch, temperature: float) -> Tensor:
     # a layer's own flag decides on checkpointing; what is inside stays in eval mode
     for layer in getattr(model, "checkpointed", ()):
         layer.training = torch.is_grad_enabled()
@@ -200,7 +209,7 @@ def _token_logprobs(model: nn.Module, batch: Batch, temperature: float) -> Tenso
     return logp.new_zeros(batch.mask.shape).masked_scatter(real, logp)
 
 
-def _hidden(model: nn.Module, batch: Batch) -> Tensor:
+def _hidden(model: "PreTrainedModel", batch: Batch) -> Tensor:
     """The states before each of the completions' tokens, which predict them. [B, T, D]."""
     tokens = torch.cat([batch.prompts, batch.completions], 1)  # [B, L+T]
     attention = torch.cat([batch.prompt_mask, batch.mask.to(batch.prompt_mask.dtype)], 1)
@@ -210,23 +219,28 @@ def _hidden(model: nn.Module, batch: Batch) -> Tensor:
     return hidden[:, -batch.completions.size(1) - 1 : -1]
 
 
-def _hidden_prompts_once(model: nn.Module, batch: Batch) -> Tensor:
+def _hidden_prompts_once(model: "PreTrainedModel", batch: Batch) -> Tensor:
     """`_hidden` but for rounding: completions attend to their prompt's keys and values, computed
     once for all of them; the gradient flows back through these."""
-    first = is_first(batch.prompt_of)
+    first = is_first(batch.prompt_of)  # ty: ignore[invalid-argument-type]
     of, mask = first.cumsum(0) - 1, batch.prompt_mask[first]  # [B], [U, L] of U prompts
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    given = {"attention_mask": mask, "position_ids": positions, "use_cache": True}
-    read = model.base_model(batch.prompts[first], **given)
+    read = model.base_model(
+        batch.prompts[first], attention_mask=mask, position_ids=positions, use_cache=True
+    )
     cache = read.past_key_values
     cache.batch_select_indices(of)
     # nothing is predicted from the last token; but on every rank there must be a pass
     width = max(batch.completions.size(1) - 1, 1)
     attention = torch.cat([batch.prompt_mask, batch.mask[:, :width].to(mask.dtype)], 1)
-    given = {"attention_mask": attention, "position_ids": (attention.cumsum(1) - 1)[:, -width:]}
-    given |= {"past_key_values": cache, "use_cache": True}
-    hidden = model.base_model(batch.completions[:, :width], **given).last_hidden_state
-    hidden = torch.cat([read.last_hidden_state[of, -1:], hidden], 1)
+    written = model.base_model(
+        batch.completions[:, :width],
+        attention_mask=attention,
+        position_ids=(attention.cumsum(1) - 1)[:, -width:],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    hidden = torch.cat([read.last_hidden_state[of, -1:], written.last_hidden_state], 1)
     return hidden[:, : batch.completions.size(1)]
 
 
@@ -238,7 +252,9 @@ def _target_logprobs(head: nn.Module, hidden: Tensor, targets: Tensor, temperatu
 
 
 @torch.no_grad()
-def token_logprobs_no_grad(model: nn.Module, batch: Batch, temperature: float, max_tokens: int):
+def token_logprobs_no_grad(
+    model: "PreTrainedModel", batch: Batch, temperature: float, max_tokens: int
+):
     """`token_logprobs` of the whole batch, [B, T]: every rank does its share, in micro-batches of
     at most max_tokens padded tokens, and gets all."""
     logp = torch.zeros_like(batch.mask)
@@ -249,7 +265,7 @@ def token_logprobs_no_grad(model: nn.Module, batch: Batch, temperature: float, m
 
 
 @torch.no_grad()
-def reads_prompts_once(model: str, policy: nn.Module) -> bool:
+def reads_prompts_once(model: str, policy: "PreTrainedModel") -> bool:
     """Whether a prompt can be read once for all its completions, tried with a few tokens: not where
     layers are checkpointed, and so keep no keys and values. Collective. Raises UserError naming
     --model where the model cannot be computed with at all."""
@@ -274,7 +290,7 @@ def clip_gradients(parameters, max_norm: float) -> float:
 # --- Writing ---
 
 
-def export(model: nn.Module, tokenizer, folder: Path, dtype: torch.dtype) -> None:
+def export(model: "PreTrainedModel", tokenizer, folder: Path, dtype: torch.dtype) -> None:
     """Write a Hugging Face checkpoint, whole or not at all. Collective; rank 0 writes."""
     first = ranks.rank() == 0
     weights = {name: tensor.cpu() for name, tensor in full_parameters(model, dtype) if first}
@@ -283,7 +299,9 @@ def export(model: nn.Module, tokenizer, folder: Path, dtype: torch.dtype) -> Non
     ranks.on_first(lambda: _write(model, tokenizer, weights, folder, dtype))
 
 
-def _write(model: nn.Module, tokenizer, weights: dict, folder: Path, dtype: torch.dtype) -> None:
+def _write(
+    model: "PreTrainedModel", tokenizer, weights: dict, folder: Path, dtype: torch.dtype
+) -> None:
     temporary, config = folder.with_name(folder.name + ".tmp"), model.generation_config
     try:
         config.validate(strict=True)

@@ -1,32 +1,46 @@
-"""Sampling completions, and the canary that compares the sampler with the trainer.
-
-An engine has
-    stop_ids  token ids that end a completion, which it includes
-    version   the training step whose weights it samples with, -1 before the first sync
-    share     (which share of the prompts this rank samples, of how many)
-    prompts_once    whether the trainer may read a prompt once for all its completions
-    sync(model, version)   takes the trainer's weights; collective
-    generate(prompts, completions, max_new_tokens, temperature, seeds)   token lists and their
-        log-probabilities, on this rank alone
-"""
+"""Sampling completions, and the canary that compares the sampler with the trainer."""
 
 from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from common import ranks
-from common.batch import Batch, Sampled, pad, pad_left, table
+from common.batch import Batch, Completions, Sampled, pad, pad_left, table
 from common.data import Prompts
 from common.errors import UserError, require
 from common.model import full_parameters, load_config, load_whole
 from rewards.answers import THOUGHT_TAG
 
 
+class Engine(Protocol):
+    """What samples completions."""
+
+    device: torch.device
+    stop_ids: set[int]  # token ids that end a completion, which it includes
+    version: int  # the training step whose weights it samples with, -1 before the first sync
+    share: tuple[int, int]  # which share of the prompts this rank samples, of how many
+    prompts_once: bool  # whether the trainer may read a prompt once for all its completions
+
+    def sync(self, model: nn.Module, version: int) -> None:
+        """Take the trainer's weights. Collective."""
+
+    def generate(
+        self, prompts: list, completions: int, max_new_tokens: int, temperature: float, seeds: list
+    ) -> Completions:
+        """See `sample`; on this rank alone. Greedy ones' log-probabilities are at temperature 1."""
+
+
 def sample(
-    engine, prompts: list, completions: int, max_new_tokens: int, temperature: float, seeds: list
-) -> tuple[list[list[int]], list[list[float]]]:
+    engine: Engine,
+    prompts: list,
+    completions: int,
+    max_new_tokens: int,
+    temperature: float,
+    seeds: list,
+) -> Completions:
     """B token lists, prompt by prompt, and the log-probabilities of their tokens, the same on every
     rank: each has sampled its share of the prompts, whole ones. Collective.
 
@@ -41,14 +55,14 @@ def sample(
     return [i for ids, _ in parts for i in ids], [p for _, logp in parts for p in logp]
 
 
-def roll_out(engine, tokenizer, prompts: Prompts, args) -> Batch:
+def roll_out(engine: Engine, tokenizer, prompts: Prompts, args) -> Batch:
     """The completions of a training step's prompts: B = P * G rows, the same on every rank.
     args: how many of each, how long and how hot."""
-    G, longest = args.completions, args.max_new_tokens
-    ids, logp = sample(engine, prompts.ids, G, longest, args.temperature, prompts.seeds)
+    G, most = args.completions, args.max_new_tokens
+    ids, logp = sample(engine, prompts.ids, G, most, args.temperature, prompts.seeds)  # ty: ignore
     repeated = prompts.repeat(G)
     batch = pad(repeated.ids, ids, tokenizer.pad_token_id, engine.device)
-    cut = sum(len(row) == longest and row[-1] not in engine.stop_ids for row in ids)
+    cut = sum(len(row) == most and row[-1] not in engine.stop_ids for row in ids)
     sampled = Sampled(
         ids,
         texts=as_texts(tokenizer, ids),
@@ -68,7 +82,7 @@ def as_texts(tokenizer, ids: list[list[int]]) -> list[str]:
     return tokenizer.batch_decode([[i for i in row if i not in gone] for row in ids])
 
 
-def make_engine(args, model: str, tokenizer, device: torch.device, dtype, max_length: int):
+def make_engine(args, model: str, tokenizer, device, dtype, max_length: int) -> Engine:
     """The engine of --engine; built before the policy: vLLM measures the free memory. model: a
     `model_path`. max_length: of a prompt and its completion, in tokens. Collective."""
     stops = stop_tokens(model, tokenizer, args.trust_remote_code)
@@ -105,7 +119,7 @@ class TransformersEngine:
 
     prompts_once = False  # until `reads_prompts_once` has found that the policy can
 
-    def __init__(self, copy: nn.Module | None, stop_ids: set[int], pad_id: int, device) -> None:
+    def __init__(self, copy, stop_ids: set[int], pad_id: int, device) -> None:
         self.stop_ids, self.pad_id, self.version = stop_ids, pad_id, -1
         self.device, self.share, self.model = device, (ranks.rank(), ranks.count()), copy
 
@@ -121,7 +135,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def generate(
         self, prompts: list, completions: int, max_new_tokens: int, temperature: float, seeds: list
-    ) -> tuple[list[list[int]], list[list[float]]]:
+    ) -> Completions:
         """Token lists and the log-probabilities of their tokens at this temperature (at 0, greedy,
         those at 1). See `sample`."""
         if not prompts:
@@ -137,7 +151,7 @@ class TransformersEngine:
         output = model(
             ids, attention_mask=attention, position_ids=positions, use_cache=True, logits_to_keep=1
         )
-        cache = getattr(output, "past_key_values", None)
+        cache: Any = getattr(output, "past_key_values", None)
         require(cache is not None, "--model has no cache of keys and values: try --engine vllm")
         cache.batch_repeat_interleave(completions)
         logits = output.logits[:, -1].repeat_interleave(completions, 0)  # [B, V]
@@ -170,7 +184,7 @@ class TransformersEngine:
             )
             logits, position = output.logits[:, -1], position + 1
         rows = [zip(each.tolist(), lengths.tolist(), strict=True) for each in (tokens, logprobs)]
-        return tuple([row[:end] for row, end in each] for each in rows)
+        return tuple([row[:end] for row, end in each] for each in rows)  # ty: ignore
 
 
 def _choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:

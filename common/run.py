@@ -47,9 +47,9 @@ class Run:
     """Made from the flags; then `load_models`, `restore`, and in every step of `steps` the calls
     in the order in which they stand here. Each measures the time since the call before it."""
 
-    def __init__(self, args: flags.RunFlags, script: str) -> None:
-        """Start the ranks and find the rewards. script: its file. Raises UserError naming the
-        flag."""
+    def __init__(self, args, script: str) -> None:
+        """Start the ranks and find the rewards. args: the script's, `flags.RunFlags` and its own.
+        script: its file. Raises UserError naming the flag."""
         self.args, self.script = args, Path(script).stem
         alone = args.engine == "vllm" or args.compute_dtype == "bfloat16"
         self.device = ranks.start(single=alone)
@@ -79,8 +79,7 @@ class Run:
         highest = max(map(max, ids))
         told = f"--model {args.model}: a prompt has the token {highest}, and its embedding has"
         require(highest < config.vocab_size, f"{told} {config.vocab_size} rows")
-        how = (args, model, self.tokenizer, self.device, self.compute)
-        self.engine = make_engine(*how, max_length=longest)
+        self.engine = make_engine(args, model, self.tokenizer, self.device, self.compute, longest)
         how = (model, self.device, args.trust_remote_code, self.compute)
         self.policy = load_model(*how, activation_checkpointing=args.activation_checkpointing)
         self.engine.prompts_once = reads_prompts_once(model, self.policy)
@@ -99,8 +98,15 @@ class Run:
         # untrained model's, in tokens; first: metrics of the first evaluation; safe: the last step
         # evaluated with no objective below its start; pending: metrics of a step whose evaluation
         # a reward broke off
-        self.memory = {"seen": [0.0, 0], "yardstick": None, "first": {}, "safe": 0, "pending": None}
-        self.memory["prompts"] = prompts = crc32(repr(self.train.ids).encode())
+        prompts = crc32(repr(self.train.ids).encode())
+        self.memory: dict = {
+            "seen": [0.0, 0],
+            "yardstick": None,
+            "first": {},
+            "safe": 0,
+            "pending": None,
+            "prompts": prompts,
+        }
         self.last_step, self.failures = 0, 0
         self.flat, self.fallen = 0, set()  # see _alarm, _evaluate
         if args.resume:
@@ -163,9 +169,15 @@ class Run:
         self._stop_if_asked()  # sampling has changed nothing yet
         sampled, (tokens, count) = batch.sampled, self.memory["seen"]
         self.threshold = tokens / count if count else batch.lengths.mean().item()
-        how = (self.threshold, self.answer_check)
         try:
-            found = score(self.functions, sampled.texts, sampled.ids, sampled.columns, *how)
+            found = score(
+                self.functions,
+                sampled.texts,
+                sampled.ids,
+                sampled.columns,
+                self.threshold,
+                self.answer_check,
+            )
         except UserError as error:
             raise self._saved_before(error) from error
         self.memory["seen"] = [tokens + batch.lengths.sum().item(), count + len(batch.mask)]
@@ -200,8 +212,9 @@ class Run:
         """
         self._lap("weights")
         args, batch, objectives = self.args, self.batch, self.objectives
-        batch_of = (rewards, advantages, args.completions)
-        each, whole = describe(meter, objectives, *batch_of, weights, logged)
+        each, whole = describe(
+            meter, objectives, rewards, advantages, args.completions, weights, logged
+        )
         skipped = [not norm < inf for norm in meter.norms]  # neither infinite nor NaN
         for failed in skipped:
             self.failures = self.failures + 1 if failed else 0
@@ -255,8 +268,15 @@ class Run:
         if not self._due(step, self.args.eval_every):
             return {}
         args, memory = self.args, self.memory
-        how = (self.functions, memory["yardstick"], self.answer_check, args)
-        found, samples = evaluate(self.engine, self.tokenizer, self.held_out, *how)
+        found, samples = evaluate(
+            self.engine,
+            self.tokenizer,
+            self.held_out,
+            self.functions,
+            memory["yardstick"],
+            self.answer_check,
+            args,
+        )
         self.log.append("completions.jsonl", [{"step": step} | sample for sample in samples])
         memory["yardstick"] = memory["yardstick"] or found["eval/length"]
         first = memory["first"] = memory["first"] or found

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from common import ranks
+from common.batch import Completions
 from common.errors import UserError, first_line, require, told_as
 from common.model import full_parameters
 
@@ -16,8 +17,8 @@ SEEDS = 2**62  # vLLM adds a completion's number to the seed, and stores 64 bits
 
 
 class VLLMEngine:
-    """One engine per rank, or per --vllm-tp neighbouring ranks, which sample the same prompts
-    together. See common/rollout.py for what an engine has."""
+    """The `Engine` (common/rollout.py) of a rank, or of --vllm-tp neighbouring ranks, which sample
+    the same prompts together."""
 
     prompts_once = False
 
@@ -88,7 +89,7 @@ class VLLMEngine:
 
     def generate(
         self, prompts: list, completions: int, max_new_tokens: int, temperature: float, seeds: list
-    ) -> tuple[list[list[int]], list[list[float]]]:
+    ) -> Completions:
         """Token lists and the log-probabilities of their tokens at this temperature (at 0, greedy,
         those at 1)."""
         if not prompts:
@@ -96,7 +97,7 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         self._wake("weights", "kv_cache")
-        fixed = {"temperature": temperature, "max_tokens": max_new_tokens, "logprobs": 0}
+        fixed: dict = {"temperature": temperature, "max_tokens": max_new_tokens, "logprobs": 0}
         fixed |= {"stop_token_ids": sorted(self.stop_ids), "ignore_eos": True, "detokenize": False}
         drawn = completions if temperature > 0 else 1  # vLLM refuses several greedy completions
         requests = [SamplingParams(n=drawn, seed=seed % SEEDS, **fixed) for seed in seeds]
