@@ -1,5 +1,5 @@
 """One recorded run of every controller, and what else drives it: with the run's batches and nothing
-else of the run, each finds what the run used."""
+else of the run, each finds what the run used. And what must be true of several scripts' runs."""
 
 import copy
 from functools import cache
@@ -134,7 +134,7 @@ def test_explain_has_the_weights_of_the_run(name, recorded):
     torch.testing.assert_close(torch.tensor(found), torch.tensor(used), rtol=0, atol=near)
 
 
-# --- trained ---
+# --- several scripts, trained ---
 
 ALIKE = [("mgda", {}), ("nash_mtl", {}), ("lagrangian", {}), ("famo", {}), ("pama", {})]
 ALIKE += [("dynamic_weighting", {}), ("gradnorm", {"weight_lr": 0.0})]

@@ -1,5 +1,4 @@
-"""Dynamic weighting: the weight step against vectors and mirror ascent, hypervolume against a
-second method, both variants trained."""
+"""Dynamic weighting: the weight step against vectors and mirror ascent; trained."""
 
 import math
 

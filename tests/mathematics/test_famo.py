@@ -1,4 +1,4 @@
-"""FAMO's weights and direction against the vectors, finite differences and laws; trained."""
+"""FAMO's weights and direction against the vectors and finite differences; trained."""
 
 import pytest
 import torch

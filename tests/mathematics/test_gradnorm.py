@@ -1,5 +1,5 @@
-"""GradNorm's weight step against the vectors, finite differences and laws; its script's state,
-losses and errors."""
+"""GradNorm's weight step against the vectors and finite differences; its script's state and
+losses."""
 
 import pytest
 import torch

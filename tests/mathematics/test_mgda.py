@@ -1,5 +1,4 @@
-"""MGDA's weights against the vectors, the optimality conditions, SciPy and laws; its script against
-plain gradient descent."""
+"""MGDA's weights against the vectors, the optimality conditions and SciPy; trained."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
-"""Nash-MTL's bargaining solution against the vectors, its defining equation, a second solver and
-laws; its script on the testbed."""
+"""Nash-MTL's bargaining solution against the vectors, its defining equation and a second
+solver; its script on the testbed."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
-"""PAMA's Pareto scalar against the vectors, its definition and laws; trained, and why the official
-form learns from no reward."""
+"""PAMA's Pareto scalar against the vectors and its definition; trained, and why the official form
+learns from no reward."""
 
 import numpy as np
 import pytest

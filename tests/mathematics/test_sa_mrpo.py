@@ -1,4 +1,4 @@
-"""SA-MRPO's weights against the paper's formula, its special case, and laws; trained."""
+"""SA-MRPO's weights against the paper's formula and laws; trained."""
 
 import numpy as np
 import pytest

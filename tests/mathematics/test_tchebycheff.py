@@ -1,5 +1,5 @@
-"""Tchebycheff's score and weights against the vectors, finite differences and laws; its three
-variants trained."""
+"""Tchebycheff's score and weights against the vectors and finite differences; its three variants
+trained."""
 
 import math
 
