@@ -99,7 +99,9 @@ def check(args, count: int) -> None:
     whole = ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches")
     at_least(args, 1, *whole, "epochs", "micro_batch_tokens", "warmup")
     at_least(args, 2, "eval_prompts", "completions")  # for a standard error, for a covariance
-    at_least(args, 0, "seed", "lr", "weight_decay", "kl_coef", "log_completions")
+    at_least(args, 0, "seed", "lr", "weight_decay", "kl_coef", "log_completions", "desired_kl")
+    told = "--desired-kl takes a step's length from completions that it has not trained on yet"
+    require(not args.desired_kl or args.mini_batches > 1, f"{told}: --mini-batches 2 or more")
     share(args, "vllm_memory")
     unbounded = ("clip_low", "clip_high", "dual_clip", "tis_cap", "max_logp_gap")
     at_least(args, 0, *unbounded, most=inf)

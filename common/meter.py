@@ -109,6 +109,17 @@ def describe(
     return row, {"law/rate": rate.item(), "law/nats": nats.item()}
 
 
+def next_scale(scale: float, nats: float, desired_kl: float) -> float:
+    """The share of --lr with which the next step will have the KL divergence `desired_kl`, by what
+    this one had with `scale`. nats: see `first_order_change`; half its square is the divergence
+    from the policy before, to second order. Moves by a third or a quarter at most, and not above 1.
+    The adaptive learning rate of PPO in locomotion (Rudin et al., 2022), with the exact ratio."""
+    if not nats > 0:  # nothing moved, or nothing was seen of it
+        return scale
+    factor = (2 * desired_kl) ** 0.5 / nats
+    return min(1.0, scale * min(max(factor, 2 / 3), 5 / 4))
+
+
 def first_order_change(
     drift: Tensor, age: Tensor, advantages: Tensor, rewards: Tensor, group_size: int, updates: int
 ) -> tuple[Tensor, Tensor, Tensor]:

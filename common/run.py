@@ -22,7 +22,7 @@ from common.curves import draw
 from common.errors import Stopped, UserError, require
 from common.evaluate import as_row, evaluate, score
 from common.log import Log, new_folder
-from common.meter import Meter, describe
+from common.meter import Meter, describe, next_scale
 from common.model import (
     compute_dtype,
     export,
@@ -40,6 +40,7 @@ from common.verdict import fell, verdict
 SMALL = 10_000_000  # parameters
 PATIENCE = 5  # steps without a difference between completions, before it is told
 LITTLE = 0.05  # standard deviation of a reward; covariances that a controller wants are larger
+FIRST_SCALE = 0.1  # of --lr, for the first step with --desired-kl
 MAX_FAILURES = 5  # updates in a row whose gradient was not finite, before the run stops
 
 
@@ -98,7 +99,6 @@ class Run:
         # untrained model's, in tokens; first: metrics of the first evaluation; safe: the last step
         # evaluated with no objective below its start; pending: metrics of a step whose evaluation
         # a reward broke off
-        prompts = crc32(repr(self.train.ids).encode())
         self.memory: dict = {
             "seen": [0.0, 0],
             "yardstick": None,
@@ -106,6 +106,8 @@ class Run:
             "safe": 0,
             "pending": None,
             "prompts": prompts,
+            # the first step's length is not known, and one that is too long cannot be taken back
+            "scale": FIRST_SCALE if args.desired_kl else 1.0,
         }
         self.last_step, self.failures = 0, 0
         self.flat, self.fallen = 0, set()  # see _alarm, _evaluate
@@ -137,6 +139,11 @@ class Run:
         )
         told = f"rewards: {', '.join(self.objectives)}; answers compared by {self.answer_check}"
         ranks.say(told if self.last_step < args.steps else f"all {args.steps} steps are taken")
+
+    @property
+    def scale(self) -> float:
+        """What the learning rate is multiplied with: see --desired-kl."""
+        return self.memory["scale"]
 
     def steps(self) -> Iterator[int]:
         """The steps still to take. A new run is evaluated before the first; a resumed one makes up
@@ -231,6 +238,8 @@ class Run:
         if self.reference is None:
             row["loss/kl"] = nan
         row |= whole | self.laps
+        if args.desired_kl:
+            self.memory["scale"] = next_scale(self.scale, whole["law/nats"], args.desired_kl)
         kept = {"rewards": rewards, "advantages": advantages, "lengths": batch.lengths.int()}
         self.log.statistics(step, kept | meter.kept())
         if step == 1 or self._due(step, args.eval_every):
