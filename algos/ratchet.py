@@ -38,24 +38,24 @@ from common.errors import require
 # --- ALGO: the algorithm ---
 def what_moved(
     drift: Tensor, age: Tensor, rewards: Tensor, group_size: int, updates: int
-) -> tuple[Tensor, Tensor]:
-    """Change of each mean reward, in standard deviations of it within prompts [K]; correlation of
-    the reward with the move [K]. NaN for an objective that no prompt has twice.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Change of each mean reward [K]; its correlation with the move [K]; variance of the reward
+    within prompts [K], of all completions. NaN for an objective that no prompt has twice.
 
     drift, age [B] as in `first_order_change` (common/meter.py), rewards [B,K]. On completions not
-    trained on, pi_new(y) / pi_old(y) = e^drift, and J_new - J_old = Cov(e^drift, r); the updates
-    still to come are taken to go on alike.
+    trained on, pi_new(y) / pi_old(y) = e^drift, and J_new - J_old = Cov(e^drift, r) by the updates
+    so far; those still to come are taken to do as much each.
     """
-    ratio = (drift * updates / age.clamp(min=1)).clamp(-20, 20).exp()
-    columns = torch.cat([ratio[:, None], rewards], 1).masked_fill(age[:, None] == 0, torch.nan)
-    groups = columns.view(-1, group_size, columns.size(1))
-    groups = groups[(age > 0).view(-1, group_size).sum(1) > 1]  # prompts with something to compare
-    degrees = ((~groups.isnan()).sum(1) - 1).clamp(min=0).to(rewards).mean(0)  # [1+K]
-    centred = (groups - groups.nanmean(1, keepdim=True)).nan_to_num(0.0)
-    covariance = (centred.mT @ centred).mean(0) / degrees
-    size, spread = covariance[0, 0].sqrt(), covariance.diagonal()[1:].sqrt().clamp(min=1e-6)
-    change = covariance[0, 1:] / spread
-    return change, change / size.clamp(min=1e-12)
+    ratio = drift.clamp(-20, 20).exp() * updates / age.clamp(min=1)
+    columns = torch.cat([ratio[:, None], rewards], 1).view(-1, group_size, 1 + rewards.size(1))
+    degrees = ((~columns.isnan()).sum(1) - 1).clamp(min=0).to(rewards)  # [P, 1+K]
+    centred = (columns - columns.nanmean(1, keepdim=True)).nan_to_num(0.0)
+    variance = (centred**2).sum((0, 1)) / degrees.sum(0)  # [1+K]
+    fresh = (age > 0).view(-1, group_size).all(1)
+    products = (centred[..., :1] * centred)[fresh].sum((0, 1)) / degrees[fresh].sum(0)
+    size = products[0].sqrt().clamp(min=1e-12)
+    change = products[1:]
+    return change, change / size / variance[1:].sqrt().clamp(min=1e-6), variance[1:]
 
 
 def update_drawdown(drawdown: Tensor, change: Tensor, release: float) -> Tensor:
@@ -75,7 +75,8 @@ class Ratchet:
         self.preference, self.release, self.most = preference, release, most
         self.ki, self.kp = ki, kp
         zero = torch.zeros_like(preference)
-        self.state, self.log = {"drawdown": zero, "multipliers": zero}, {}
+        self.state = {"drawdown": zero, "multipliers": zero, "variance": None}
+        self.log = {}
 
     def advantages(
         self, rewards: Tensor, lengths: Tensor, group_size: int, estimator: str
@@ -90,12 +91,16 @@ class Ratchet:
         self, rewards: Tensor, drift: Tensor, age: Tensor, updates: int, group_size: int
     ) -> None:
         """rewards [B,K], drift, age [B]: see `what_moved`."""
-        change, alignment = what_moved(drift, age, rewards, group_size, updates)
+        change, alignment, variance = what_moved(drift, age, rewards, group_size, updates)
+        before = self.state["variance"]
+        variance = variance if before is None else torch.lerp(before, variance, 0.1)
+        change = change / variance.sqrt().clamp(min=1e-6)
         drawdown = update_drawdown(self.state["drawdown"], change, self.release)
-        # a loss beyond what the highest multiplier answers would only delay its fall
-        drawdown = drawdown.clamp(max=self.most / self.ki if self.ki else torch.inf)
+        import os
+        if os.environ.get("CLAMP"):
+            drawdown = drawdown.clamp(max=float(os.environ["CLAMP"]) / self.ki)
         found = multipliers(drawdown, alignment, self.ki, self.kp, self.most)
-        remember(self.state, drawdown=drawdown, multipliers=found)
+        remember(self.state, drawdown=drawdown, multipliers=found, variance=variance)
         self.log = {"ratchet/change": change, "ratchet/alignment": alignment}
         self.log["ratchet/drawdown"] = drawdown
 
