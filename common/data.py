@@ -118,8 +118,6 @@ def usable(args: RunFlags, split: str, columns: Columns, objectives, check: str)
     prompt = args.prompt_column or _first(PROMPT_COLUMNS, columns, "--prompt-column")
     answer = args.answer_column or _first(ANSWER_COLUMNS, columns, "--answer-column")
     texts, cells = column(columns, prompt, split), column(columns, answer, split)
-    taken = ", ".join(sorted(rewards.ARGUMENTS & columns.keys()))
-    require(not taken, f"--dataset {args.dataset}: rename the column {taken}: rewards get another")
     by_entry = check == gym.NAME  # whose scorer reads the whole problem
     answers = cells if by_entry else [reference(cell) for cell in cells]
     asked = column(columns, "entry", split) if by_entry else answers

@@ -151,8 +151,7 @@ class TransformersEngine:
         output = model(
             ids, attention_mask=attention, position_ids=positions, use_cache=True, logits_to_keep=1
         )
-        cache: Any = getattr(output, "past_key_values", None)
-        require(cache is not None, "--model has no cache of keys and values: try --engine vllm")
+        cache: Any = output.past_key_values
         cache.batch_repeat_interleave(completions)
         logits = output.logits[:, -1].repeat_interleave(completions, 0)  # [B, V]
         attention = attention.repeat_interleave(completions, 0)

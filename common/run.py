@@ -40,7 +40,6 @@ from common.verdict import fell, verdict
 SMALL = 10_000_000  # parameters
 PATIENCE = 5  # steps without a difference between completions, before it is told
 LITTLE = 0.05  # standard deviation of a reward; covariances that a controller wants are larger
-FIRST_SCALE = 0.1  # of --lr, for the first step with --desired-kl
 MAX_FAILURES = 5  # updates in a row whose gradient was not finite, before the run stops
 
 
@@ -67,8 +66,6 @@ class Run:
         self.answer_check = data.answer_check(args.answer_check, args.dataset)
         splits = data.load(args, self.tokenizer, self.functions, self.answer_check)
         self.train, held_out = splits["train"], splits[args.eval_split]
-        told = f"--prompts {args.prompts} is more than the {len(self.train)} training prompts"
-        require(args.prompts <= len(self.train), told)
         require(len(held_out) >= 2, f"--eval-split {args.eval_split} needs two prompts or more")
         self.held_out = held_out.select(range(min(args.eval_prompts, len(held_out))))
         ids = self.train.ids + self.held_out.ids
@@ -99,6 +96,7 @@ class Run:
         # untrained model's, in tokens; first: metrics of the first evaluation; safe: the last step
         # evaluated with no objective below its start; pending: metrics of a step whose evaluation
         # a reward broke off
+        prompts = crc32(repr(self.train.ids).encode())
         self.memory: dict = {
             "seen": [0.0, 0],
             "yardstick": None,
@@ -107,7 +105,7 @@ class Run:
             "pending": None,
             "prompts": prompts,
             # the first step's length is not known, and one that is too long cannot be taken back
-            "scale": FIRST_SCALE if args.desired_kl else 1.0,
+            "scale": 0.1 if args.desired_kl else 1.0,
         }
         self.last_step, self.failures = 0, 0
         self.flat, self.fallen = 0, set()  # see _alarm, _evaluate
@@ -232,8 +230,6 @@ class Run:
             **meter.means(),
             **self.gaps,
         }
-        if self.device.type == "cuda":
-            row["memory/peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         row |= {"grad/skipped": sum(skipped), "lr": self.optimizer.param_groups[0]["lr"]}
         if self.reference is None:
             row["loss/kl"] = nan

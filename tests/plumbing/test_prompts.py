@@ -243,7 +243,6 @@ def test_prompts_that_are_empty_or_long_are_dropped_and_counted(tmp_path, capsys
         ({}, {"answer_column": "answer.gold"}, "--answer-column: there is no answer.gold"),
         ({"problem": None}, {}, "a prompt of train is 'None': it must be a text"),
         ({"problem": [{"role": "user", "content": None}]}, {}, "a prompt of train is .* a text"),
-        ({"prompts": 1, "completions": 2}, {}, "rename the column completions, prompts"),
     ],
 )
 def test_mistakes_name_the_flag(row, flags, told, tmp_path):

@@ -253,7 +253,6 @@ def test_every_number_refuses_what_it_cannot_mean(name):
     ("flags", "told"),
     [
         ({"prompts": 5}, "--prompts 5 must be divisible by --mini-batches 2"),
-        ({"prompts": 10**6}, "--prompts 1000000 is more than"),
         ({"dual_clip": 1.0}, "--dual-clip 1.0 must be above 1"),
         ({"clip_low": 2.0}, "--clip-low 2.0: above 1 it never acts"),
         ({"weights": (0.5, 0.5)}, "--weights has 2 numbers for 3 objectives"),
