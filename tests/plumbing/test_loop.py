@@ -2,12 +2,14 @@
 
 import json
 import sys
-from math import inf
+from math import inf, nan
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from algos import linear
@@ -16,6 +18,7 @@ from common.data import Prompts, load
 from common.errors import UserError
 from common.evaluate import evaluate
 from common.flags import RunFlags
+from common.meter import next_scale
 from common.model import clip_gradients, load_model, load_tokenizer, token_logprobs
 from common.pretrained import model_path
 from common.rollout import TransformersEngine, as_texts
@@ -219,6 +222,32 @@ def test_the_learning_rate_rises_and_falls_as_its_flags_say(tmp_path):
 
 
 @pytest.mark.parametrize("estimator", ["grpo", "reinforce"])
+@given(st.floats(1e-6, 1), st.floats(1e-6, 10), st.floats(1e-8, 1))
+def test_a_step_that_was_too_long_is_shortened_and_one_too_short_may_grow(scale, nats, desired_kl):
+    """A step's divergence goes with the square of its rate: the next one has the desired one."""
+    found = next_scale(scale, nats, desired_kl)
+    aim = scale * (desired_kl / (nats**2 / 2)) ** 0.5
+    assert found <= 1
+    if scale * 2 / 3 < aim < min(scale * 5 / 4, 1):
+        assert found == pytest.approx(aim)
+    else:
+        assert found == pytest.approx(min(max(aim, scale * 2 / 3), scale * 5 / 4, 1))
+    assert next_scale(scale, nan, desired_kl) == next_scale(scale, 0.0, desired_kl) == scale
+
+
+@pytest.mark.parametrize("name", ["linear", "mgda"])
+def test_the_rate_of_a_step_is_what_the_one_before_asks_for(name, tmp_path):
+    """The first is a tenth of --lr; the length that was asked for is reached, whatever --lr is."""
+    flags = {"lr": 3e-2, "desired_kl": 2e-3, "prompts": 8, "completions": 8, "max_new_tokens": 40}
+    rows = train(name, tmp_path / "run", steps=16, eval_every=99, **flags)[1:]
+    scale = 0.1
+    for row in rows:
+        assert row["lr"] == pytest.approx(3e-2 * scale)
+        scale = next_scale(scale, row["law/nats"], 2e-3)
+    assert rows[-1]["lr"] < 3e-3
+    assert 0.02 < np.median([row["law/nats"] for row in rows[-6:]]) < 0.2  # for .063
+
+
 def test_the_clips_are_those_of_the_flags_and_act_where_there_is_grpo(
     estimator, tmp_path, monkeypatch
 ):

@@ -35,8 +35,8 @@ LONG = {"steps": 4, "eval_every": 100, "checkpoint_every": 2, "lr": 1e-3, "max_n
 
 
 def test_a_killed_run_goes_on(trained, tmp_path):
-    """By the command line, with a learning rate that depends on the step."""
-    flags = LONG | {"lr_schedule": "linear", "steps": 6}
+    """By the command line, with a learning rate that depends on the step, and on what steps did."""
+    flags = LONG | {"lr_schedule": "linear", "steps": 6, "desired_kl": 1e-3}
     run = tmp_path / "run"
     words = as_flags(**SMALL | flags | {"out": run})
     kill_at = run / "checkpoints/step_000002"
