@@ -155,9 +155,9 @@ def test_a_loss_is_a_mean_over_the_tokens_of_its_mini_batch(tmp_path):
 
 def test_gradients_are_clipped_to_the_norm_and_their_own_is_told():
     parameter = torch.nn.Parameter(torch.zeros(2))
-    for given, after in (([3.0, 4.0], [0.6, 0.8]), ([0.3, 0.4], [0.3, 0.4])):
-        parameter.grad = torch.tensor(given)
-        assert clip_gradients([parameter], 1.0) == pytest.approx(np.linalg.norm(given))
+    for raw, after in (([3.0, 4.0], [0.6, 0.8]), ([0.3, 0.4], [0.3, 0.4])):
+        parameter.grad = torch.tensor(raw)
+        assert clip_gradients([parameter], 1.0) == pytest.approx(np.linalg.norm(raw))
         torch.testing.assert_close(parameter.grad, torch.tensor(after))
 
 
