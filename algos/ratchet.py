@@ -53,9 +53,8 @@ def what_moved(
     variance = (centred**2).sum((0, 1)) / degrees.sum(0)  # [1+K]
     fresh = (age > 0).view(-1, group_size).all(1)
     products = (centred[..., :1] * centred)[fresh].sum((0, 1)) / degrees[fresh].sum(0)
-    size = products[0].sqrt().clamp(min=1e-12)
-    change = products[1:]
-    return change, change / size / variance[1:].sqrt().clamp(min=1e-6), variance[1:]
+    change, spread = products[1:], (products[0] * variance[1:]).sqrt()
+    return change, change / spread.clamp(min=1e-12), variance[1:]
 
 
 def update_drawdown(drawdown: Tensor, change: Tensor, release: float) -> Tensor:
@@ -70,6 +69,8 @@ def multipliers(drawdown: Tensor, alignment: Tensor, ki: float, kp: float, most:
 
 class Ratchet:
     """preference [K]: weights of the sum, of mean 1; the others: see the flags."""
+
+    state: dict
 
     def __init__(self, preference: Tensor, ki: float, kp: float, release: float, most: float):
         self.preference, self.release, self.most = preference, release, most
@@ -92,13 +93,10 @@ class Ratchet:
     ) -> None:
         """rewards [B,K], drift, age [B]: see `what_moved`."""
         change, alignment, variance = what_moved(drift, age, rewards, group_size, updates)
-        before = self.state["variance"]
-        variance = variance if before is None else torch.lerp(before, variance, 0.1)
+        if self.state["variance"] is not None:  # of a rare reward, a batch's says little
+            variance = torch.lerp(self.state["variance"], variance, 0.1)
         change = change / variance.sqrt().clamp(min=1e-6)
         drawdown = update_drawdown(self.state["drawdown"], change, self.release)
-        import os
-        if os.environ.get("CLAMP"):
-            drawdown = drawdown.clamp(max=float(os.environ["CLAMP"]) / self.ki)
         found = multipliers(drawdown, alignment, self.ki, self.kp, self.most)
         remember(self.state, drawdown=drawdown, multipliers=found, variance=variance)
         self.log = {"ratchet/change": change, "ratchet/alignment": alignment}
