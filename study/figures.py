@@ -84,7 +84,7 @@ def draw(panels: Panels, across: int, words: str, out: Path, sharey: bool | str 
         for axes in grid.flat[len(panels) :]:
             axes.remove()
         figure.supxlabel("step")
-        title = f"{words}; thin: a seed, thick: their mean"
+        title = f"{words}; thin: a seed, thick: mean of their middle half"
         figure.legend(drawn.values(), drawn, title=title, loc="outside upper left", ncols=across)
 
 
