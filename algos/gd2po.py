@@ -60,7 +60,8 @@ class GD2PO:
         share = (counts[0] / counts[1].clamp(min=1)).repeat_interleave(group_size)  # [B]
         self.log = {"gd2po/kept": (kept.sum() / some.sum()).item()}
         scores = (share * (each @ self.fixed)).masked_fill(~kept, torch.nan)
-        return estimate_advantages(scores, lengths, group_size, "reinforce"), self.fixed
+        advantages = estimate_advantages(scores, lengths, group_size, "reinforce")
+        return advantages.nan_to_num(), self.fixed  # NaN where one token is all that was kept
 
 
 # --- SHARED: advantages and loss ---
