@@ -29,7 +29,7 @@ from tools.scripts import algorithms
 
 THREE = ["testbed", "testbed:wavering", "testbed:robust"]
 README = ["linear", "ctwa", "ratchet"]
-FIELD = ["gdpo", "sa_mrpo", "rvpo", "gated"]
+FIELD = ["gdpo", "gd2po", "dvao", "sa_mrpo", "rvpo", "gated", "upgrad"]
 
 Lines = dict[str, pd.DataFrame]  # by label: values, a row per step and a column per seed
 Panels = dict[str, Lines]  # by title
