@@ -1,11 +1,13 @@
 """Gate: the first objective always counts, the others only in completions that earn it. How
 practitioners keep a model from being paid for short, tidy, wrong answers.
 
-No paper: a rule that many trainers have been given by hand. With a gate g,
-s_i = w_1 r_i1 + [r_i1 >= g] sum_{k>1} w_k r_ik; the scores are then used as linear.py's.
-Covariance law: a completion that fails scores 0 whatever else it does, so what goes with failure is
-no longer rewarded and Cov(r_1, s) > 0. The price: the others are learned only where the first is
-earned already, and where it never is, nothing is.
+Paper: the conditioned rewards of GDPO (arXiv 2601.05242, eq. 8): an easy reward is 0 where a harder
+one is below a threshold. With a gate g, s_i = w_1 r_i1 + [r_i1 >= g] sum_{k>1} w_k r_ik; the scores
+are then used as linear.py's, where the paper normalises each reward before the sum.
+Covariance law: a completion that fails scores 0 whatever else it does. Where the first reward is 0
+or 1 and no other is negative, Cov(r_1, s) > 0 wherever completions differ in it. Between 0 and 1,
+or with a penalty among the others, it can be negative. The price: the others are learned only where
+the first is earned already, and where it never is, nothing is.
 Against linear.py: one condition.
 Run: python run.py gated
 """

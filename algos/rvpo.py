@@ -57,7 +57,9 @@ class RVPO:
     ) -> tuple[Tensor, Tensor]:
         """([B], how much each objective decides [K]) of the rewards [B,K]; estimator: has no use
         here."""
-        each, weights = estimate_each(rewards, lengths, group_size, "grpo"), self.fixed
+        # float64: float32 would leave a small kappa 1e-7 / kappa of rounding error
+        each = estimate_each(rewards, lengths, group_size, "grpo").double()
+        weights = self.fixed.double()
         if (missing := rewards.isnan()).any():
             present = weights * ~missing
             weights = present / present.sum(1, keepdim=True)
@@ -65,7 +67,8 @@ class RVPO:
         rows = ~missing.all(1)
         shares = weights if weights.dim() == 1 else weights[rows]
         advantages = estimate_advantages(scores, lengths, group_size, "reinforce")
-        return advantages, deciding_shares(each[rows], shares, self.kappa)
+        decided = deciding_shares(each[rows], shares, self.kappa)
+        return advantages.to(rewards), decided.to(rewards)
 
 
 # --- SHARED: advantages and loss ---

@@ -3,6 +3,8 @@
 Makes max_k p_k (z_k - J_k) small, with preference p and ideal point z. --variant mirror-descent:
 the score is sum_k w_k r_k, log w_k <- log w_k + lr p_k (z_k - mean r_k); smooth: w_k in proportion
 to p_k softmax(p (z - J) / smoothing)_k; classical: the score is -max_k p_k (z_k - r_k).
+The policy follows w, as in the authors' code; the minimax problem's own descent would follow w p,
+the same direction where preferences are equal.
 Paper: arXiv 2602.06869, section 3 (Lin et al., 2024; Liu et al., 2024); --max-ratio is ours.
 Against the official code: classical scores a completion, not every token; evaluation never moves
 the ideal point; all is checkpointed. Against linear.py: weights from the batches, at no cost.

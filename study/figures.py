@@ -29,7 +29,7 @@ from tools.scripts import algorithms
 
 THREE = ["testbed", "testbed:wavering", "testbed:robust"]
 README = ["linear", "ctwa", "ratchet"]
-FIELD = ["gdpo", "sa_mrpo", "rvpo", "gated"]
+FIELD = ["gdpo", "gd2po", "dvao", "sa_mrpo", "rvpo", "gated", "upgrad"]
 
 Lines = dict[str, pd.DataFrame]  # by label: values, a row per step and a column per seed
 Panels = dict[str, Lines]  # by title
@@ -84,7 +84,7 @@ def draw(panels: Panels, across: int, words: str, out: Path, sharey: bool | str 
         for axes in grid.flat[len(panels) :]:
             axes.remove()
         figure.supxlabel("step")
-        title = f"{words}; thin: a seed, thick: their mean"
+        title = f"{words}; thin: a seed, thick: mean of their middle half"
         figure.legend(drawn.values(), drawn, title=title, loc="outside upper left", ncols=across)
 
 

@@ -20,7 +20,7 @@ from tools.explain import load_statistics
 ASKED = ("weights", "advantages", "follow", "see", "weigh", "measure", "learn")
 FIRST = ASKED[:4]  # in a step
 FLAGS = {"SmoothTchebycheff": {"variant": "smooth"}, "Tchebycheff": {"variant": "classical"}}
-GRADIENTS = {"DynamicWeighting", "GradNorm", "MGDA", "NashMTL"}
+GRADIENTS = {"DynamicWeighting", "GradNorm", "MGDA", "NashMTL", "UPGrad"}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,14 @@ def test_explain_has_the_weights_of_the_run(name, recorded):
 
 # --- several scripts, trained ---
 
-ALIKE = [("mgda", {}), ("nash_mtl", {}), ("lagrangian", {}), ("famo", {}), ("pama", {})]
+ALIKE = [
+    ("mgda", {}),
+    ("upgrad", {}),
+    ("nash_mtl", {}),
+    ("lagrangian", {}),
+    ("famo", {}),
+    ("pama", {}),
+]
 ALIKE += [("dynamic_weighting", {}), ("gradnorm", {"weight_lr": 0.0})]
 ALIKE += [("tchebycheff", {"variant": each}) for each in ("mirror-descent", "smooth", "classical")]
 
@@ -154,7 +161,7 @@ def test_equal_objectives_are_one_objective(name, flags, trained):
     assert three[1]["cov/one"] > 0
 
 
-@pytest.mark.parametrize("name", ["mgda", "nash_mtl"])
+@pytest.mark.parametrize("name", ["mgda", "upgrad", "nash_mtl"])
 def test_an_objective_without_a_gradient_is_named_and_does_not_stop_the_others(name, tmp_path):
     rewards = (f"{OWN}:flat", "rewards.accuracy:accuracy", "rewards.clarity:clarity")
     row = train(name, tmp_path / "run", rewards=rewards, steps=1, prompts=8)[1]

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algos.rvpo import deciding_shares, soft_minimum
+from algos.gdpo import GDPO
+from algos.rvpo import RVPO, deciding_shares, soft_minimum
 from support.decoupled import batches, normalised, whitened
 from support.running import OBJECTIVES, train
 from support.tensors import close, finite_difference
@@ -48,6 +49,14 @@ def test_laws(seed, kappa):
     assert float(shares.sum()) == pytest.approx(1)
     gradient = finite_difference(lambda at: soft_minimum(at, weights, kappa).sum(), values)
     torch.testing.assert_close(gradient.mean(0), shares, rtol=1e-4, atol=1e-6)
+
+
+def test_a_tiny_kappa_is_gdpo_in_float32():
+    rewards, lengths = torch.rand(24, 3), torch.randint(1, 50, (24,))
+    found, shares = RVPO(torch.full((3,), 1 / 3), 1e-7).advantages(rewards, lengths, 4, "grpo")
+    wanted, _ = GDPO(torch.full((3,), 1 / 3)).advantages(rewards, lengths, 4, "grpo")
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    assert shares.dtype == torch.float32
 
 
 def test_a_hundred_is_no_overflow():

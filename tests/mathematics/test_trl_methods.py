@@ -77,7 +77,9 @@ def test_ctwa_learns_before_the_update_from_the_advantages():
     assert torch.equal(trainer.session.controller.state["ema"], wanted)
 
 
-@pytest.mark.parametrize("name", ["CTWA", "PAMA", "RVPO", "Tchebycheff", "Gated", "Ratchet"])
+@pytest.mark.parametrize(
+    "name", ["CTWA", "PAMA", "RVPO", "GD2PO", "DVAO", "Tchebycheff", "Gated", "Ratchet"]
+)
 def test_a_completion_without_any_reward_moves_nothing(name):
     rewards = REWARDS.clone()
     rewards[2] = torch.nan

@@ -39,7 +39,10 @@ METHODS = [
     methods.Lagrangian(primary="even", dual_lr=0.5, multipliers=(0.2,), max_multiplier=0.9),
     methods.MirrorDescent(preference=(1, 3)),
     methods.SmoothTchebycheff(preference=(1, 3)),
-    *(getattr(methods, name)() for name in ("Tchebycheff", "PAMA", "RVPO", "GDPO", "SAMRPO")),
+    *(
+        getattr(methods, name)()
+        for name in ("Tchebycheff", "PAMA", "RVPO", "GDPO", "GD2PO", "DVAO", "SAMRPO")
+    ),
     methods.Gated(gate=0.55),
 ]
 

@@ -1,0 +1,219 @@
+"""DVAO: GDPO with each prompt's weights in proportion to its rewards' spread, so that an objective
+which tells this prompt's completions apart counts for more.
+
+Paper: DVAO (arXiv 2605.25604). Within a prompt v_k = w_k std_k / sum_l w_l std_l, and the advantage
+is sum_k v_k z_ik with GDPO's z_ik. As std_k cancels, it is linear's centred sum over
+sum_l w_l std_l, where GRPO divides by the sum's own spread. So it is GRPO, each prompt times
+std(s) / sum_l w_l std_l: 1 where its rewards agree, near 0 where they pull apart.
+Covariance law: linear's sign within every prompt. A prompt in conflict is heard less, nobody is
+turned round.
+Against the paper, whose text was not read (its abstract and two accounts were; no official code was
+found): std with G - 1 in it, a factor alike for all. --estimator decides nothing but the clip.
+Against linear.py: GDPO's normalisation, weights per prompt, and nothing whitened over the batch.
+Run: python run.py dvao
+"""
+
+# --- SHARED: imports ---
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import flags, launch
+from common.batch import micro_batches, mini_batches
+from common.meter import Meter
+from common.model import clip_gradients, token_logprobs, token_logprobs_no_grad
+from common.run import Run
+from common.seeds import generator
+
+
+# --- ALGO: the algorithm ---
+def spread_shares(rewards: Tensor, weights: Tensor, group_size: int) -> Tensor:
+    """v_k = w_k std_k / sum_l w_l std_l of each prompt; 0 where all its rewards are alike. The
+    standard deviations are those of GRPO. rewards [B,K], weights [K] -> [P,K] float64."""
+    groups = rewards.double().view(-1, group_size, len(weights))
+    centred = (groups - groups.nanmean(1, keepdim=True)).nan_to_num()
+    degrees = ((~groups.isnan()).sum(1) - 1).clamp(min=1)
+    heard = weights * (centred.square().sum(1) / degrees).sqrt()
+    return heard / (heard.sum(1, keepdim=True) + 1e-6)
+
+
+class DVAO:
+    """Fixed weights [K]."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self.fixed, self.state, self.log = weights, {}, {}
+
+    def advantages(
+        self, rewards: Tensor, lengths: Tensor, group_size: int, estimator: str
+    ) -> tuple[Tensor, Tensor]:
+        """([B], mean weights over prompts [K]) of the rewards [B,K]; estimator: has no use here."""
+        each = estimate_each(rewards, lengths, group_size, "grpo")
+        shares = spread_shares(rewards, self.fixed, group_size).to(each)
+        mean = shares.mean(0) if shares.any() else self.fixed
+        return (each * shares.repeat_interleave(group_size, 0)).sum(1), mean
+
+
+# --- SHARED: advantages and loss ---
+def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
+    """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B].
+
+    A reward that is NaN, for it does not apply, adds nothing; the score is NaN where none applies.
+    """
+    return (rewards * weights).nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
+
+
+def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
+    """One advantage per completion, shared by all its tokens. scores, lengths in tokens [B] -> [B].
+
+    reinforce: REINFORCE++ (Hu et al., 2025), whitened over the batch, every token counted once.
+    grpo (Shao et al., 2024): centred and scaled within a prompt. In float64: where all scores are
+    alike, dividing would blow up float32's rounding error. A score of NaN is left out.
+    """
+    lengths, exact = lengths.double(), scores.double()
+    if estimator == "reinforce":
+        lengths = lengths * ~exact.isnan()
+        centred = (exact - (lengths * exact).nansum() / lengths.sum()).nan_to_num()
+        variance = (lengths * centred**2).sum() / (lengths.sum() - 1)
+        return (centred * torch.rsqrt(variance + 1e-8)).to(scores)
+    groups = exact.view(-1, group_size)
+    centred = (groups - groups.nanmean(1, keepdim=True)).nan_to_num()
+    degrees = ((~groups.isnan()).sum(1, keepdim=True) - 1).clamp(min=1)
+    std = (centred.square().sum(1, keepdim=True) / degrees).sqrt()
+    return (centred / (std + 1e-6)).flatten().to(scores)
+
+
+def policy_loss(
+    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped surrogate per token, to be minimised, and where it has a gradient (eq. 6).
+
+    ratio [B,T], advantages [B] -> [B,T] twice. Infinite clips give REINFORCE. dual_clip > 0 bounds
+    the loss of negative advantages at dual_clip * |advantage| (Ye et al., 2020).
+    """
+    advantages = advantages[:, None]
+    active = torch.where(advantages >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
+    loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    if dual_clip > 0:
+        loss = torch.where(advantages < 0, torch.min(loss, -advantages * dual_clip), loss)
+    return loss, active
+
+
+def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """k3 estimate of KL(policy || reference) per token, e^d - d - 1 with d = ref_logp - logp
+    (Schulman, 2020). [B,T] -> [B,T]. The clamps are the official code's."""
+    d = (ref_logp - logp).clamp(-20, 20)
+    return (d.exp() - d - 1).clamp(-10, 10)
+
+
+# --- SHARED: advantages of each objective ---
+def estimate_each(rewards: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
+    """The advantages of every objective by itself. rewards [B,K], lengths [B] -> [B,K]."""
+    each = [estimate_advantages(r, lengths, group_size, estimator) for r in rewards.T]
+    return torch.stack(each, 1)
+
+
+# --- SHARED: args ---
+@dataclass
+class Args(flags.RunFlags):
+    prompts: int = 16
+    """prompts per step, P (paper: 32)"""
+    completions: int = 16
+    """completions per prompt, G (paper: 16)"""
+    estimator: Literal["reinforce", "grpo"] = "reinforce"
+    """advantages: REINFORCE++ (whitened over the batch, no clip) or GRPO (per prompt, clipped)"""
+    clip_low: float = 0.2
+    """grpo: lower clip of the probability ratio, 1 - clip_low"""
+    clip_high: float = 0.2
+    """grpo: upper clip of the probability ratio, 1 + clip_high"""
+    dual_clip: float = 0.0
+    """grpo: bound negative advantages' loss at dual_clip * |advantage|; 0 is off (official: 3)"""
+    tis_cap: float = 0.0
+    """truncated importance sampling: cap of trainer's / sampler's probability; 0 is off"""
+    kl_coef: float = 1e-3
+    """weight of the k3 KL divergence to the start model in the loss; 0 loads no reference model"""
+    lr: float = 1e-4
+    """AdamW learning rate (paper: 1e-6 for 1.5B parameters)"""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """linear falls in equal parts from --lr at the first step to --lr / --steps at the last"""
+    warmup: int = 1
+    """steps over which the learning rate rises to its full value; 1 is off"""
+    weight_decay: float = 0.01
+    """AdamW weight decay"""
+    max_grad_norm: float = 1.0
+    """clip the gradient to this norm"""
+    mini_batches: int = 2
+    """optimizer steps per pass over the completions"""
+    epochs: int = 1
+    """passes over the completions"""
+    # --- ALGO: args ---
+    weights: tuple[float, ...] = ()
+    """weight of each objective in the order of --rewards, in the spreads' units; default: equal.
+    Scaled to sum 1; only their ratios matter"""
+
+
+def controller(args: Args, objectives: list[str], device) -> DVAO:
+    """The algorithm as the flags have it. Raises UserError naming the flag."""
+    return DVAO(flags.shares("--weights", args.weights, objectives, device))
+
+
+def main(args: Args) -> None:
+    # --- SHARED: set-up ---
+    run = Run(args, __file__)  # ranks, rewards, folder, log
+    algorithm = controller(args, run.objectives, run.device)
+    policy, reference = run.load_models()  # and prompts, and the sampler
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    run.restore(optimizer, algorithm.state)  # where --resume asks for it
+    G, clips = args.completions, flags.clips(args)  # clips: infinite where --estimator has none
+    passes = (args.temperature, args.micro_batch_tokens)
+
+    for step in run.steps():
+        # --- SHARED: sample, generate, score ---
+        decay = 1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * decay * min(1, step / args.warmup)
+        batch = run.sample(step)  # on every rank all B = P * G completions
+        rewards = run.score(batch)  # [B, K]
+        old_logp = token_logprobs_no_grad(policy, batch, *passes)  # [B, T]
+        ref_logp = token_logprobs_no_grad(reference, batch, *passes) if reference else old_logp
+        run.check_sampler(step, batch, old_logp)  # that it has the policy's weights
+        batch = batch.with_logprobs(old_logp, ref_logp, args.tis_cap)
+        meter = Meter(batch, args.epochs, args.mini_batches)  # looks on, for the log
+
+        # --- ALGO: advantages ---
+        advantages, weights = algorithm.advantages(rewards, batch.lengths, G, args.estimator)
+
+        # --- SHARED: update ---
+        for epoch in range(args.epochs):
+            order = generator(args.seed, step, args.prompts + epoch)
+            for rows in mini_batches(args.prompts, G, args.mini_batches, order):
+                tokens = batch.mask[rows].sum()
+                optimizer.zero_grad()
+                # --- SHARED: gradient ---
+                # sums over the mini-batch's tokens: its division into micro-batches changes nothing
+                for micro in micro_batches(batch, rows, args.micro_batch_tokens):
+                    logp = token_logprobs(policy, micro, args.temperature)  # [b, T]
+                    ratio = (logp - micro.old_logp).clamp(-20, 20).exp()
+                    loss, active = policy_loss(ratio, advantages[micro.rows], *clips)
+                    loss = (loss * micro.token_weight).sum() / tokens
+                    kl = (kl_penalty(logp, micro.ref_logp) * micro.mask).sum() / tokens
+                    (loss + args.kl_coef * kl).backward()
+                    meter.see(micro, logp, active, tokens, loss, kl)
+                # --- SHARED: optimizer step ---
+                grad_norm = clip_gradients(policy.parameters(), args.max_grad_norm)
+                meter.updated(grad_norm)
+                if grad_norm < torch.inf:  # nor NaN; else the policy keeps its last good weights
+                    optimizer.step()
+        run.sync(step, meter)  # new weights for the sampler; what each rank saw for all
+
+        # --- SHARED: log, evaluate, save ---
+        run.finish(step, meter, rewards, advantages, weights, algorithm.log)
+    run.close()  # model/, curves.png, and what became of each objective
+
+
+if __name__ == "__main__":
+    launch.run(main, Args)

@@ -1,0 +1,230 @@
+"""GD2PO: GDPO without the completions whose normalised rewards disagree, so that what one objective
+gains with a completion is not cancelled by what another one loses.
+
+Paper: GD2PO (arXiv 2606.16771). With GDPO's z_ik, a completion is dropped where signs are mixed and
+|sum_k w_k z_ik| < t sum_k w_k |z_ik|. t = 1 drops all of mixed sign (its hard filter), less the
+nearly cancelled (the soft one), 0 none: GDPO. The sum is scaled by the share of the prompt's
+completions that were kept, then whitened over all that were kept.
+Covariance law: with t = 1 nobody is outvoted within a completion: what is left is good, or bad, for
+all that differ. PAMA's choice, with the sum in place of the smallest.
+Against the official code: the weights (there: 1 each, also in the test for disagreement);
+--estimator decides nothing but the clip.
+Against linear.py: GDPO's normalisation, and the filter.
+Run: python run.py gd2po
+"""
+
+# --- SHARED: imports ---
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import flags, launch
+from common.batch import micro_batches, mini_batches
+from common.meter import Meter
+from common.model import clip_gradients, token_logprobs, token_logprobs_no_grad
+from common.run import Run
+from common.seeds import generator
+
+
+# --- ALGO: imports ---
+from common.errors import require
+
+
+# --- ALGO: the algorithm ---
+def agree(advantages: Tensor, agreement: float) -> Tensor:
+    """Whether |sum_k A_ik| >= agreement * sum_k |A_ik|, which at 1 is that no signs differ: sums of
+    one sign round alike. What is rounding error has no sign. advantages [B,K] -> bool [B]."""
+    signed = advantages * (advantages.abs() > 1e-8)
+    return signed.sum(1).abs() >= agreement * signed.abs().sum(1)
+
+
+class GD2PO:
+    """Fixed weights [K]; agreement: see `agree`."""
+
+    def __init__(self, weights: Tensor, agreement: float) -> None:
+        self.fixed, self.agreement, self.state, self.log = weights, agreement, {}, {}
+
+    def advantages(
+        self, rewards: Tensor, lengths: Tensor, group_size: int, estimator: str
+    ) -> tuple[Tensor, Tensor]:
+        """([B], weights [K]) of the rewards [B,K]; estimator: has no use here."""
+        each = estimate_each(rewards, lengths, group_size, "grpo")
+        some = ~rewards.isnan().all(1)
+        kept = some & agree(self.fixed * each, self.agreement)
+        counts = [which.view(-1, group_size).sum(1) for which in (kept, some)]
+        share = (counts[0] / counts[1].clamp(min=1)).repeat_interleave(group_size)  # [B]
+        self.log = {"gd2po/kept": (kept.sum() / some.sum()).item()}
+        scores = (share * (each @ self.fixed)).masked_fill(~kept, torch.nan)
+        advantages = estimate_advantages(scores, lengths, group_size, "reinforce")
+        return advantages.nan_to_num(), self.fixed  # NaN where one token is all that was kept
+
+
+# --- SHARED: advantages and loss ---
+def scalarize(rewards: Tensor, weights: Tensor) -> Tensor:
+    """s_i = sum_k w_k r_ik (section 3). rewards [B,K], weights [K] -> scores [B].
+
+    A reward that is NaN, for it does not apply, adds nothing; the score is NaN where none applies.
+    """
+    return (rewards * weights).nansum(1).masked_fill(rewards.isnan().all(1), torch.nan)
+
+
+def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
+    """One advantage per completion, shared by all its tokens. scores, lengths in tokens [B] -> [B].
+
+    reinforce: REINFORCE++ (Hu et al., 2025), whitened over the batch, every token counted once.
+    grpo (Shao et al., 2024): centred and scaled within a prompt. In float64: where all scores are
+    alike, dividing would blow up float32's rounding error. A score of NaN is left out.
+    """
+    lengths, exact = lengths.double(), scores.double()
+    if estimator == "reinforce":
+        lengths = lengths * ~exact.isnan()
+        centred = (exact - (lengths * exact).nansum() / lengths.sum()).nan_to_num()
+        variance = (lengths * centred**2).sum() / (lengths.sum() - 1)
+        return (centred * torch.rsqrt(variance + 1e-8)).to(scores)
+    groups = exact.view(-1, group_size)
+    centred = (groups - groups.nanmean(1, keepdim=True)).nan_to_num()
+    degrees = ((~groups.isnan()).sum(1, keepdim=True) - 1).clamp(min=1)
+    std = (centred.square().sum(1, keepdim=True) / degrees).sqrt()
+    return (centred / (std + 1e-6)).flatten().to(scores)
+
+
+def policy_loss(
+    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped surrogate per token, to be minimised, and where it has a gradient (eq. 6).
+
+    ratio [B,T], advantages [B] -> [B,T] twice. Infinite clips give REINFORCE. dual_clip > 0 bounds
+    the loss of negative advantages at dual_clip * |advantage| (Ye et al., 2020).
+    """
+    advantages = advantages[:, None]
+    active = torch.where(advantages >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
+    loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    if dual_clip > 0:
+        loss = torch.where(advantages < 0, torch.min(loss, -advantages * dual_clip), loss)
+    return loss, active
+
+
+def kl_penalty(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """k3 estimate of KL(policy || reference) per token, e^d - d - 1 with d = ref_logp - logp
+    (Schulman, 2020). [B,T] -> [B,T]. The clamps are the official code's."""
+    d = (ref_logp - logp).clamp(-20, 20)
+    return (d.exp() - d - 1).clamp(-10, 10)
+
+
+# --- SHARED: advantages of each objective ---
+def estimate_each(rewards: Tensor, lengths: Tensor, group_size: int, estimator: str) -> Tensor:
+    """The advantages of every objective by itself. rewards [B,K], lengths [B] -> [B,K]."""
+    each = [estimate_advantages(r, lengths, group_size, estimator) for r in rewards.T]
+    return torch.stack(each, 1)
+
+
+# --- SHARED: args ---
+@dataclass
+class Args(flags.RunFlags):
+    prompts: int = 16
+    """prompts per step, P (paper: 32)"""
+    completions: int = 16
+    """completions per prompt, G (paper: 16)"""
+    estimator: Literal["reinforce", "grpo"] = "reinforce"
+    """advantages: REINFORCE++ (whitened over the batch, no clip) or GRPO (per prompt, clipped)"""
+    clip_low: float = 0.2
+    """grpo: lower clip of the probability ratio, 1 - clip_low"""
+    clip_high: float = 0.2
+    """grpo: upper clip of the probability ratio, 1 + clip_high"""
+    dual_clip: float = 0.0
+    """grpo: bound negative advantages' loss at dual_clip * |advantage|; 0 is off (official: 3)"""
+    tis_cap: float = 0.0
+    """truncated importance sampling: cap of trainer's / sampler's probability; 0 is off"""
+    kl_coef: float = 1e-3
+    """weight of the k3 KL divergence to the start model in the loss; 0 loads no reference model"""
+    lr: float = 1e-4
+    """AdamW learning rate (paper: 1e-6 for 1.5B parameters)"""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """linear falls in equal parts from --lr at the first step to --lr / --steps at the last"""
+    warmup: int = 1
+    """steps over which the learning rate rises to its full value; 1 is off"""
+    weight_decay: float = 0.01
+    """AdamW weight decay"""
+    max_grad_norm: float = 1.0
+    """clip the gradient to this norm"""
+    mini_batches: int = 2
+    """optimizer steps per pass over the completions"""
+    epochs: int = 1
+    """passes over the completions"""
+    # --- ALGO: args ---
+    weights: tuple[float, ...] = ()
+    """weight of each objective in the order of --rewards; default: equal.
+    Scaled to sum 1; only their ratios matter"""
+    agreement: float = 1.0
+    """drop completions with |sum| below this share of the sum of absolute advantages: 1 drops all
+    of mixed sign, 0 none, which is GDPO (authors' soft filter: .8)"""
+
+
+def controller(args: Args, objectives: list[str], device) -> GD2PO:
+    """The algorithm as the flags have it. Raises UserError naming the flag."""
+    told = f"--agreement {args.agreement} must be between 0 and 1"
+    require(0 <= args.agreement <= 1, told)
+    return GD2PO(flags.shares("--weights", args.weights, objectives, device), args.agreement)
+
+
+def main(args: Args) -> None:
+    # --- SHARED: set-up ---
+    run = Run(args, __file__)  # ranks, rewards, folder, log
+    algorithm = controller(args, run.objectives, run.device)
+    policy, reference = run.load_models()  # and prompts, and the sampler
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    run.restore(optimizer, algorithm.state)  # where --resume asks for it
+    G, clips = args.completions, flags.clips(args)  # clips: infinite where --estimator has none
+    passes = (args.temperature, args.micro_batch_tokens)
+
+    for step in run.steps():
+        # --- SHARED: sample, generate, score ---
+        decay = 1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * decay * min(1, step / args.warmup)
+        batch = run.sample(step)  # on every rank all B = P * G completions
+        rewards = run.score(batch)  # [B, K]
+        old_logp = token_logprobs_no_grad(policy, batch, *passes)  # [B, T]
+        ref_logp = token_logprobs_no_grad(reference, batch, *passes) if reference else old_logp
+        run.check_sampler(step, batch, old_logp)  # that it has the policy's weights
+        batch = batch.with_logprobs(old_logp, ref_logp, args.tis_cap)
+        meter = Meter(batch, args.epochs, args.mini_batches)  # looks on, for the log
+
+        # --- ALGO: advantages ---
+        advantages, weights = algorithm.advantages(rewards, batch.lengths, G, args.estimator)
+
+        # --- SHARED: update ---
+        for epoch in range(args.epochs):
+            order = generator(args.seed, step, args.prompts + epoch)
+            for rows in mini_batches(args.prompts, G, args.mini_batches, order):
+                tokens = batch.mask[rows].sum()
+                optimizer.zero_grad()
+                # --- SHARED: gradient ---
+                # sums over the mini-batch's tokens: its division into micro-batches changes nothing
+                for micro in micro_batches(batch, rows, args.micro_batch_tokens):
+                    logp = token_logprobs(policy, micro, args.temperature)  # [b, T]
+                    ratio = (logp - micro.old_logp).clamp(-20, 20).exp()
+                    loss, active = policy_loss(ratio, advantages[micro.rows], *clips)
+                    loss = (loss * micro.token_weight).sum() / tokens
+                    kl = (kl_penalty(logp, micro.ref_logp) * micro.mask).sum() / tokens
+                    (loss + args.kl_coef * kl).backward()
+                    meter.see(micro, logp, active, tokens, loss, kl)
+                # --- SHARED: optimizer step ---
+                grad_norm = clip_gradients(policy.parameters(), args.max_grad_norm)
+                meter.updated(grad_norm)
+                if grad_norm < torch.inf:  # nor NaN; else the policy keeps its last good weights
+                    optimizer.step()
+        run.sync(step, meter)  # new weights for the sampler; what each rank saw for all
+
+        # --- SHARED: log, evaluate, save ---
+        run.finish(step, meter, rewards, advantages, weights, algorithm.log)
+    run.close()  # model/, curves.png, and what became of each objective
+
+
+if __name__ == "__main__":
+    launch.run(main, Args)
