@@ -148,6 +148,8 @@ class Args(flags.RunFlags):
     """linear falls in equal parts from --lr at the first step to --lr / --steps at the last"""
     warmup: int = 1
     """steps over which the learning rate rises to its full value; 1 is off"""
+    desired_kl: float = 0.0
+    """KL divergence of a step, in nats, for which --lr is lowered as it goes on; 0 leaves it"""
     weight_decay: float = 0.01
     """AdamW weight decay"""
     max_grad_norm: float = 1.0
@@ -186,7 +188,7 @@ def main(args: Args) -> None:
         # --- SHARED: sample, generate, score ---
         decay = 1 - (step - 1) / args.steps if args.lr_schedule == "linear" else 1
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * decay * min(1, step / args.warmup)
+            group["lr"] = args.lr * decay * min(1, step / args.warmup) * run.scale
         batch = run.sample(step)  # on every rank all B = P * G completions
         rewards = run.score(batch)  # [B, K]
         old_logp = token_logprobs_no_grad(policy, batch, *passes)  # [B, T]

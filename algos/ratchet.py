@@ -7,9 +7,9 @@ subject to dJ_k >= 0; the multiplier of that constraint, by projected ascent on 
     D_k <- [D_k - dJ_k / sd(r_k)]_+,    lambda_k = [ki D_k - kp Corr(move, r_k)]_+,
 where D_k, Page's CUSUM (1954), is what the objective has lost since it was highest. kp answers
 within a step and damps (Stooke et al., 2020). A gain pays back --release of itself, so that what
-was lost is won back. --warmup keeps steps short while the multipliers are found.
+was lost is won back. Steps are short, --desired-kl: an effect must be told from the noise.
 Not of the paper, whose CTWA asks the score, Cov(r_k, W). Derivation: docs/algos/ratchet.md.
-Against linear.py: every objective normalised, multipliers from the step's own passes, a warm-up.
+Against linear.py: every objective normalised, multipliers from the step's own passes.
 Run: python run.py ratchet
 """
 
@@ -198,8 +198,8 @@ class Args(flags.RunFlags):
     epochs: int = 1
     """passes over the completions"""
     # --- ALGO: args ---
-    warmup: int = 8
-    """steps over which the learning rate rises to its full value; 1 is off"""
+    desired_kl: float = 0.005
+    """KL divergence of a step, in nats, for which --lr is lowered as it goes on; 0 leaves it"""
     weights: tuple[float, ...] = ()
     """weight of each objective in the sum; default: equal. 0: only that it is not lost"""
     ki: float = 35.0
