@@ -47,14 +47,21 @@ def what_moved(
     so far; those still to come are taken to do as much each.
     """
     ratio = drift.clamp(-20, 20).exp() * updates / age.clamp(min=1)
-    columns = torch.cat([ratio[:, None], rewards], 1).view(-1, group_size, 1 + rewards.size(1))
-    degrees = ((~columns.isnan()).sum(1) - 1).clamp(min=0).to(rewards)  # [P, 1+K]
-    centred = (columns - columns.nanmean(1, keepdim=True)).nan_to_num(0.0)
-    variance = (centred**2).sum((0, 1)) / degrees.sum(0)  # [1+K]
-    fresh = (age > 0).view(-1, group_size).all(1)
-    products = (centred[..., :1] * centred)[fresh].sum((0, 1)) / degrees[fresh].sum(0)
-    change, spread = products[1:], (products[0] * variance[1:]).sqrt()
-    return change, change / spread.clamp(min=1e-12), variance[1:]
+    columns = torch.cat([ratio[:, None], rewards], 1).masked_fill(age[:, None] == 0, torch.nan)
+    centred, degrees = within_prompts(columns, group_size)
+    covariance = (centred * centred[..., :1]).sum((0, 1)) / degrees.sum(0)  # [1+K]
+    every, degrees = within_prompts(rewards, group_size)
+    variance = every.square().sum((0, 1)) / degrees.sum(0)
+    spread = (covariance[0] * variance).sqrt().clamp(min=1e-12)
+    return covariance[1:], covariance[1:] / spread, variance
+
+
+def within_prompts(columns: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """What [B,N] differ by from their prompt's mean [P,G,N], 0 where they are NaN; how many numbers
+    but one of a prompt there are [P,N]."""
+    groups = columns.view(-1, group_size, columns.size(1))
+    degrees = ((~groups.isnan()).sum(1) - 1).clamp(min=0).to(columns)
+    return (groups - groups.nanmean(1, keepdim=True)).nan_to_num(0.0), degrees
 
 
 def update_drawdown(drawdown: Tensor, change: Tensor, release: float) -> Tensor:

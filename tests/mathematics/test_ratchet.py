@@ -70,7 +70,7 @@ def test_a_run_follows_its_own_move(estimator, tmp_path):
         completions=8,
         estimator=estimator,
         weights=(4.0, 1.0, 1.0),
-        warmup=2,
+        desired_kl=0,
         max_multiplier=0.5,
     )[1:]
     kept = read_lines(tmp_path / "run/statistics.jsonl")
@@ -166,7 +166,7 @@ def test_an_objective_of_weight_0_is_pulled_up_once_it_falls_and_else_left_alone
         prompts=8,
         completions=8,
         weights=(0.0, 1.0, 1.0),
-        warmup=1,
+        desired_kl=0,
     )
     assert first["weight/accuracy"] == 0
     for before, row in zip([first, *others], others, strict=False):

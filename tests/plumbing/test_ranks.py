@@ -70,7 +70,7 @@ def ranked(tmp_path_factory, small):
         ("linear", 4, {"estimator": "grpo", "steps": 1}),
         ("ctwa", 2, {"steps": 4}),
         ("mgda", 2, {}),
-        ("ratchet", 2, {"warmup": 1}),
+        ("ratchet", 2, {"lr": 1e-3}),
     ],
 )
 def test_any_number_of_ranks_is_one_run(name, count, flags, small, ranked, trained):
