@@ -221,7 +221,6 @@ def test_the_learning_rate_rises_and_falls_as_its_flags_say(tmp_path):
     assert max((end[key] - START[key]).abs().max() for key in START) < 1e-8
 
 
-@pytest.mark.parametrize("estimator", ["grpo", "reinforce"])
 @given(st.floats(1e-6, 1), st.floats(1e-6, 10), st.floats(1e-8, 1))
 def test_a_step_that_was_too_long_is_shortened_and_one_too_short_may_grow(scale, nats, desired_kl):
     """A step's divergence goes with the square of its rate: the next one has the desired one."""
@@ -248,6 +247,7 @@ def test_the_rate_of_a_step_is_what_the_one_before_asks_for(name, tmp_path):
     assert 0.02 < np.median([row["law/nats"] for row in rows[-6:]]) < 0.2  # for .063
 
 
+@pytest.mark.parametrize("estimator", ["grpo", "reinforce"])
 def test_the_clips_are_those_of_the_flags_and_act_where_there_is_grpo(
     estimator, tmp_path, monkeypatch
 ):
