@@ -48,8 +48,7 @@ def draw(run: Run, out: Path) -> None:
         for k, name in enumerate([*names, "length"]):
             panel, change = figure.add_subplot(2, columns, k + 1), change_of(run, name)
             panel.set_title(
-                f"{name}\nheld-out {change.start:{'.2g' if abs(change.start) >= 1e4 else '.2f'}} → "
-                f"{change.end:{'.2g' if abs(change.end) >= 1e4 else '.2f'}} {change.status}",
+                f"{name}\nheld-out {change.start:.3g} → {change.end:.3g} {change.status}",
                 weight="bold" if change.status == "degraded" else "normal",
             )
             steps, means = run.series(f"eval/{name}")

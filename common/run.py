@@ -115,7 +115,7 @@ class Run:
             told = f"--steps {args.steps} is below the {self.last_step} steps that --resume has"
             require(args.steps >= self.last_step, f"{told} taken: give more, or leave it out")
             state.update(saved.pop("algorithm"))
-            self.memory = saved
+            self.memory |= saved
         else:
             name = f"{self.script}-s{args.seed}"
             self.folder = ranks.on_first(lambda: new_folder(args.out, name))
@@ -129,11 +129,9 @@ class Run:
         threads = f"OMP_NUM_THREADS={torch.get_num_threads()}"
         ranks.say(f"{self.folder}: {args.model} on {ranks.count()} x {self.device}, {threads}")
         count = len(self.held_out)
-        told = (
-            f"{args.dataset}: {len(self.train)} prompts, and {count} of {args.eval_split} held out"
-        )
         ranks.say(
-            f"{told}, which can show a change of {1.4 / count**0.5:.2g} in a reward of 0 or 1"
+            f"{args.dataset}: {len(self.train)} prompts, and {count} of {args.eval_split} held "
+            f"out, which can show a change of {1.4 / count**0.5:.2g} in a reward of 0 or 1"
         )
         told = f"rewards: {', '.join(self.objectives)}; answers compared by {self.answer_check}"
         ranks.say(told if self.last_step < args.steps else f"all {args.steps} steps are taken")

@@ -51,6 +51,18 @@ def test_laws(seed, kappa):
     torch.testing.assert_close(gradient.mean(0), shares, rtol=1e-4, atol=1e-6)
 
 
+def test_a_reward_that_does_not_apply_leaves_its_weight_to_the_others():
+    """Of the first two prompts of four completions the last reward applies to none."""
+    rewards, weights = torch.rand(16, 3), torch.tensor([0.5, 0.3, 0.2])
+    rewards[:8, 2] = torch.nan
+    each = np.stack([normalised(r[:, None].double().numpy(), 4)[:, 0] for r in rewards.T], 1)
+    each, heard = torch.tensor(each), torch.tensor([0.625, 0.375]).double()
+    scores = [soft_minimum(each[:8, :2], heard, 3.0), soft_minimum(each[8:], weights.double(), 3.0)]
+    found, _ = RVPO(weights, 3.0).advantages(rewards, torch.ones(16), 4, "grpo")
+    wanted = whitened(torch.cat(scores).numpy(), np.ones(16, int))
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
 def test_a_tiny_kappa_is_gdpo_in_float32():
     rewards, lengths = torch.rand(24, 3), torch.randint(1, 50, (24,))
     found, shares = RVPO(torch.full((3,), 1 / 3), 1e-7).advantages(rewards, lengths, 4, "grpo")

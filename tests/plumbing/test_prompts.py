@@ -259,6 +259,7 @@ def test_mistakes_name_the_flag(row, flags, told, tmp_path):
         ({"x": rows(1) * 9}, "too few prompts to divide"),
         ({"train": rows(1) * 9, "test": rows(2)}, "too few prompts to divide"),
         ({"train": rows(9), "eval": rows(9)}, "has eval, train; it needs train and test"),
+        ({name: rows(9) for name in ("train", "test", "val", "dev")}, "a single one to tune with"),
         ({"x": [{"a": 1}] * 9}, "--prompt-column is needed: .* columns a"),
         ({"train": rows(9), "test": [{"a": 1}] * 9}, "--prompt-column is needed"),
     ],

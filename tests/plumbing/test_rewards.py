@@ -369,6 +369,11 @@ def test_a_reward_may_be_awaited_and_may_not_apply():
     assert found[1:].tolist() == [0.5, 2.0]
 
 
+def test_a_rank_without_completions_asks_no_reward():
+    empty = {"completions": [], "completion_ids": [], "columns": {"prompt": []}}
+    assert score({"mine": lambda **kwargs: 1 / 0}, **BATCH | empty).shape == (0, 1)
+
+
 def test_a_reward_in_a_file_may_define_a_dataclass(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(

@@ -131,6 +131,8 @@ def test_a_reward_that_does_not_apply_is_left_out(name, tmp_path):
         assert row["reward/absent"] == pytest.approx(np.nanmean(reward[:, 0]))
         assert row["reward_std/absent"] == pytest.approx(np.nanstd(reward[:, 0], ddof=1))
         assert row["grad/skipped"] == 0
+        groups = [own[~np.isnan(own)] for own in reward[:, 0].reshape(8, -1)]
+        assert row["signal/absent"] == np.mean([len(set(own)) > 1 for own in groups])
         assert np.isfinite(np.array(line["advantages"], dtype=float)).all()
     assert isfinite(rows[-1]["eval/absent"])
     for command in ("plot", "explain", "explore"):

@@ -52,7 +52,7 @@ def test_one_run(tmp_path, figures, names):
         assert high - band.y1 > 0.02 * (high - low)
     if "lost" in names:
         lost, rare = objectives[3:]
-        assert lost.get_title() == "lost\nheld-out 0.90 → 0.10 degraded"
+        assert lost.get_title() == "lost\nheld-out 0.9 → 0.1 degraded"
         assert [panel.title.get_weight() for panel in (lost, rare)] == ["bold", "normal"]
         assert lost.get_ylim()[1] >= 1 > 0.1 > rare.get_ylim()[1]  # small values fill their panel
 
