@@ -1,8 +1,9 @@
 """Checkpoints: written whole or not at all, read on any number of ranks, the last two kept.
 
 run/checkpoints/step_000100/ holds
-    rank_0.pt, rank_1.pt, ...   each rank's share of the tensors `policy.<name>` and
-                                `optimizer.<name>.<field>`, cut along their first dimension
+    rank_0.pt, rank_1.pt, ...   each rank's share of the tensors `policy.<name>` (of parameters
+                                those that are trained) and `optimizer.<name>.<field>`, cut along
+                                their first dimension
     state.pt                    what the run and the algorithm remember: the same on all ranks
 All are read with weights_only=True, so that no file runs code. Both functions are collective.
 """
@@ -119,10 +120,11 @@ def _fill(tensor: Tensor, whole: Tensor) -> None:
 
 
 def _policy_tensors(policy: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers as `policy.<name>`, tied ones once: the very tensors."""
+    """Trained parameters and saved buffers as `policy.<name>`, tied ones once: the very tensors."""
     first = {}
     for name, tensor in policy.state_dict(keep_vars=True).items():
-        first.setdefault(id(tensor), (f"policy.{name}", tensor))
+        if tensor.requires_grad or not isinstance(tensor, nn.Parameter):
+            first.setdefault(id(tensor), (f"policy.{name}", tensor))
     return dict(first.values())
 
 

@@ -86,6 +86,9 @@ class RunFlags:
     float32 and 0.1 in bfloat16"""
     micro_batch_tokens: int = 4096
     """padded tokens in one forward pass of a rank; changes memory and speed, not the result"""
+    lora_rank: int = 0
+    """train adapters of this rank beside the model's linear layers (pip install peft), with about
+    ten times the --lr; 0 trains all weights"""
     activation_checkpointing: bool = False
     """keep one activation per layer and recompute the others in the backward pass; changes memory
     and speed, not the result"""
@@ -99,7 +102,17 @@ def check(args, count: int) -> None:
     whole = ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches")
     at_least(args, 1, *whole, "epochs", "micro_batch_tokens", "warmup")
     at_least(args, 2, "eval_prompts", "completions")  # for a standard error, for a covariance
-    at_least(args, 0, "seed", "lr", "weight_decay", "kl_coef", "log_completions", "desired_kl")
+    at_least(
+        args,
+        0,
+        "seed",
+        "lr",
+        "weight_decay",
+        "kl_coef",
+        "log_completions",
+        "desired_kl",
+        "lora_rank",
+    )
     told = "--desired-kl takes a step's length from completions that it has not trained on yet"
     require(not args.desired_kl or args.mini_batches > 1, f"{told}: --mini-batches 2 or more")
     share(args, "vllm_memory")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
-    FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOGITS_AT_ONCE = 2**26  # 256 MiB in float32: 440 tokens of a 150k vocabulary
+LORA_ALPHA = 32  # B A x counts 32 / rank times, so that the best --lr does not depend on the rank
 # nothing in a pass is random
 RECOMPUTE: dict = {"use_reentrant": False, "preserve_rng_state": False}
 
@@ -113,28 +114,32 @@ def load_model(
     compute: torch.dtype,
     frozen: bool = False,
     activation_checkpointing: bool = False,
+    lora_rank: int = 0,
 ) -> "PreTrainedModel":
-    """A policy to train, float32, or a frozen one in its compute dtype; sharded over all ranks
-    where there is a process group (FSDP2).
+    """A policy to train, float32, or a frozen one; sharded over all ranks where there is a process
+    group (FSDP2), and what is not trained then in its compute dtype.
 
     Every decoder layer is a group that is gathered for its passes; what is left, embeddings, norm
     and lm_head, is the root group. Gradients are summed over ranks in float32, not averaged:
-    losses are fractions of the whole batch.
+    losses are fractions of the whole batch. With lora_rank, adapters are trained in place of the
+    model's own weights.
     """
-    if not dist.is_initialized():
-        policy = load_whole(model, device, trust_remote_code)
-        layers = decoder_layers(policy)
-    else:
-        policy = load_whole(model, torch.device("cpu"), trust_remote_code, "auto")
-        layers = decoder_layers(policy)
+    alone = not dist.is_initialized()
+    how = (device, trust_remote_code) if alone else ("cpu", trust_remote_code, "auto")
+    policy = load_whole(model, *how).requires_grad_(not frozen)
+    layers = decoder_layers(policy)
+    if lora_rank:
+        add_adapters(policy, lora_rank)
+    if not alone:
         mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
         mesh = init_device_mesh(device.type, (ranks.count(),))
         even = torch.Generator().manual_seed(0)  # every rank draws for whole parameters, all alike
         for module in (*layers, policy):
             for parameter in module.parameters():
                 if not isinstance(parameter, DTensor):
-                    parameter.data = parameter.data.to(compute if frozen else torch.float32)
-                    if not frozen and compute == torch.bfloat16:
+                    kept = torch.float32 if parameter.requires_grad else compute
+                    parameter.data = parameter.data.to(kept)
+                    if kept != compute:
                         parameter.data = spread_evenly(parameter.data, even)
             # the root too: kept whole it would keep old weights when no backward pass follows
             module = fully_shard(module, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
@@ -146,7 +151,20 @@ def load_model(
     if activation_checkpointing:
         policy.gradient_checkpointing_enable(RECOMPUTE)
         policy.checkpointed = layers
-    return policy.requires_grad_(not frozen)
+    return policy
+
+
+def add_adapters(policy: nn.Module, rank: int) -> None:
+    """LoRA (Hu et al., arXiv 2106.09685): beside every linear layer but the head, W x, a product of
+    two thin matrices, B A x, which alone has gradients. B begins at 0, A is drawn alike on all
+    ranks. Raises UserError naming --lora-rank."""
+    with told_as(f"--lora-rank {rank}", ": pip install peft"):
+        from peft import LoraConfig, inject_adapter_in_model
+    config = LoraConfig(r=rank, lora_alpha=LORA_ALPHA, target_modules="all-linear")
+    # peft says of GPT-2's transposed layers that they are
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+        torch.manual_seed(0)
+        inject_adapter_in_model(config, policy)
 
 
 def spread_evenly(weights: Tensor, generator: torch.Generator) -> Tensor:
@@ -156,7 +174,7 @@ def spread_evenly(weights: Tensor, generator: torch.Generator) -> Tensor:
     which compute, would not move at a usual learning rate.
     """
     numbers = weights.bfloat16().float().view(torch.int32)
-    noise = torch.empty(weights.shape, dtype=torch.int16)
+    noise = torch.empty(weights.shape, dtype=torch.int16, device=weights.device)
     noise.random_(1 - 2**15, 2**15, generator=generator)
     return torch.where(numbers << 1 == 0, numbers, numbers + noise).view(torch.float32)
 
@@ -168,11 +186,23 @@ def decoder_layers(model: "PreTrainedModel") -> list[nn.Module]:
 
 
 def full_parameters(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter with its name, whole and in dtype, one at a time. Collective: every rank must
-    go through all."""
+    """Every parameter with its name, whole and in dtype, one at a time; adapters are added to the
+    weights that they stand beside. Collective: every rank must go through all."""
+    even = torch.Generator(model.device).manual_seed(0)  # ty: ignore[no-matching-overload]
     for name, parameter in model.named_parameters():
-        tensor = parameter.detach().to(dtype)  # before it is gathered: half the traffic
-        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        layer, _, kind = name.rpartition(".base_layer.")
+        if ".lora_" in name:
+            continue
+        tensor = parameter.detach()
+        if layer and kind == "weight":
+            delta = _whole(model.get_submodule(layer).get_delta_weight("default").detach())
+            tensor = _whole(tensor).float()
+            tensor = (tensor if dtype == torch.float32 else spread_evenly(tensor, even)) + delta
+        yield name.replace(".base_layer", ""), _whole(tensor.to(dtype))  # half the traffic
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 # --- Training ---
@@ -181,9 +211,26 @@ def full_parameters(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str,
 def token_logprobs(model: "PreTrainedModel", batch: Batch, temperature: float) -> Tensor:
     """Log-probability of every completion token at this sampling temperature, [B, T]; 0 on padding.
     Where the model is sharded this is collective: every rank with a batch of its own."""
-    if isinstance(model, FSDPModule):
+    if hasattr(model, "token_logprobs"):  # of a sharded model, or one without its adapters
         return model.token_logprobs(batch, temperature)
     return _token_logprobs(model, batch, temperature)
+
+
+class Start:
+    """The policy before training, its adapters off: a reference model that takes no memory."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        self.policy = policy
+
+    def token_logprobs(self, batch: Batch, temperature: float) -> Tensor:
+        """See `token_logprobs`."""
+        adapters = [m for m in self.policy.modules() if hasattr(m, "get_delta_weight")]
+        for adapter in adapters:
+            adapter.set_scale("default", 0)
+        logp = token_logprobs(self.policy, batch, temperature)
+        for adapter in adapters:
+            adapter.set_scale("default", 1)
+        return logp
 
 
 def _token_logprobs(model: "PreTrainedModel", batch: Batch, temperature: float) -> Tensor:
@@ -284,7 +331,7 @@ def reads_prompts_once(model: str, policy: "PreTrainedModel") -> bool:
 def clip_gradients(parameters, max_norm: float) -> float:
     """Scale `.grad` down to the norm max_norm if theirs, over all ranks, is larger; their norm."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    return _whole(norm).item()
 
 
 # --- Writing ---

@@ -207,18 +207,23 @@ class Canary:
     """Compares the sampler's log-probabilities with the trainer's at every step. Old weights in the
     sampler, or another distribution, show in no reward and no loss: only here."""
 
-    def __init__(self, limit: float, compute: torch.dtype) -> None:
+    def __init__(self, limit: float, compute: torch.dtype, desired_kl: float = 0.0) -> None:
         """limit: mean absolute gap in nats; 0 takes 1e-3 in float32 and .1 in bfloat16."""
+        self.desired_kl = desired_kl
         self.limit = limit or (1e-3 if compute == torch.float32 else 0.1)
         self.strikes = 0
 
     def check(self, step: int, batch: Batch, trainer: Tensor) -> dict[str, float]:
-        """The gaps to log. trainer [B, T]: log-probabilities under the policy. Raises UserError at
-        the second mean gap in a row that is above the limit or NaN."""
+        """The gaps to log: per token, and the standard deviation of a completion's, in nats.
+        trainer [B, T]: log-probabilities under the policy. Raises UserError at the second mean gap
+        in a row that is above the limit or NaN, and at the first step where rounding hides what a
+        step of --desired-kl does."""
         version, mask = batch.sampled.version, batch.mask
         if version != step - 1:
             raise RuntimeError(f"the sampler has the weights of step {version}: a sync is missing")
-        gap = (trainer - batch.sampled.logp).abs() * mask
+        gap = (trainer - batch.sampled.logp) * mask
+        noise = gap.sum(1).std().item()
+        gap = gap.abs()
         mean = (gap.sum() / mask.sum()).item()
         self.strikes = 0 if mean <= self.limit else self.strikes + 1
         if self.strikes == 2:
@@ -228,4 +233,9 @@ class Canary:
                 "weights, or computes or samples this model otherwise than the trainer"
             )
         most = gap.max().item()
-        return {"sampler/gap": mean, "sampler/gap_max": most, "sampler/version": version}
+        found = {"sampler/gap": mean, "sampler/gap_max": most, "sampler/version": version}
+        told = f"--desired-kl {self.desired_kl:g} cannot be measured: with the same weights a"
+        told += f" completion has {noise:.2g} nats more or less in the trainer than in the sampler"
+        seen = step > 1 or not self.desired_kl or noise**2 < 2 * self.desired_kl
+        require(seen, f"{told}: --compute-dtype float32, or a larger --desired-kl")
+        return found | {"sampler/nats": noise}

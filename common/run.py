@@ -24,6 +24,7 @@ from common.evaluate import as_row, evaluate, score
 from common.log import Log, new_folder
 from common.meter import Meter, describe, next_scale
 from common.model import (
+    Start,
     compute_dtype,
     export,
     load_config,
@@ -57,7 +58,7 @@ class Run:
         self.functions = rewards.load(args.rewards)
         self.objectives = list(self.functions)
         self.compute = compute_dtype(args.compute_dtype, self.device)
-        self.canary = Canary(args.max_logp_gap, self.compute)
+        self.canary = Canary(args.max_logp_gap, self.compute, args.desired_kl)
 
     def load_models(self) -> tuple[nn.Module, nn.Module | None]:
         """Prompts, sampler, and (policy, reference model; None at --kl-coef 0)."""
@@ -79,9 +80,15 @@ class Run:
         require(highest < config.vocab_size, f"{told} {config.vocab_size} rows")
         self.engine = make_engine(args, model, self.tokenizer, self.device, self.compute, longest)
         how = (model, self.device, args.trust_remote_code, self.compute)
-        self.policy = load_model(*how, activation_checkpointing=args.activation_checkpointing)
+        self.policy = load_model(
+            *how,
+            activation_checkpointing=args.activation_checkpointing,
+            lora_rank=args.lora_rank,
+        )
         self.engine.prompts_once = reads_prompts_once(model, self.policy)
-        self.reference = load_model(*how, frozen=True) if args.kl_coef > 0 else None
+        self.reference = None
+        if args.kl_coef > 0:
+            self.reference = Start(self.policy) if args.lora_rank else load_model(*how, frozen=True)
         # several threads do not make a small model faster: they spin, and starve other processes
         small = sum(parameter.numel() for parameter in self.policy.parameters()) < SMALL
         if small and "OMP_NUM_THREADS" not in os.environ:

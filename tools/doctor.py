@@ -58,14 +58,14 @@ def examine(name: str, args) -> None:
         ranks.on_first(lambda: new_folder(args.out, name).rmdir())
     prompts, limit = run.held_out.batch(1, args.prompts, args.seed), run.canary.limit
 
-    def gap() -> float:  # between the sampler of the batch and the policy, nats per token
+    def gap(desired_kl: float = 0.0) -> float:  # of the sampler and the policy, nats per token
         logp = token_logprobs_no_grad(policy, batch, args.temperature, args.micro_batch_tokens)
-        return Canary(inf, run.compute).check(step, batch, logp)["sampler/gap"]
+        return Canary(inf, run.compute, desired_kl).check(step, batch, logp)["sampler/gap"]
 
     for step in (1, 2):  # of the same prompts: a cache may still hold them
         run.engine.sync(policy, step - 1)
         batch = roll_out(run.engine, run.tokenizer, prompts, args)
-        found = gap()
+        found = gap(args.desired_kl)
         told = f"{found:.1e} nats from the trainer after sync {step}, --max-logp-gap {limit:g}"
         require(found <= limit, f"--engine {args.engine} has old weights, or differs: {told}")
         say(f"sampler   {told}")

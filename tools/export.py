@@ -8,7 +8,7 @@ import tyro
 
 from common.checkpoint import load_checkpoint
 from common.errors import require
-from common.model import compute_dtype, export, load_tokenizer, load_whole
+from common.model import add_adapters, compute_dtype, export, load_tokenizer, load_whole
 from common.pretrained import model_path
 from common.runs import load_run
 
@@ -39,6 +39,8 @@ def write(run: Path, /, step: int = 0, out: str = "", trust_remote_code: bool = 
     dtype = compute_dtype(saved["compute_dtype"], device)
     model = model_path(saved["model"])
     policy = load_whole(model, "cpu", trust_remote_code)
+    if rank := saved.get("lora_rank"):
+        add_adapters(policy, rank)
     found, _ = load_checkpoint(run, policy, of=step or None)
     export(policy, load_tokenizer(model, trust_remote_code), folder, dtype)
     print(f"wrote {folder}, the model of step {found}, in {str(dtype).removeprefix('torch.')}")

@@ -33,7 +33,7 @@ class Policy(nn.Module):
         sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 33}
         self.lm = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True))
         self.odd, self.gain, self.idle = (nn.Parameter(torch.randn(n)) for n in (3, 1, 20_000))
-        self.frozen = nn.Parameter(torch.randn(5), requires_grad=False)
+        self.frozen = nn.Parameter(torch.ones(5), requires_grad=False)  # as in every file
         self.register_buffer("seen", torch.randn(2))
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -102,6 +102,8 @@ def test_a_resumed_run_is_bit_for_bit_the_one_that_was_not_stopped(settings, tmp
     fresh.param_groups[0]["lr"] = 0.5
     step, loaded = load_checkpoint(tmp_path, other, fresh)
     assert (step, str(loaded)) == (3, str(state))
+    written = torch.load(tmp_path / "checkpoints/step_000003/rank_0.pt", weights_only=True)
+    assert "policy.frozen" not in written
     assert_same(contents(other, fresh), saved)
     assert other.lm.lm_head.weight is other.lm.model.embed_tokens.weight
     assert [group["lr"] for group in fresh.param_groups] == [0.5, 1e-2]  # the loader's

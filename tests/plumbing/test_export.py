@@ -65,11 +65,12 @@ def test_an_export_that_fails_loses_nothing_else(tmp_path, capsys, monkeypatch):
     assert not torch.equal(early, late)
 
 
-def test_a_checkpoint_of_two_ranks(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--lora-rank", "2"]])
+def test_a_checkpoint_of_two_ranks(more, tmp_path):
     flags = "--steps 2 --prompts 4 --completions 4 --eval-prompts 8 --lr 1e-3 --out run"
     flags += " --compute-dtype bfloat16"
     script, run = str(ROOT / "run.py"), tmp_path / "run"
-    done = run_script(script, "linear", *flags.split(), ranks=2, cwd=tmp_path)
+    done = run_script(script, "linear", *flags.split(), *more, ranks=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     done = run_script(script, "export", "run", "--out", "later", cwd=tmp_path)
     assert done.stdout == "wrote later, the model of step 2, in bfloat16\n", done.stderr

@@ -3,6 +3,7 @@ bfloat16, K gradients from one pass, the logits that are never whole in memory."
 
 import json
 import os
+import sys
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -17,8 +18,11 @@ from transformers import AutoModelForSeq2SeqLM
 from common import batch as batches
 from common import pretrained, ranks
 from common.batch import micro_batches, pad
+from common.errors import UserError
 from common.grads import Gradients, has_gradient
 from common.model import (
+    Start,
+    add_adapters,
     clip_gradients,
     export,
     full_parameters,
@@ -355,6 +359,38 @@ def test_training_in_bfloat16_moves_the_policy(tmp_path):
     row = train("linear", tmp_path / "run", steps=2, lr=1e-3, compute_dtype="bfloat16")[2]
     assert 1e-6 < abs(row["loss/kl"]) < 1
     assert load_file(tmp_path / "run/model/model.safetensors")[Q].dtype == torch.bfloat16
+
+
+# --- Adapters ---
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])  # linear layers, and transposed ones
+def test_adapters_are_merged_and_without_them_the_policy_is_its_start(kind, tmp_path):
+    random_model(kind).save_pretrained(tmp_path)
+    plain = load_whole(str(tmp_path), CPU)
+    policy = load_model(str(tmp_path), CPU, False, torch.float32, lora_rank=4)
+    batch = pad([[5, 9, 30], [7, 8]], [[10, 11], [12]], 0)
+    before = token_logprobs(plain, batch, 0.8)
+    assert gap(token_logprobs(policy, batch, 0.8), before) == 0
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    assert 0 < sum(map(torch.numel, trained)) < 0.2 * sum(map(torch.numel, plain.parameters()))
+    for parameter in trained:
+        nn.init.normal_(parameter, std=0.1, generator=seeded())
+    after = token_logprobs(policy, batch, 0.8)
+    assert gap(after, before) > 0.05
+    assert gap(token_logprobs(Start(policy), batch, 0.8), before) == 0
+    assert gap(token_logprobs(policy, batch, 0.8), after) == 0
+    own = dict(plain.named_parameters())
+    for name, whole in full_parameters(policy, torch.float32):
+        own.pop(name).data.copy_(whole)
+    assert not own
+    assert gap(token_logprobs(plain, batch, 0.8), after) < 1e-5
+
+
+def test_without_peft_adapters_are_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match="--lora-rank 4.*: pip install peft"):
+        add_adapters(random_model("llama"), 4)
 
 
 # --- Several gradients of one pass ---

@@ -71,6 +71,7 @@ def ranked(tmp_path_factory, small):
         ("ctwa", 2, {"steps": 4}),
         ("mgda", 2, {}),
         ("ratchet", 2, {"lr": 1e-3}),
+        ("linear", 2, {"lr": 3e-3, "lora_rank": 3}),  # ranks hold two rows of A, and one
     ],
 )
 def test_any_number_of_ranks_is_one_run(name, count, flags, small, ranked, trained):
@@ -81,7 +82,8 @@ def test_any_number_of_ranks_is_one_run(name, count, flags, small, ranked, train
         weights_of, (base_path("fragile"), one / "model", several / "model")
     )
     for key in start:
-        assert (alone[key] - start[key]).abs().max() > 1e-4  # far more than this tolerance
+        moved = (alone[key] - start[key]).abs().max()  # far more than this tolerance
+        assert moved > 1e-4 or ("lora_rank" in flags and "proj" not in key)
         torch.testing.assert_close(together[key], alone[key], rtol=0, atol=1e-5)
 
 

@@ -283,6 +283,22 @@ def test_the_gap_is_a_mean_over_tokens_and_two_in_a_row_stop_the_run():
     assert (Canary(0.0, torch.float32).limit, Canary(0.0, torch.bfloat16).limit) == (1e-3, 0.1)
 
 
+def test_a_step_that_rounding_hides_is_refused_at_the_start():
+    """Completions that differ by .3 nats, with a standard deviation of .2, as their rounding."""
+    batch = pad([[5]] * 3, [[6, 7]] * 3, 0)
+    logp = torch.tensor([[0.1, 0.1], [-0.1, -0.1], [0.3, -0.3]])
+
+    def check(desired_kl: float, step: int) -> dict:
+        given = replace(batch, sampled=Sampled([[6, 7]] * 3, ["a"] * 3, {}, logp, step - 1, 0.0))
+        return Canary(1.0, torch.float32, desired_kl).check(step, given, torch.zeros(3, 2))
+
+    assert check(0.03, 1)["sampler/nats"] == pytest.approx(0.2)  # half of .2 squared is .02
+    with pytest.raises(UserError, match=r"--desired-kl 0.01 .* 0.2 nats .*--compute-dtype float32"):
+        check(0.01, 1)
+    check(0.01, 2)
+    check(0.0, 1)
+
+
 def test_a_missing_sync_is_a_fault_of_the_program():
     batch = pad([[5]], [[6]], 0)
     sampled = Sampled([[6]], ["a"], {}, torch.zeros(1, 1), 3, 0.0)
