@@ -74,6 +74,16 @@ def test_training_follows_the_weights_and_samples_as_transformers_does(model, tm
             assert row[key] == pytest.approx(whole[key], rel=1e-4, abs=1e-5), (row["step"], key)
 
 
+def test_adapters_reach_the_sampler_merged(model, tmp_path):
+    pytest.importorskip("peft")
+    flags = ["algos/linear.py", "--model", model, *SIZE, "--lr=3e-3", "--steps=4", "--lora-rank=4"]
+    done = run(*flags, "--engine=vllm", "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    rows = metrics(tmp_path / "run")
+    assert max(row["sampler/gap"] for row in rows[1:]) < 1e-4
+    assert rows[4]["loss/kl"] > 1e-4
+
+
 STALE = """
 import sys
 sys.path.insert(0, {root!r})
