@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -185,10 +185,10 @@ def decoder_layers(model: "PreTrainedModel") -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
-def full_parameters(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def full_parameters(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Every parameter with its name, whole and in dtype, one at a time; adapters are added to the
     weights that they stand beside. Collective: every rank must go through all."""
-    even = torch.Generator(model.device).manual_seed(0)  # ty: ignore[no-matching-overload]
+    even = torch.Generator(model.device).manual_seed(0)
     for name, parameter in model.named_parameters():
         layer, _, kind = name.rpartition(".base_layer.")
         if ".lora_" in name:
@@ -216,15 +216,16 @@ def token_logprobs(model: "PreTrainedModel", batch: Batch, temperature: float) -
     return _token_logprobs(model, batch, temperature)
 
 
-class Start:
+class Start(nn.Module):
     """The policy before training, its adapters off: a reference model that takes no memory."""
 
-    def __init__(self, policy: nn.Module) -> None:
+    def __init__(self, policy: "PreTrainedModel") -> None:
+        super().__init__()
         self.policy = policy
 
     def token_logprobs(self, batch: Batch, temperature: float) -> Tensor:
         """See `token_logprobs`."""
-        adapters = [m for m in self.policy.modules() if hasattr(m, "get_delta_weight")]
+        adapters: list[Any] = [m for m in self.policy.modules() if hasattr(m, "get_delta_weight")]
         for adapter in adapters:
             adapter.set_scale("default", 0)
         logp = token_logprobs(self.policy, batch, temperature)
