@@ -119,7 +119,13 @@ def beside_linear(script: str) -> Panels:
 
 def words() -> Panels:
     rows = pd.read_csv(DOCS / "results" / "words.csv")
-    return {name: by_script(rows, name) for name in ("accuracy", "units", "sentence")}
+    return {
+        f"{name}\n{f'steps of {cap:g} nats' if cap else 'steps as --lr has them'}": by_script(
+            own, name
+        )
+        for cap, own in rows.groupby("cap", sort=False)
+        for name in ("accuracy", "units", "sentence")
+    }
 
 
 # --- from runs ---

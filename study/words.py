@@ -22,7 +22,7 @@ from tools.leaderboard import load_finished
 
 DATA = DOCS / "results" / "words.csv"
 OBJECTIVES = ("accuracy", "units", "sentence")
-RUN = ["script", "seed"]
+RUN = ["script", "cap", "seed"]  # cap: of a step's length, in nats; 0 for none
 LOGGED = {  # columns by their keys in metrics.jsonl
     "step": "step",
     **{f"reward/{name}": name for name in OBJECTIVES},
@@ -44,7 +44,8 @@ class Args:
 def rows_of(run: Run) -> pd.DataFrame:
     """Every step of a run, in the columns of words.csv."""
     rows = pd.DataFrame(run.rows)[list(LOGGED)].rename(columns=LOGGED)
-    about = {name: run.args[name] for name in RUN}
+    about = {"script": run.args["script"], "seed": run.args["seed"]}
+    about["cap"] = round((2 * run.args.get("desired_kl", 0)) ** 0.5, 4)
     return rows.join(read_texts(run), on="step").assign(**about)
 
 
@@ -62,19 +63,22 @@ def read_texts(run: Run) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame) -> str:
-    """A row per script, its seeds in order: the last held-out means, the share of the last kept
-    completions that are `boxed`, and the mean size of a step."""
-    ends = rows.groupby(RUN).last().groupby("script")
+    """A row per script and cap, its seeds in order: the last held-out means, the share of the last
+    kept completions that are `boxed`, and the mean size of a step."""
+    ends = rows.groupby(RUN).last().groupby(RUN[:2])
     columns = {"accuracy": "held-out accuracy", "greedily": "greedy accuracy"}
     columns |= {"units": "held-out units", "sentence": "held-out sentence", "boxed": "boxed"}
     told = {head: ends[name] for head, name in columns.items()}
-    told["nats a step"] = rows.groupby(RUN)["nats"].mean().groupby("script")
+    told["nats a step"] = rows.groupby(RUN)["nats"].mean().groupby(RUN[:2])
     cells = {
         head: of.agg(lambda own: ", ".join(own.map("{:.2f}".format))) for head, of in told.items()
     }
     table = pd.DataFrame(cells)
     table.insert(0, "steps", ends["step"].max())
-    return markdown(table.rename(index="`{}`".format).reset_index())
+    table = table.sort_index(level="cap", sort_remaining=False).reset_index()
+    table["script"] = table["script"].map("`{}`".format)
+    table["cap"] = table["cap"].map("{:.2g}".format).replace("0", "–")
+    return markdown(table)
 
 
 def main(args: Args) -> None:
