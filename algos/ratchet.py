@@ -1,13 +1,15 @@
-"""Ratchet: the weighted sum, and for every objective that the last steps moved backwards a
-multiplier that pulls it up again.
+"""Ratchet: the weighted sum, and for every objective that is not yet above what is held a
+multiplier that pulls it up.
 
 Covariance law (arXiv 2602.06869, eq. 3) by the move: dJ_k = Cov(pi_new / pi_old, r_k) over
-completions that the step was not trained on. It costs nothing to see. Maximise the weighted sum
-subject to dJ_k >= 0; the multiplier of that constraint, by projected ascent on the dual, is
-    D_k <- [D_k - dJ_k / sd(r_k)]_+,    lambda_k = [ki D_k - kp Corr(move, r_k)]_+,
-where D_k, Page's CUSUM (1954), is what the objective has lost since it was highest. kp answers
-within a step and damps (Stooke et al., 2020). A gain pays back --release of itself, so that what
-was lost is won back. Steps are short, --desired-kl: an effect must be told from the noise.
+completions that the step was not trained on. It costs nothing to see. The sum of these changes
+drifts with their noise, so every batch's mean reward corrects it a little, as in a Kalman filter:
+    L_k <- L_k + dJ_k + trust (mean r_k - L_k),
+    lambda_k = [ki (ahead w_k + (H_k - L_k) / sd(r_k)) - kp Corr(move, r_k)]_+.
+H is what is held: the levels at the start, and then those of the last step after which no objective
+was below it. So one policy had all of it, and it clicks on only as a whole. kp answers within a
+step and damps (Stooke et al., 2020). Steps are short, --desired-kl: an effect must be told from
+the noise.
 Not of the paper, whose CTWA asks the score, Cov(r_k, W). Derivation: docs/algos/ratchet.md.
 Against linear.py: every objective normalised, multipliers from the step's own passes.
 Run: python run.py ratchet
@@ -64,14 +66,24 @@ def within_prompts(columns: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     return (groups - groups.nanmean(1, keepdim=True)).nan_to_num(0.0), degrees
 
 
-def update_drawdown(drawdown: Tensor, change: Tensor, release: float) -> Tensor:
-    """[D - change]_+ with a gain counted `release` times; all [K], in standard deviations."""
-    return (drawdown - torch.where(change > 0, release * change, change)).clamp(min=0)
+def follow(
+    level: Tensor, held: Tensor, seen: Tensor, change: Tensor, count: Tensor, trust: float
+) -> tuple[Tensor, Tensor]:
+    """The levels after a step's updates, and what is held. All [K], in units of the reward.
+
+    seen: mean reward of the step's completions, the count-th batch of an objective; change: what
+    the updates did then. While a level is the mean of 1 / trust batches or fewer, a correction says
+    where it began, and is neither gain nor loss. Held is passed on where no level is below it.
+    """
+    correction = (1 / count).clamp(min=trust) * (seen - level)
+    held = torch.where(count * trust <= 1, held + correction, held)
+    level = level + correction + change
+    return level, held if (level < held).any() else level
 
 
-def multipliers(drawdown: Tensor, alignment: Tensor, ki: float, kp: float, most: float) -> Tensor:
-    """lambda_k = [ki D_k - kp Corr_k]_+, at most `most`; all [K]."""
-    return (ki * drawdown - kp * alignment).clamp(0, most)
+def multipliers(behind: Tensor, alignment: Tensor, ki: float, kp: float) -> Tensor:
+    """lambda_k = [ki behind_k - kp Corr_k]_+; all [K]."""
+    return (ki * behind - kp * alignment).clamp(min=0)
 
 
 class Ratchet:
@@ -79,11 +91,11 @@ class Ratchet:
 
     state: dict
 
-    def __init__(self, preference: Tensor, ki: float, kp: float, release: float, most: float):
-        self.preference, self.release, self.most = preference, release, most
+    def __init__(self, preference: Tensor, ki: float, kp: float, ahead: float, trust: float):
+        self.preference, self.ahead, self.trust = preference, ahead, trust
         self.ki, self.kp = ki, kp
-        zero = torch.zeros_like(preference)
-        self.state = {"drawdown": zero, "multipliers": zero, "variance": None}
+        self.state = dict.fromkeys(("level", "held", "count", "multipliers"), 0 * preference)
+        self.state["variance"] = None
         self.log = {}
 
     def advantages(
@@ -102,12 +114,16 @@ class Ratchet:
         change, alignment, variance = what_moved(drift, age, rewards, group_size, updates)
         if self.state["variance"] is not None:  # of a rare reward, a batch's says little
             variance = torch.lerp(self.state["variance"], variance, 0.1)
-        change = change / variance.sqrt().clamp(min=1e-6)
-        drawdown = update_drawdown(self.state["drawdown"], change, self.release)
-        found = multipliers(drawdown, alignment, self.ki, self.kp, self.most)
-        remember(self.state, drawdown=drawdown, multipliers=found, variance=variance)
-        self.log = {"ratchet/change": change, "ratchet/alignment": alignment}
-        self.log["ratchet/drawdown"] = drawdown
+        spread, seen = variance.sqrt().clamp(min=1e-6), rewards.nanmean(0)
+        count = self.state["count"] + ~seen.isnan()
+        before = self.state["level"], self.state["held"]
+        level, held = follow(*before, seen, change, count, self.trust)
+        behind = self.ahead * self.preference + (held - level) / spread
+        found = multipliers(behind, alignment, self.ki, self.kp)
+        remember(self.state, level=level, held=held, count=count)
+        remember(self.state, multipliers=found, variance=variance)
+        self.log = {"ratchet/change": change / spread, "ratchet/alignment": alignment}
+        self.log |= {"ratchet/level": level, "ratchet/held": held}
 
 
 # --- SHARED: advantages and loss ---
@@ -209,26 +225,25 @@ class Args(flags.RunFlags):
     """KL divergence of a step, in nats, for which --lr is lowered as it goes on; 0 leaves it"""
     weights: tuple[float, ...] = ()
     """weight of each objective in the sum; default: equal. 0: only that it is not lost"""
-    ki: float = 35.0
-    """multiplier for every standard deviation of its reward that an objective has lost"""
-    kp: float = 4.0
+    ki: float = 70.0
+    """multiplier for every standard deviation of its reward that an objective is behind"""
+    kp: float = 8.0
     """multiplier for a step that moved straight against an objective (correlation -1)"""
-    release: float = 0.7
-    """share of a gain that pays back what was lost; below 1 an objective wins more than it lost"""
-    max_multiplier: float = 7.0
-    """bound of the multipliers, where the weights of the sum have the mean 1"""
+    ahead: float = 0.1
+    """how far above what is held an objective of weight 1 is to be, in standard deviations"""
+    trust: float = 0.1
+    """share of the distance to a batch's mean reward by which the level is corrected"""
 
 
 def controller(args: Args, objectives: list[str], device) -> Ratchet:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     preference = flags.one_each("--weights", args.weights, 1.0, objectives, device)
     preference = flags.positive("--weights", preference, some=True)
-    flags.at_least(args, 0, "ki", "kp")
-    flags.at_least(args, 0, "max_multiplier", most=torch.inf)
-    flags.share(args, "release")
+    flags.at_least(args, 0, "ki", "kp", "ahead")
+    flags.share(args, "trust")
     told = "--mini-batches must be 2 or more: the move is seen on completions not trained on yet"
     require(args.mini_batches >= 2, told)
-    rates = (args.ki, args.kp, args.release, args.max_multiplier)
+    rates = (args.ki, args.kp, args.ahead, args.trust)
     return Ratchet(preference / preference.mean(), *rates)
 
 
