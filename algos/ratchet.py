@@ -1,15 +1,12 @@
-"""Ratchet: the weighted sum, and for every objective that is not yet above what is held a
-multiplier that pulls it up.
+"""Ratchet: the weighted sum, and a multiplier pulling up each objective not above what is held.
 
 Covariance law (arXiv 2602.06869, eq. 3) by the move: dJ_k = Cov(pi_new / pi_old, r_k) over
-completions that the step was not trained on. It costs nothing to see. The sum of these changes
-drifts with their noise, so every batch's mean reward corrects it a little, as in a Kalman filter:
+completions that the step was not trained on. Its sum drifts with its noise; every batch's mean
+reward corrects that, as in a Kalman filter. Then a multiplier is added to the weight:
     L_k <- L_k + dJ_k + trust (mean r_k - L_k),
     lambda_k = [ki (ahead w_k + (H_k - L_k) / sd(r_k)) - kp Corr(move, r_k)]_+.
-H is what is held: the levels at the start, and then those of the last step after which no objective
-was below it. So one policy had all of it, and it clicks on only as a whole. kp answers within a
-step and damps (Stooke et al., 2020). Steps are short, --desired-kl: an effect must be told from
-the noise.
+H, what is held, is L at the start and whenever no objective is below H: one policy had all of it.
+kp damps (Stooke et al., 2020). Steps are short, --desired-kl: an effect must stand out of noise.
 Not of the paper, whose CTWA asks the score, Cov(r_k, W). Derivation: docs/algos/ratchet.md.
 Against linear.py: every objective normalised, multipliers from the step's own passes.
 Run: python run.py ratchet
@@ -69,21 +66,15 @@ def within_prompts(columns: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 def follow(
     level: Tensor, held: Tensor, seen: Tensor, change: Tensor, count: Tensor, trust: float
 ) -> tuple[Tensor, Tensor]:
-    """The levels after a step's updates, and what is held. All [K], in units of the reward.
+    """(levels after a step's updates, what is held then). All [K], in units of the reward.
 
-    seen: mean reward of the step's completions, the count-th batch of an objective; change: what
-    the updates did then. While a level is the mean of 1 / trust batches or fewer, a correction says
-    where it began, and is neither gain nor loss. Held is passed on where no level is below it.
+    seen: mean reward of the step's completions, the count-th batch; change: what the updates did
+    then. In the first 1 / trust batches a correction says where it began: no gain and no loss.
     """
     correction = (1 / count).clamp(min=trust) * (seen - level)
     held = torch.where(count * trust <= 1, held + correction, held)
     level = level + correction + change
     return level, held if (level < held).any() else level
-
-
-def multipliers(behind: Tensor, alignment: Tensor, ki: float, kp: float) -> Tensor:
-    """lambda_k = [ki behind_k - kp Corr_k]_+; all [K]."""
-    return (ki * behind - kp * alignment).clamp(min=0)
 
 
 class Ratchet:
@@ -119,7 +110,7 @@ class Ratchet:
         before = self.state["level"], self.state["held"]
         level, held = follow(*before, seen, change, count, self.trust)
         behind = self.ahead * self.preference + (held - level) / spread
-        found = multipliers(behind, alignment, self.ki, self.kp)
+        found = (self.ki * behind - self.kp * alignment).clamp(min=0)
         remember(self.state, level=level, held=held, count=count)
         remember(self.state, multipliers=found, variance=variance)
         self.log = {"ratchet/change": change / spread, "ratchet/alignment": alignment}

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algos.ratchet import Args, follow, multipliers, what_moved
+from algos.ratchet import Args, follow, what_moved
 from support.decoupled import batches, normalised, whitened
 from support.running import OBJECTIVES, read_lines, train
 from support.tensors import tensor
@@ -58,17 +58,6 @@ def test_the_noise_of_changes_does_not_add_up():
     seen = random.normal(0, 1 / 256**0.5, (1000, 50))
     level, _ = followed(seen.tolist(), change.tolist())
     assert np.std(level[100:]) < 0.04 < 0.2 < np.std(np.cumsum(change, axis=0)[-1])
-
-
-@given(st.floats(-2, 5), st.floats(-1, 1), st.floats(0, 90), st.floats(0, 9))
-def test_multipliers_are_those_of_a_dual(behind, alignment, ki, kp):
-    """Never negative; none for what rises and is not behind; more for what is further behind."""
-    found = multipliers(tensor([behind]), tensor([alignment]), ki, kp).item()
-    assert found >= 0
-    if behind <= 0 and alignment >= 0:
-        assert found == 0
-    assert multipliers(tensor([behind + 0.1]), tensor([alignment]), ki, kp).item() >= found
-    assert multipliers(tensor([behind]), tensor([alignment - 0.1]), ki, kp).item() >= found
 
 
 @pytest.mark.parametrize("estimator", ["reinforce", "grpo"])
