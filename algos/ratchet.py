@@ -234,8 +234,7 @@ def controller(args: Args, objectives: list[str], device) -> Ratchet:
     flags.share(args, "trust")
     told = "--mini-batches must be 2 or more: the move is seen on completions not trained on yet"
     require(args.mini_batches >= 2, told)
-    rates = (args.ki, args.kp, args.ahead, args.trust)
-    return Ratchet(preference / preference.mean(), *rates)
+    return Ratchet(preference / preference.mean(), args.ki, args.kp, args.ahead, args.trust)
 
 
 def main(args: Args) -> None:
