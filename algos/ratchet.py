@@ -4,7 +4,7 @@ Covariance law (arXiv 2602.06869, eq. 3) by the move: dJ_k = Cov(pi_new / pi_old
 completions that the step was not trained on. Its sum drifts with its noise; every batch's mean
 reward corrects that, as in a Kalman filter. Then a multiplier is added to the weight:
     L_k <- L_k + dJ_k + trust (mean r_k - L_k),
-    lambda_k = [ki (ahead w_k + (H_k - L_k) / sd(r_k)) - kp Corr(move, r_k)]_+.
+    lambda_k = [ki (ahead + (H_k - L_k) / sd(r_k)) - kp Corr(move, r_k)]_+.
 H, what is held, is L at the start and whenever no objective is below H: one policy had all of it.
 kp damps (Stooke et al., 2020). Steps are short, --desired-kl: an effect must stand out of noise.
 Not of the paper, whose CTWA asks the score, Cov(r_k, W). Derivation: docs/algos/ratchet.md.
@@ -109,7 +109,7 @@ class Ratchet:
         count = self.state["count"] + ~seen.isnan()
         before = self.state["level"], self.state["held"]
         level, held = follow(*before, seen, change, count, self.trust)
-        behind = self.ahead * self.preference + (held - level) / spread
+        behind = self.ahead + (held - level) / spread
         found = (self.ki * behind - self.kp * alignment).clamp(min=0)
         remember(self.state, level=level, held=held, count=count)
         remember(self.state, multipliers=found, variance=variance)
@@ -215,13 +215,13 @@ class Args(flags.RunFlags):
     desired_kl: float = 0.005
     """KL divergence of a step, in nats, for which --lr is lowered as it goes on; 0 leaves it"""
     weights: tuple[float, ...] = ()
-    """weight of each objective in the sum; default: equal. 0: only that it is not lost"""
+    """weight of each objective in the sum; default: equal. 0: only its multiplier"""
     ki: float = 70.0
     """multiplier for every standard deviation of its reward that an objective is behind"""
     kp: float = 8.0
     """multiplier for a step that moved straight against an objective (correlation -1)"""
     ahead: float = 0.1
-    """how far above what is held an objective of weight 1 is to be, in standard deviations"""
+    """how far above what is held each objective is to be, in standard deviations of its reward"""
     trust: float = 0.1
     """share of the distance to a batch's mean reward by which the level is corrected"""
 
