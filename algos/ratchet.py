@@ -1,13 +1,12 @@
-"""Ratchet: the weighted sum, and for every objective that the last steps moved backwards a
-multiplier that pulls it up again.
+"""Ratchet: the weighted sum, and a multiplier pulling up each objective not above what is held.
 
 Covariance law (arXiv 2602.06869, eq. 3) by the move: dJ_k = Cov(pi_new / pi_old, r_k) over
-completions that the step was not trained on. It costs nothing to see. Maximise the weighted sum
-subject to dJ_k >= 0; the multiplier of that constraint, by projected ascent on the dual, is
-    D_k <- [D_k - dJ_k / sd(r_k)]_+,    lambda_k = [ki D_k - kp Corr(move, r_k)]_+,
-where D_k, Page's CUSUM (1954), is what the objective has lost since it was highest. kp answers
-within a step and damps (Stooke et al., 2020). A gain pays back --release of itself, so that what
-was lost is won back. Steps are short, --desired-kl: an effect must be told from the noise.
+completions that the step was not trained on. Its sum drifts with its noise; every batch's mean
+reward corrects that, as in a Kalman filter. Then a multiplier is added to the weight:
+    L_k <- L_k + dJ_k + trust (mean r_k - L_k),
+    lambda_k = [ki (ahead + (H_k - L_k) / sd(r_k)) - kp Corr(move, r_k)]_+.
+H, what is held, is L at the start and whenever no objective is below H: one policy had all of it.
+kp damps (Stooke et al., 2020). Steps are short, --desired-kl: an effect must stand out of noise.
 Not of the paper, whose CTWA asks the score, Cov(r_k, W). Derivation: docs/algos/ratchet.md.
 Against linear.py: every objective normalised, multipliers from the step's own passes.
 Run: python run.py ratchet
@@ -64,14 +63,18 @@ def within_prompts(columns: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     return (groups - groups.nanmean(1, keepdim=True)).nan_to_num(0.0), degrees
 
 
-def update_drawdown(drawdown: Tensor, change: Tensor, release: float) -> Tensor:
-    """[D - change]_+ with a gain counted `release` times; all [K], in standard deviations."""
-    return (drawdown - torch.where(change > 0, release * change, change)).clamp(min=0)
+def follow(
+    level: Tensor, held: Tensor, seen: Tensor, change: Tensor, count: Tensor, trust: float
+) -> tuple[Tensor, Tensor]:
+    """(levels after a step's updates, what is held then). All [K], in units of the reward.
 
-
-def multipliers(drawdown: Tensor, alignment: Tensor, ki: float, kp: float, most: float) -> Tensor:
-    """lambda_k = [ki D_k - kp Corr_k]_+, at most `most`; all [K]."""
-    return (ki * drawdown - kp * alignment).clamp(0, most)
+    seen: mean reward of the step's completions, the count-th batch; change: what the updates did
+    then. In the first 1 / trust batches a correction says where it began: no gain and no loss.
+    """
+    correction = (1 / count).clamp(min=trust) * (seen - level)
+    held = torch.where(count * trust <= 1, held + correction, held)
+    level = level + correction + change
+    return level, held if (level < held).any() else level
 
 
 class Ratchet:
@@ -79,11 +82,11 @@ class Ratchet:
 
     state: dict
 
-    def __init__(self, preference: Tensor, ki: float, kp: float, release: float, most: float):
-        self.preference, self.release, self.most = preference, release, most
+    def __init__(self, preference: Tensor, ki: float, kp: float, ahead: float, trust: float):
+        self.preference, self.ahead, self.trust = preference, ahead, trust
         self.ki, self.kp = ki, kp
-        zero = torch.zeros_like(preference)
-        self.state = {"drawdown": zero, "multipliers": zero, "variance": None}
+        self.state = dict.fromkeys(("level", "held", "count", "multipliers"), 0 * preference)
+        self.state["variance"] = None
         self.log = {}
 
     def advantages(
@@ -102,12 +105,16 @@ class Ratchet:
         change, alignment, variance = what_moved(drift, age, rewards, group_size, updates)
         if self.state["variance"] is not None:  # of a rare reward, a batch's says little
             variance = torch.lerp(self.state["variance"], variance, 0.1)
-        change = change / variance.sqrt().clamp(min=1e-6)
-        drawdown = update_drawdown(self.state["drawdown"], change, self.release)
-        found = multipliers(drawdown, alignment, self.ki, self.kp, self.most)
-        remember(self.state, drawdown=drawdown, multipliers=found, variance=variance)
-        self.log = {"ratchet/change": change, "ratchet/alignment": alignment}
-        self.log["ratchet/drawdown"] = drawdown
+        spread, seen = variance.sqrt().clamp(min=1e-6), rewards.nanmean(0)
+        count = self.state["count"] + ~seen.isnan()
+        before = self.state["level"], self.state["held"]
+        level, held = follow(*before, seen, change, count, self.trust)
+        behind = self.ahead + (held - level) / spread
+        found = (self.ki * behind - self.kp * alignment).clamp(min=0)
+        remember(self.state, level=level, held=held, count=count)
+        remember(self.state, multipliers=found, variance=variance)
+        self.log = {"ratchet/change": change / spread, "ratchet/alignment": alignment}
+        self.log |= {"ratchet/level": level, "ratchet/held": held}
 
 
 # --- SHARED: advantages and loss ---
@@ -208,28 +215,26 @@ class Args(flags.RunFlags):
     desired_kl: float = 0.005
     """KL divergence of a step, in nats, for which --lr is lowered as it goes on; 0 leaves it"""
     weights: tuple[float, ...] = ()
-    """weight of each objective in the sum; default: equal. 0: only that it is not lost"""
-    ki: float = 35.0
-    """multiplier for every standard deviation of its reward that an objective has lost"""
-    kp: float = 4.0
+    """weight of each objective in the sum; default: equal. 0: only its multiplier"""
+    ki: float = 70.0
+    """multiplier for every standard deviation of its reward that an objective is behind"""
+    kp: float = 8.0
     """multiplier for a step that moved straight against an objective (correlation -1)"""
-    release: float = 0.7
-    """share of a gain that pays back what was lost; below 1 an objective wins more than it lost"""
-    max_multiplier: float = 7.0
-    """bound of the multipliers, where the weights of the sum have the mean 1"""
+    ahead: float = 0.1
+    """how far above what is held each objective is to be, in standard deviations of its reward"""
+    trust: float = 0.1
+    """share of the distance to a batch's mean reward by which the level is corrected"""
 
 
 def controller(args: Args, objectives: list[str], device) -> Ratchet:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     preference = flags.one_each("--weights", args.weights, 1.0, objectives, device)
     preference = flags.positive("--weights", preference, some=True)
-    flags.at_least(args, 0, "ki", "kp")
-    flags.at_least(args, 0, "max_multiplier", most=torch.inf)
-    flags.share(args, "release")
+    flags.at_least(args, 0, "ki", "kp", "ahead")
+    flags.share(args, "trust")
     told = "--mini-batches must be 2 or more: the move is seen on completions not trained on yet"
     require(args.mini_batches >= 2, told)
-    rates = (args.ki, args.kp, args.release, args.max_multiplier)
-    return Ratchet(preference / preference.mean(), *rates)
+    return Ratchet(preference / preference.mean(), args.ki, args.kp, args.ahead, args.trust)
 
 
 def main(args: Args) -> None:

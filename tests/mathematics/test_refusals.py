@@ -72,7 +72,6 @@ def test_a_best_reward_that_is_exceeded_is_named(name, flag):
 
 UNBOUNDED = [("ctwa", {"obj_caps": (torch.inf,) * 3}), ("tchebycheff", {"max_ratio": torch.inf})]
 UNBOUNDED += [("lagrangian", {"max_multiplier": torch.inf})]
-UNBOUNDED += [("ratchet", {"max_multiplier": torch.inf})]
 
 
 @pytest.mark.parametrize(("name", "flags"), UNBOUNDED)

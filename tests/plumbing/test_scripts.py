@@ -218,7 +218,7 @@ ELSEWHERE = {"vllm_tp", "max_prompt_length", "gate"}  # bounded where used, or n
 LEAST = dict.fromkeys(("eval_prompts", "completions"), 2)
 LEAST |= dict.fromkeys(("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens"), 1)
 LEAST |= dict.fromkeys(("mini_batches", "epochs", "micro_batch_tokens", "warmup", "max_ratio"), 1)
-ABOVE_0 = {"temperature", "max_grad_norm", "mu", "kappa", "smoothing", "ema_tau", "release"}
+ABOVE_0 = {"temperature", "max_grad_norm", "mu", "kappa", "smoothing", "ema_tau", "trust"}
 
 
 def told_of(script, **flags) -> str:
