@@ -265,11 +265,11 @@ def test_broken_weights_are_named():
 def gaps(*values: float) -> list[dict]:
     """Of a canary with the limit .1, at steps whose sampler is so many nats off per token."""
     canary, rows = Canary(0.1, torch.float32), []
-    batch = replace(pad([[5]], [[6, 7, 8]], 0), mask=torch.tensor([[1.0, 1.0, 0.0]]))
+    batch = replace(pad([[5]] * 2, [[6, 7, 8]] * 2, 0), mask=torch.tensor([[1.0, 1.0, 0.0]] * 2))
     for step, value in enumerate(values, 1):
-        logp = torch.tensor([[value, -value, 99.0]])  # the last is padding
-        sampled = Sampled([[6, 7]], ["a"], {}, logp, step - 1, 0.0)
-        rows.append(canary.check(step, replace(batch, sampled=sampled), torch.zeros(1, 3)))
+        logp = torch.tensor([[value, -value, 99.0]] * 2)  # the last is padding
+        sampled = Sampled([[6, 7]] * 2, ["a"] * 2, {}, logp, step - 1, 0.0)
+        rows.append(canary.check(step, replace(batch, sampled=sampled), torch.zeros(2, 3)))
     return rows
 
 
