@@ -216,7 +216,7 @@ def token_logprobs(model: "PreTrainedModel", batch: Batch, temperature: float) -
     return _token_logprobs(model, batch, temperature)
 
 
-class Start(nn.Module):
+class WithoutAdapters(nn.Module):
     """The policy before training, its adapters off: a reference model that takes no memory."""
 
     def __init__(self, policy: "PreTrainedModel") -> None:

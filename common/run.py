@@ -24,7 +24,7 @@ from common.evaluate import as_row, evaluate, score
 from common.log import Log, new_folder
 from common.meter import Meter, describe, next_scale
 from common.model import (
-    Start,
+    WithoutAdapters,
     compute_dtype,
     export,
     load_config,
@@ -49,7 +49,7 @@ class Run:
     in the order in which they stand here. Each measures the time since the call before it."""
 
     def __init__(self, args, script: str) -> None:
-        """Start the ranks and find the rewards. args: the script's, `flags.RunFlags` and its own.
+        """WithoutAdapters the ranks and find the rewards. args: the script's, `flags.RunFlags` and its own.
         script: its file. Raises UserError naming the flag."""
         self.args, self.script = args, Path(script).stem
         alone = args.engine == "vllm" or args.compute_dtype == "bfloat16"
@@ -88,7 +88,9 @@ class Run:
         self.engine.prompts_once = reads_prompts_once(model, self.policy)
         self.reference = None
         if args.kl_coef > 0:
-            self.reference = Start(self.policy) if args.lora_rank else load_model(*how, frozen=True)
+            self.reference = (
+                WithoutAdapters(self.policy) if args.lora_rank else load_model(*how, frozen=True)
+            )
         # several threads do not make a small model faster: they spin, and starve other processes
         small = sum(parameter.numel() for parameter in self.policy.parameters()) < SMALL
         if small and "OMP_NUM_THREADS" not in os.environ:

@@ -21,7 +21,7 @@ from common.batch import micro_batches, pad
 from common.errors import UserError
 from common.grads import Gradients, has_gradient
 from common.model import (
-    Start,
+    WithoutAdapters,
     add_adapters,
     clip_gradients,
     export,
@@ -378,7 +378,7 @@ def test_adapters_are_merged_and_without_them_the_policy_is_its_start(kind, tmp_
         nn.init.normal_(parameter, std=0.1, generator=seeded())
     after = token_logprobs(policy, batch, 0.8)
     assert gap(after, before) > 0.05
-    assert gap(token_logprobs(Start(policy), batch, 0.8), before) == 0
+    assert gap(token_logprobs(WithoutAdapters(policy), batch, 0.8), before) == 0
     assert gap(token_logprobs(policy, batch, 0.8), after) == 0
     own = dict(plain.named_parameters())
     for name, whole in full_parameters(policy, torch.float32):
