@@ -49,7 +49,7 @@ class Run:
     in the order in which they stand here. Each measures the time since the call before it."""
 
     def __init__(self, args, script: str) -> None:
-        """WithoutAdapters the ranks and find the rewards. args: the script's, `flags.RunFlags` and its own.
+        """Start the ranks and find the rewards. args: the script's, `flags.RunFlags` and its own.
         script: its file. Raises UserError naming the flag."""
         self.args, self.script = args, Path(script).stem
         alone = args.engine == "vllm" or args.compute_dtype == "bfloat16"
