@@ -387,6 +387,26 @@ def test_adapters_are_merged_and_without_them_the_policy_is_its_start(kind, tmp_
     assert gap(token_logprobs(plain, batch, 0.8), after) < 1e-5
 
 
+def test_what_a_small_adapter_adds_is_not_rounded_away(tmp_path):
+    """Far less than the distance of two bfloat16 numbers reaches the sampler on average."""
+    random_model("llama").bfloat16().save_pretrained(tmp_path)
+    policy = load_model(str(tmp_path), CPU, False, torch.bfloat16, lora_rank=1)
+    for name, parameter in policy.named_parameters():
+        if "lora_" in name:
+            nn.init.constant_(parameter, 0.001)  # adds 3.2e-5, where weights are .3 or so
+    merged, plain = (
+        dict(full_parameters(model, torch.bfloat16))
+        for model in (policy, load_whole(str(tmp_path), CPU))
+    )
+    moved = [(merged[name] - plain[name]).float().flatten() for name in plain if "proj" in name]
+    assert torch.cat(moved).mean().item() == pytest.approx(32 * 0.001**2, rel=0.4)
+
+
+def test_a_run_refuses_steps_that_its_rounding_hides(tmp_path):
+    with pytest.raises(UserError, match="--desired-kl 1e-08 cannot be measured"):
+        train("linear", tmp_path / "run", compute_dtype="bfloat16", desired_kl=1e-8)
+
+
 def test_without_peft_adapters_are_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match="--lora-rank 4.*: pip install peft"):
