@@ -1,4 +1,4 @@
-"""Ratchet: the weighted sum, and a multiplier pulling up each objective not above what is held.
+"""Ratchet: the weighted sum, what is good for all, and multipliers pulling up what fell behind.
 
 Covariance law (arXiv 2602.06869, eq. 3) by the move: dJ_k = Cov(pi_new / pi_old, r_k) over
 completions that the step was not trained on. Its sum drifts with its noise; every batch's mean
@@ -7,8 +7,9 @@ reward corrects that, as in a Kalman filter. Then a multiplier is added to the w
     lambda_k = [ki (ahead + (H_k - L_k) / sd(r_k)) - kp Corr(move, r_k)]_+.
 H, what is held, is L at the start and whenever no objective is below H: one policy had all of it.
 kp damps (Stooke et al., 2020). Steps are short, --desired-kl: an effect must stand out of noise.
+Multipliers hold but do not find: rare completions good for all are credited apart, by PAMA's score.
 Not of the paper, whose CTWA asks the score, Cov(r_k, W). Derivation: docs/algos/ratchet.md.
-Against linear.py: every objective normalised, multipliers from the step's own passes.
+Against linear.py: every objective normalised, PAMA's score, multipliers from the step's own passes.
 Run: python run.py ratchet
 """
 
@@ -30,7 +31,7 @@ from common.run import Run
 from common.seeds import generator
 
 # --- ALGO: imports ---
-from common.controllers import remember
+from common.controllers import first_order_change, remember
 from common.errors import require
 
 
@@ -39,33 +40,21 @@ def what_moved(
     drift: Tensor, age: Tensor, rewards: Tensor, group_size: int, updates: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Change of each mean reward [K]; its correlation with the move [K]; variance of the reward
-    within prompts [K], of all completions. NaN for an objective that no prompt has twice.
+    within prompts [K], of all completions. NaN for an objective that no completion has.
 
-    drift, age [B] as in `first_order_change` (common/meter.py), rewards [B,K]. On completions not
-    trained on, pi_new(y) / pi_old(y) = e^drift, and J_new - J_old = Cov(e^drift, r) by the updates
-    so far; those still to come are taken to do as much each.
+    drift, age [B] as in `first_order_change`, rewards [B,K]. On completions not trained on,
+    pi_new(y) / pi_old(y) = e^drift, and J_new - J_old = Cov(e^drift, r) by the updates so far;
+    those still to come are taken to do as much each.
     """
-    ratio = drift.clamp(-20, 20).exp() * updates / age.clamp(min=1)
-    columns = torch.cat([ratio[:, None], rewards], 1).masked_fill(age[:, None] == 0, torch.nan)
-    centred, degrees = within_prompts(columns, group_size)
-    covariance = (centred * centred[..., :1]).sum((0, 1)) / degrees.sum(0)  # [1+K]
-    every, degrees = within_prompts(rewards, group_size)
-    variance = every.square().sum((0, 1)) / degrees.sum(0)
-    spread = (covariance[0] * variance).sqrt().clamp(min=1e-12)
-    return covariance[1:], covariance[1:] / spread, variance
+    ratio = drift.clamp(-20, 20).exp()  # in place of drift, its first order
+    change, _, moved = first_order_change(ratio, age, drift, rewards, group_size, updates)
+    groups = rewards.view(-1, group_size, rewards.size(1))
+    biased = (groups - groups.nanmean(1, keepdim=True)).square().nanmean((0, 1))
+    variance = biased * group_size / (group_size - 1)
+    return change, change / (moved * variance.sqrt()).clamp(min=1e-12), variance
 
 
-def within_prompts(columns: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """What [B,N] differ by from their prompt's mean [P,G,N], 0 where they are NaN; how many numbers
-    but one of a prompt there are [P,N]."""
-    groups = columns.view(-1, group_size, columns.size(1))
-    degrees = ((~groups.isnan()).sum(1) - 1).clamp(min=0).to(columns)
-    return (groups - groups.nanmean(1, keepdim=True)).nan_to_num(0.0), degrees
-
-
-def follow(
-    level: Tensor, held: Tensor, seen: Tensor, change: Tensor, count: Tensor, trust: float
-) -> tuple[Tensor, Tensor]:
+def follow(level, held, seen, change, count: Tensor, trust: float) -> tuple[Tensor, Tensor]:
     """(levels after a step's updates, what is held then). All [K], in units of the reward.
 
     seen: mean reward of the step's completions, the count-th batch; change: what the updates did
@@ -77,25 +66,35 @@ def follow(
     return level, held if (level < held).any() else level
 
 
+def good_for_all(advantages: Tensor) -> Tensor:
+    """The least of a completion's advantages, if all are positive, else 0: PAMA's score (arXiv
+    2602.06869, section 3). NaN does not apply; where none applies, NaN. [B,K] -> [B]."""
+    least = advantages.nan_to_num(nan=torch.inf).amin(1).clamp(min=0)
+    return least.masked_fill(advantages.isnan().all(1), torch.nan)
+
+
 class Ratchet:
-    """preference [K]: weights of the sum, of mean 1; the others: see the flags."""
+    """preference [K]: weights of the sum, by ratio; settings: the flags after --weights."""
 
-    state: dict
-
-    def __init__(self, preference: Tensor, ki: float, kp: float, ahead: float, trust: float):
-        self.preference, self.ahead, self.trust = preference, ahead, trust
-        self.ki, self.kp = ki, kp
-        self.state = dict.fromkeys(("level", "held", "count", "multipliers"), 0 * preference)
+    def __init__(self, preference: Tensor, *settings: float) -> None:
+        self.preference = preference / preference.mean()
+        self.common, self.ki, self.kp, self.ahead, self.trust = settings
+        self.state: dict = dict.fromkeys(("level", "held", "count", "multipliers"), 0 * preference)
         self.state["variance"] = None
-        self.log = {}
+        self.log: dict = {}
 
     def advantages(
         self, rewards: Tensor, lengths: Tensor, group_size: int, estimator: str
     ) -> tuple[Tensor, Tensor]:
-        """([B], weights [K]) of the weighted sum of the normalised rewards [B,K]."""
+        """([B], weights [K]) of the weighted sum of the normalised rewards [B,K], and what is good
+        for all, normalised as well: the rarer it is, the more one such completion counts."""
         weights = self.preference + self.state["multipliers"]
         each = estimate_each(rewards, lengths, group_size, estimator)
-        scores = scalarize(each.masked_fill(rewards.isnan(), torch.nan), weights)
+        each = each.masked_fill(rewards.isnan(), torch.nan)
+        common = good_for_all(each)
+        self.log = {"ratchet/common": (common > 0).double().mean().item()}
+        common = estimate_advantages(common, lengths, group_size, estimator)
+        scores = scalarize(each, weights) + self.common * common
         return estimate_advantages(scores, lengths, group_size, estimator), weights
 
     def learn(
@@ -109,11 +108,10 @@ class Ratchet:
         count = self.state["count"] + ~seen.isnan()
         before = self.state["level"], self.state["held"]
         level, held = follow(*before, seen, change, count, self.trust)
-        behind = self.ahead + (held - level) / spread
-        found = (self.ki * behind - self.kp * alignment).clamp(min=0)
+        asked = self.ki * (self.ahead + (held - level) / spread) - self.kp * alignment
         remember(self.state, level=level, held=held, count=count)
-        remember(self.state, multipliers=found, variance=variance)
-        self.log = {"ratchet/change": change / spread, "ratchet/alignment": alignment}
+        remember(self.state, multipliers=asked.clamp(min=0), variance=variance)
+        self.log |= {"ratchet/change": change / spread, "ratchet/alignment": alignment}
         self.log |= {"ratchet/level": level, "ratchet/held": held}
 
 
@@ -212,10 +210,14 @@ class Args(flags.RunFlags):
     epochs: int = 1
     """passes over the completions"""
     # --- ALGO: args ---
+    lr: float = 2e-4
+    """AdamW learning rate where no step is too long; --desired-kl lowers it"""
     desired_kl: float = 0.005
     """KL divergence of a step, in nats, for which --lr is lowered as it goes on; 0 leaves it"""
     weights: tuple[float, ...] = ()
     """weight of each objective in the sum; default: equal. 0: only its multiplier"""
+    common: float = 4.0
+    """weight of what is good for all objectives, beside the sum; 0: not credited apart"""
     ki: float = 70.0
     """multiplier for every standard deviation of its reward that an objective is behind"""
     kp: float = 8.0
@@ -230,11 +232,10 @@ def controller(args: Args, objectives: list[str], device) -> Ratchet:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     preference = flags.one_each("--weights", args.weights, 1.0, objectives, device)
     preference = flags.positive("--weights", preference, some=True)
-    flags.at_least(args, 0, "ki", "kp", "ahead")
+    flags.at_least(args, 0, "common", "ki", "kp", "ahead")
     flags.share(args, "trust")
-    told = "--mini-batches must be 2 or more: the move is seen on completions not trained on yet"
-    require(args.mini_batches >= 2, told)
-    return Ratchet(preference / preference.mean(), args.ki, args.kp, args.ahead, args.trust)
+    require(args.mini_batches >= 2, "--mini-batches must be 2 or more: the second sees the first")
+    return Ratchet(preference, args.common, args.ki, args.kp, args.ahead, args.trust)
 
 
 def main(args: Args) -> None:

@@ -45,3 +45,24 @@ def within_prompt_covariance(completion_weight: Tensor, rewards: Tensor, group_s
     reward = rewards.view(-1, group_size, rewards.size(1))
     products = (weight - weight.mean(1, keepdim=True)) * (reward - reward.nanmean(1, keepdim=True))
     return products.nanmean((0, 1))
+
+
+def first_order_change(
+    drift: Tensor, age: Tensor, advantages: Tensor, rewards: Tensor, group_size: int, updates: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Covariance law (arXiv 2602.06869, eq. 3) with what the step really did to log pi as its
+    score: change of each mean reward [K]; nats per unit of advantage; sd in nats within prompts.
+
+    drift [B]: log pi(y) of a completion when its mini-batch was reached, less that when it was
+    sampled; age [B]: updates made in between, of `updates` in the step. At age 0 nothing had moved;
+    the others had not been trained on either, so they tell how the policy moves on fresh
+    completions. advantages [B], rewards [B,K]. All NaN where a step is a single mini-batch.
+    """
+    scaled = (drift * updates / age)[:, None]
+    columns = torch.cat([scaled, advantages[:, None], rewards], 1)[age > 0]
+    groups = columns.view(-1, group_size, columns.size(1))
+    centred = groups - groups.nanmean(1, keepdim=True)
+    products = (centred * centred[..., :1]).nanmean((0, 1))
+    rate = products[1] / centred[..., 1].square().mean().clamp(min=1e-12)
+    covariance = products * group_size / (group_size - 1)
+    return covariance[2:], rate, covariance[0].sqrt()

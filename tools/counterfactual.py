@@ -38,7 +38,7 @@ class Step:
 
     rewards: Tensor  # [B, K]
     lengths: Tensor  # [B] tokens
-    drift: Tensor  # [B] nats, and [B] updates: see first_order_change in common/meter.py
+    drift: Tensor  # [B] nats, and [B] updates: see first_order_change in common/controllers.py
     age: Tensor
     grams: list[Tensor]  # [K, K] inner products of the objectives' gradients, one for each update
     lr: float

@@ -63,7 +63,7 @@ const maths = (() => {
   // which the unbiased one is meant.
   const byScore = (covariance, rate, size) => rate * covariance * size / (size - 1);
 
-  // common/meter.py: first_order_change. drift, age [B], rewards [B][K] -> [K]; null where nothing
+  // common/controllers.py: first_order_change. drift, age [B], rewards [B][K] -> [K]; null where nothing
   // was fresh or known.
   function byMove(drift, age, rewards, size, updates) {
     const fresh = age.map((_, i) => i).filter(i => age[i] > 0);

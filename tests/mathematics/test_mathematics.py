@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos import ctwa, linear
-from common.controllers import within_prompt_covariance
-from common.meter import first_order_change
+from common.controllers import first_order_change, within_prompt_covariance
 from support.tensors import close, finite_difference, tensor
 
 INF = float("inf")

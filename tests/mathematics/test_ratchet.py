@@ -6,12 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algos.ratchet import Args, follow, what_moved
+from algos.pama import pareto_scalar
+from algos.ratchet import Args, Ratchet, follow, good_for_all, what_moved
 from support.decoupled import batches, normalised, whitened
 from support.running import OBJECTIVES, read_lines, train
 from support.tensors import tensor
 
-AHEAD, TRUST = Args().ahead, Args().trust
+AHEAD, TRUST, COMMON = Args().ahead, Args().trust, Args().common
 CHANGES = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=1, max_size=30)
 
 
@@ -90,7 +91,10 @@ def test_a_run_follows_its_own_move(estimator, tmp_path):
             if estimator == "reinforce"
             else (lambda r: normalised(r[:, None], 8)[:, 0])
         )
-        scores = np.stack([one(rewards[:, k]) for k in range(3)], 1) @ weights
+        each = np.stack([one(rewards[:, k]) for k in range(3)], 1)
+        common = each.min(1) * (each > 0).all(1)
+        assert row["ratchet/common"] == pytest.approx((common > 0).mean())
+        scores = each @ weights + COMMON * one(common)
         np.testing.assert_allclose(advantages, one(scores), atol=2e-3)
         every = [slice(s, s + 8) for s in range(0, 64, 8)]
         fresh = [s for s in every if line["age"][s.start] == 1]  # of two updates
@@ -113,6 +117,31 @@ def test_a_run_follows_its_own_move(estimator, tmp_path):
         extra = np.maximum(70 * behind - 8 * alignment, 0)
     assert len(fresh) == 4
     assert extra.max() > 70 * AHEAD + 8  # something had fallen
+
+
+def test_what_is_good_for_all_is_what_pama_credits():
+    advantages = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    found = good_for_all(advantages)
+    torch.testing.assert_close(found, pareto_scalar(advantages.clamp(min=0)))
+    assert ((found > 0) == (advantages > 0).all(1)).all()
+    assert (found > 0).any()
+    partly = torch.tensor([[torch.nan, 2.0, 1.0], [torch.nan, -2.0, 1.0], [torch.nan] * 3])
+    np.testing.assert_equal(good_for_all(partly).numpy(), [1.0, 0.0, np.nan])
+
+
+def test_the_rarer_what_is_good_for_all_the_more_one_such_completion_counts():
+    """Of 256 completions 60% are right, 30% short, and a few of them both. Their sum pays one that
+    is both about the same, however many there are."""
+
+    def credit(both: int, common: float) -> float:
+        rewards = tensor([[1.0, 0.0]] * 154 + [[0.0, 1.0]] * 77 + [[0.0, 0.0]] * 25)
+        rewards[:both] = 1.0
+        ratchet = Ratchet(torch.ones(2), common, 70, 8, 0, 0.1)
+        return ratchet.advantages(rewards, torch.ones(256), 8, "reinforce")[0][0].item()
+
+    assert credit(1, 0) < 1.5 * credit(16, 0)
+    assert credit(1, COMMON) > 3 * credit(16, COMMON)
+    assert all(credit(both, COMMON) > credit(both, 0) for both in (1, 4, 16))
 
 
 def test_the_change_is_exact_where_the_first_order_is_not():

@@ -11,8 +11,7 @@ import torch
 from py_mini_racer import MiniRacer
 
 from algos.pama import estimate_advantages, estimate_each, pareto_scalar
-from common.controllers import within_prompt_covariance
-from common.meter import first_order_change
+from common.controllers import first_order_change, within_prompt_covariance
 from common.runs import load_run
 from study.explore_page import PAGE, embedded
 from support.browser import Browser, needs_driver

@@ -174,7 +174,7 @@ def test_covariances_are_smoothed_and_cosines_need_two_gradients(tmp_path, drawn
 def test_the_kept_evaluations_are_drawn(tmp_path, drawn):
     with pytest.raises(UserError, match="no finished run"):
         figures.main(figures.Args(("7", "records", "words", "2"), (str(tmp_path),), out=tmp_path))
-    caps = pd.read_csv(DOCS / "results" / "words.csv")["cap"].nunique()
+    caps = pd.read_csv(words.DATA)["cap"].nunique()
     assert [len(figure.axes) for figure in drawn.values()] == [10, 15, 3 * caps]
     with pytest.raises(UserError, match="which figure"):
         figures.main(figures.Args(("9",)))
