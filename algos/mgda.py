@@ -31,6 +31,7 @@ from common.model import clip_gradients, token_logprobs, token_logprobs_no_grad
 from common.run import Run
 from common.seeds import generator
 
+
 # --- ALGO: imports ---
 from common import ranks
 from common.errors import require

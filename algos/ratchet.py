@@ -30,6 +30,7 @@ from common.model import clip_gradients, token_logprobs, token_logprobs_no_grad
 from common.run import Run
 from common.seeds import generator
 
+
 # --- ALGO: imports ---
 from common.controllers import first_order_change, remember
 from common.errors import require
@@ -46,7 +47,7 @@ def what_moved(
     pi_new(y) / pi_old(y) = e^drift, and J_new - J_old = Cov(e^drift, r) by the updates so far;
     those still to come are taken to do as much each.
     """
-    ratio = drift.clamp(-20, 20).exp()  # in place of drift, its first order
+    ratio = drift.clamp(-20, 20).exp()  # for drift, its first order; rate, of advantages, is unused
     change, _, moved = first_order_change(ratio, age, drift, rewards, group_size, updates)
     groups = rewards.view(-1, group_size, rewards.size(1))
     biased = (groups - groups.nanmean(1, keepdim=True)).square().nanmean((0, 1))
@@ -215,7 +216,7 @@ class Args(flags.RunFlags):
     desired_kl: float = 0.005
     """KL divergence of a step, in nats, for which --lr is lowered as it goes on; 0 leaves it"""
     weights: tuple[float, ...] = ()
-    """weight of each objective in the sum; default: equal. 0: only its multiplier"""
+    """weight of each objective in the sum; default: equal. 0: there only its multiplier"""
     common: float = 4.0
     """weight of what is good for all objectives, beside the sum; 0: not credited apart"""
     ki: float = 70.0
@@ -234,7 +235,7 @@ def controller(args: Args, objectives: list[str], device) -> Ratchet:
     preference = flags.positive("--weights", preference, some=True)
     flags.at_least(args, 0, "common", "ki", "kp", "ahead")
     flags.share(args, "trust")
-    require(args.mini_batches >= 2, "--mini-batches must be 2 or more: the second sees the first")
+    require(args.mini_batches >= 2, "--mini-batches must be 2 or more: one shows what another did")
     return Ratchet(preference, args.common, args.ki, args.kp, args.ahead, args.trust)
 
 
