@@ -27,31 +27,38 @@ def score(
 def evaluate(
     engine, tokenizer, prompts: Prompts, objectives: dict, mean_length: float | None, check, args
 ) -> tuple[dict[str, float], list[dict]]:
-    """One completion per held-out prompt at --temperature and one greedy; (metrics, the first
-    sampled completions with their rewards). Seeds stay the same throughout a run and across runs.
+    """--eval-samples completions per held-out prompt at --temperature and one greedy; (metrics, the
+    first sampled completions with their rewards). Seeds stay the same throughout a run and across
+    runs.
 
     mean_length: what conciseness compares with; None takes the sampled completions' own mean, as
-    before training. check: how accuracy compares. Metrics: eval/<objective> and eval/length, each
-    with its standard error eval/<...>_se, and the same as eval/greedy/<...>. Collective.
+    before training. check: how accuracy compares. Metrics: eval/<objective> and eval/length, means
+    over prompts, each with its standard error eval/<...>_se, and the same as eval/greedy/<...>.
+    Collective.
     """
-    metrics, samples, batch_size = {}, [], args.prompts * args.completions
-    for prefix, heat in (("eval/", args.temperature), ("eval/greedy/", 0.0)):
-        ids = []
-        for start in range(0, len(prompts), batch_size):
-            part = prompts.ids[start : start + batch_size]
+    metrics, samples = {}, []
+    for prefix, heat, count in (
+        ("eval/", args.temperature, args.eval_samples),
+        ("eval/greedy/", 0.0, 1),
+    ):
+        ids, size = [], max(1, args.prompts * args.completions // count)
+        for start in range(0, len(prompts), size):
+            part = prompts.ids[start : start + size]
             seeds = [derive(0, start + i) for i in range(len(part))]
-            ids += sample(engine, part, 1, args.max_new_tokens, heat, seeds)[0]
+            ids += sample(engine, part, count, args.max_new_tokens, heat, seeds)[0]
         texts = as_texts(tokenizer, ids)
         lengths = Tensor([len(row) for row in ids])
         mean_length = lengths.mean().item() if mean_length is None else mean_length
-        scores = score(objectives, texts, ids, prompts.columns, mean_length, check)
+        scores = score(objectives, texts, ids, prompts.repeat(count).columns, mean_length, check)
         for name, values in [*zip(objectives, scores.T, strict=True), ("length", lengths)]:
+            values = values.view(-1, count).nanmean(1)  # completions of a prompt are alike
             values = values[~values.isnan()]  # where a reward applies
             metrics[prefix + name] = values.mean().item()
             metrics[f"{prefix}{name}_se"] = values.std().item() / len(values) ** 0.5
         if heat > 0:
-            shown = zip(prompts.columns["prompt"][:4], texts, scores.tolist(), strict=False)
-            samples = [as_row(objectives, *each) for each in shown]
+            firsts = scores[::count].tolist()
+            shown = zip(prompts.columns["prompt"][:4], texts[::count], firsts, strict=False)
+            samples = [as_row(objectives, *one) for one in shown]
     return metrics, samples
 
 

@@ -37,7 +37,9 @@ class RunFlags:
     eval_every: int = 10
     """evaluate every so many steps; also before the first and after the last"""
     eval_prompts: int = 256
-    """held-out prompts evaluated, at most; one sampled and one greedy completion each"""
+    """held-out prompts evaluated, at most, each with one greedy completion and with"""
+    eval_samples: int = 1
+    """this many sampled ones; more of them tell smaller changes (avg@k)"""
     eval_split: Literal["test", "tune"] = "test"
     """held-out prompts to evaluate on: choose hyperparameters on tune, report test"""
     checkpoint_every: int = 25
@@ -99,8 +101,8 @@ class RunFlags:
 
 def check(args, count: int) -> None:
     """Raise UserError naming the first flag whose value cannot be meant. count: of ranks."""
-    whole = ("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens", "mini_batches")
-    at_least(args, 1, *whole, "epochs", "micro_batch_tokens", "warmup")
+    whole = ("eval_samples", "eval_every", "checkpoint_every", "prompts", "max_new_tokens")
+    at_least(args, 1, "steps", *whole, "mini_batches", "epochs", "micro_batch_tokens", "warmup")
     at_least(args, 2, "eval_prompts", "completions")  # for a standard error, for a covariance
     at_least(
         args,

@@ -51,7 +51,8 @@ def test_evaluation_is_sampled_and_greedy_with_standard_errors():
 
     def generate(prompts, completions, max_new_tokens, temperature, seeds):
         asked.append((temperature, len(prompts), seeds))
-        lengths = [3] * len(prompts) if temperature == 0 else [2 * p[0] for p in prompts]
+        drawn = [2 * p[0] + 3 * i for p in prompts for i in range(completions)]
+        lengths = drawn if temperature else [3] * len(prompts)
         return [[5] * (n - 1) + [1] for n in lengths], [[-1.0] * n for n in lengths]
 
     def short(completion_ids, mean_length, **columns):
@@ -60,6 +61,7 @@ def test_evaluation_is_sampled_and_greedy_with_standard_errors():
 
     engine = SimpleNamespace(share=(0, 1), version=0, generate=generate)
     args = SimpleNamespace(temperature=0.7, prompts=1, completions=3, max_new_tokens=9)
+    args.eval_samples = 1
     given = (engine, tokenizer(), Prompts([[1], [2], [3], [4]], {"prompt": list("abcd")}))
     found, samples = evaluate(*given, {"short": short}, None, "exact", args)
     assert [each[:2] for each in asked] == [(0.7, 3), (0.7, 1), (0.0, 3), (0.0, 1)]
@@ -76,6 +78,20 @@ def test_evaluation_is_sampled_and_greedy_with_standard_errors():
     again, _ = evaluate(*given, {"short": short}, 7.0, "exact", args)
     assert again["eval/short"] == 0.75  # a yardstick that is given stays
     assert asked[4:] == asked[:4]  # the same seeds each time
+    args.eval_samples = 2  # the lengths are 2, 5, 4, 7, 6, 9, 8, 11
+    more, samples = evaluate(*given, {"short": short}, 6.5, "exact", args)
+    assert [each[:2] for each in asked[8:]] == [*[(0.7, 1)] * 4, (0.0, 3), (0.0, 1)]
+    assert (more["eval/short"], more["eval/length"]) == (0.5, 6.5)
+    error = np.std([1, 0.5, 0.5, 0], ddof=1) / 2  # of prompts, whose completions are alike
+    assert more["eval/short_se"] == pytest.approx(error)
+    assert [(row["prompt"], row["short"]) for row in samples] == [
+        *zip("abcd", (1, 1, 1, 0), strict=True)
+    ]
+    short_ones = lambda completion_ids, **_: [  # noqa: E731
+        float(len(ids) < 6) if len(ids) % 2 else None for ids in completion_ids
+    ]
+    some, _ = evaluate(*given, {"short": short_ones}, 6.5, "exact", args)
+    assert some["eval/short"] == 0.25  # where it applies: 5 of 5, 7, 9, 11
 
 
 def test_rewards_see_the_tags_of_thoughts_and_no_other_special_token():

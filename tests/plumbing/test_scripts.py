@@ -217,6 +217,7 @@ UNBOUNDED |= {"obj_caps", "max_ratio", "max_multiplier"}
 ELSEWHERE = {"vllm_tp", "max_prompt_length", "gate"}  # bounded where used, or not
 LEAST = dict.fromkeys(("eval_prompts", "completions"), 2)
 LEAST |= dict.fromkeys(("steps", "eval_every", "checkpoint_every", "prompts", "max_new_tokens"), 1)
+LEAST["eval_samples"] = 1
 LEAST |= dict.fromkeys(("mini_batches", "epochs", "micro_batch_tokens", "warmup", "max_ratio"), 1)
 ABOVE_0 = {"temperature", "max_grad_norm", "mu", "kappa", "smoothing", "ema_tau", "trust"}
 

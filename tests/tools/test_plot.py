@@ -122,7 +122,7 @@ def test_one_run_by_its_default_and_several_by_theirs(tmp_path, monkeypatch, cap
         plot.main(runs)
         said = capsys.readouterr().out
         assert said.endswith(f"\n\n{told}\n")
-        assert said.count("All three objectives improved") == 1
+        assert said.count("All objectives improved") == 1
     assert [text.get_text() for text in figures[1].legends[0].get_texts()] == ["ctwa (mean of 2)"]
 
 

@@ -60,7 +60,7 @@ def test_a_missing_run_suggests_the_nearest(tmp_path):
     [
         ([[0.1, 0.9]], [], "a improved."),
         ([[0.5]], [], "Evaluated only once, at step 0: nothing to compare yet."),
-        ([[0.2, 0.8]] * 5, [], "All 5 objectives improved."),
+        ([[0.2, 0.8]] * 5, [], "All objectives improved."),
         ([[0.6, 0.62], [0.5, 0.5]], [], "No objective changed beyond noise."),
         ([[0.6, 0.62], [0.5, 0.8]], [], "b improved, a did not change beyond noise."),
         ([[0.6, 0.1], [0.5, 0.51]], [], "a was degraded (0.60 -> 0.10)."),
@@ -73,7 +73,7 @@ def test_a_missing_run_suggests_the_nearest(tmp_path):
         (
             [[0.6, 0.4, 0.9], [0.4, 0.8, 0.9], [0.6, 0.56, 0.9]],
             [],
-            "All three objectives improved; a dipped to 0.40 at step 10 before it recovered.",
+            "All objectives improved; a dipped to 0.40 at step 10 before it recovered.",
         ),
         (
             [[0.6, 0.1, 0.2], [0.5, 0.2, 0.5], [0.5, 0.1, 0.5]],
@@ -90,10 +90,10 @@ def test_a_missing_run_suggests_the_nearest(tmp_path):
         (
             [[0.6, 0.6], [0.5, 0.8]],
             [0.97, 0.59],
-            "a was degraded (greedily 0.97 -> 0.59) while b "
-            "improved: cross-objective interference.",
+            "a was degraded (0.60 -> 0.60) while b improved: cross-objective interference. "
+            "Greedily a fell (0.97 -> 0.59).",
         ),
-        ([[0.5, 0.7], [0.4, 0.9]], [0.97, 0.95], "Both objectives improved."),
+        ([[0.5, 0.7], [0.4, 0.9]], [0.97, 0.95], "All objectives improved."),
         (
             [[0.9, 0.5]],
             [0.3, 0.5],
