@@ -67,21 +67,21 @@ class GradNorm:
 
     def __init__(self, reward_max: Tensor, alpha: float, lr: float, tau: float) -> None:
         self.reward_max, self.alpha, self.lr, self.tau, self.log = reward_max, alpha, lr, tau, {}
-        # on the CPU, as Gram matrices are
-        self.state = {"weights": torch.ones(len(reward_max)), "ema": None, "first_losses": []}
+        ones = torch.ones(len(reward_max))  # on the CPU, as Gram matrices are
+        self.state = {"weights": ones, "ema": torch.nan * ones, "first_losses": []}
 
     def see(self, rewards: Tensor) -> None:
         """A step's rewards [B,K], before its mini-batches are weighed."""
         flags.within("--reward-max", self.reward_max, rewards)
         mean, ema, tau = rewards.nanmean(0).cpu(), self.state["ema"], self.tau
-        remember(self.state, ema=mean if ema is None else (1 - tau) * ema + tau * mean)
+        remember(self.state, ema=torch.where(ema.isnan(), mean, (1 - tau) * ema + tau * mean))
         self.log = {"gradnorm/average_reward": self.state["ema"]}
 
     def weigh(self, gram: Tensor) -> Tensor:
         """The weights of this mini-batch, of sum 1, so that KL counts as in linear.py; then their
         step. [K,K] -> [K]."""
         used, present = self.state["weights"], has_gradient(gram)
-        gaps = (self.reward_max.cpu() - self.state["ema"]).clamp(min=FLOOR)  # [K]
+        gaps = (self.reward_max.cpu() - self.state["ema"].nan_to_num()).clamp(min=FLOOR)  # [K]
         # the others keep their weights: a gradient of 0 says nothing about their rate
         if present.any():
             first = self.state["first_losses"]
@@ -114,7 +114,7 @@ def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estima
     if estimator == "reinforce":
         lengths = lengths * ~exact.isnan()
         centred = (exact - (lengths * exact).nansum() / lengths.sum()).nan_to_num()
-        variance = (lengths * centred**2).sum() / (lengths.sum() - 1)
+        variance = (lengths * centred**2).sum() / (lengths.sum() - 1).clamp(min=1)
         return (centred * torch.rsqrt(variance + 1e-8)).to(scores)
     groups = exact.view(-1, group_size)
     centred = (groups - groups.nanmean(1, keepdim=True)).nan_to_num()
@@ -135,6 +135,7 @@ def policy_loss(
     active = torch.where(advantages >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
     loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
     if dual_clip > 0:
+        active &= (advantages >= 0) | (ratio <= dual_clip)
         loss = torch.where(advantages < 0, torch.min(loss, -advantages * dual_clip), loss)
     return loss, active
 

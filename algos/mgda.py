@@ -118,7 +118,7 @@ def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estima
     if estimator == "reinforce":
         lengths = lengths * ~exact.isnan()
         centred = (exact - (lengths * exact).nansum() / lengths.sum()).nan_to_num()
-        variance = (lengths * centred**2).sum() / (lengths.sum() - 1)
+        variance = (lengths * centred**2).sum() / (lengths.sum() - 1).clamp(min=1)
         return (centred * torch.rsqrt(variance + 1e-8)).to(scores)
     groups = exact.view(-1, group_size)
     centred = (groups - groups.nanmean(1, keepdim=True)).nan_to_num()
@@ -139,6 +139,7 @@ def policy_loss(
     active = torch.where(advantages >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
     loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
     if dual_clip > 0:
+        active &= (advantages >= 0) | (ratio <= dual_clip)
         loss = torch.where(advantages < 0, torch.min(loss, -advantages * dual_clip), loss)
     return loss, active
 

@@ -41,18 +41,18 @@ def what_moved(
     drift: Tensor, age: Tensor, rewards: Tensor, group_size: int, updates: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Change of each mean reward [K]; its correlation with the move [K]; variance of the reward
-    within prompts [K], of all completions. NaN for an objective that no completion has.
+    within prompts [K], of all completions. NaN where no completion that tells has the objective.
 
     drift, age [B] as in `first_order_change`, rewards [B,K]. On completions not trained on,
     pi_new(y) / pi_old(y) = e^drift, and J_new - J_old = Cov(e^drift, r) by the updates so far;
     those still to come are taken to do as much each.
     """
-    ratio = drift.clamp(-20, 20).exp()  # for drift, its first order; rate, of advantages, is unused
-    change, _, moved = first_order_change(ratio, age, drift, rewards, group_size, updates)
+    beyond = drift.clamp(-20, 20).expm1()  # drift is its first order; the rate is not used
+    change, _, moved = first_order_change(beyond, age, drift, rewards, group_size, updates)
     groups = rewards.view(-1, group_size, rewards.size(1))
     biased = (groups - groups.nanmean(1, keepdim=True)).square().nanmean((0, 1))
     variance = biased * group_size / (group_size - 1)
-    return change, change / (moved * variance.sqrt()).clamp(min=1e-12), variance
+    return change, change / (moved * variance.sqrt()).clamp(min=1e-6), variance
 
 
 def follow(level, held, seen, change, count: Tensor, trust: float) -> tuple[Tensor, Tensor]:
@@ -80,8 +80,7 @@ class Ratchet:
     def __init__(self, preference: Tensor, *settings: float) -> None:
         self.preference = preference / preference.mean()
         self.common, self.ki, self.kp, self.ahead, self.trust = settings
-        self.state: dict = dict.fromkeys(("level", "held", "count", "multipliers"), 0 * preference)
-        self.state["variance"] = None
+        self.state = dict.fromkeys("level held count multipliers variance".split(), 0 * preference)
         self.log: dict = {}
 
     def advantages(
@@ -103,12 +102,12 @@ class Ratchet:
     ) -> None:
         """rewards [B,K], drift, age [B]: see `what_moved`."""
         change, alignment, variance = what_moved(drift, age, rewards, group_size, updates)
-        if self.state["variance"] is not None:  # of a rare reward, a batch's says little
-            variance = torch.lerp(self.state["variance"], variance, 0.1)
+        share = torch.where(self.state["count"] > 0, 0.1, 1.0)  # of a rare one, a batch says little
+        variance = self.state["variance"].lerp(variance, share)
         spread, seen = variance.sqrt().clamp(min=1e-6), rewards.nanmean(0)
         count = self.state["count"] + ~seen.isnan()
         before = self.state["level"], self.state["held"]
-        level, held = follow(*before, seen, change, count, self.trust)
+        level, held = follow(*before, seen, change.nan_to_num(), count, self.trust)
         asked = self.ki * (self.ahead + (held - level) / spread) - self.kp * alignment
         remember(self.state, level=level, held=held, count=count)
         remember(self.state, multipliers=asked.clamp(min=0), variance=variance)
@@ -136,7 +135,7 @@ def estimate_advantages(scores: Tensor, lengths: Tensor, group_size: int, estima
     if estimator == "reinforce":
         lengths = lengths * ~exact.isnan()
         centred = (exact - (lengths * exact).nansum() / lengths.sum()).nan_to_num()
-        variance = (lengths * centred**2).sum() / (lengths.sum() - 1)
+        variance = (lengths * centred**2).sum() / (lengths.sum() - 1).clamp(min=1)
         return (centred * torch.rsqrt(variance + 1e-8)).to(scores)
     groups = exact.view(-1, group_size)
     centred = (groups - groups.nanmean(1, keepdim=True)).nan_to_num()
@@ -157,6 +156,7 @@ def policy_loss(
     active = torch.where(advantages >= 0, ratio <= 1 + clip_high, ratio >= 1 - clip_low)
     loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
     if dual_clip > 0:
+        active &= (advantages >= 0) | (ratio <= dual_clip)
         loss = torch.where(advantages < 0, torch.min(loss, -advantages * dual_clip), loss)
     return loss, active
 

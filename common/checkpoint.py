@@ -68,7 +68,7 @@ def save_checkpoint(run: Path, step: int, policy, optimizer, state: dict, kept: 
 def load_checkpoint(run: Path, policy: nn.Module, optimizer=None, of=None) -> tuple[int, dict]:
     """Fill policy and optimizer, where there is one, from the newest readable checkpoint, or that
     of the step `of`; returns its (step, state). Tensors of the state that were on a GPU come to the
-    policy's. Raises UserError naming --resume where there is none."""
+    policy's. Raises UserError where there is none."""
     folders = ranks.on_first(lambda: [f for f in _folders(run) if of in (None, _step(f))])
     for folder in reversed(folders):
         try:
@@ -79,7 +79,8 @@ def load_checkpoint(run: Path, policy: nn.Module, optimizer=None, of=None) -> tu
             return _step(folder), state
         except UserError as error:
             ranks.say(f"checkpoint {folder} cannot be read ({error}); trying the one before it")
-    raise UserError(f"--resume {run}: no readable checkpoint{f' of step {of}' if of else ''} there")
+    told = f"{'--resume' if optimizer else 'RUN'} {run}: no readable checkpoint"
+    raise UserError(f"{told}{f' of step {of}' if of else ''} there")
 
 
 def _load(folder: Path, policy, optimizer, state: dict) -> None:

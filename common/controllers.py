@@ -58,11 +58,12 @@ def first_order_change(
     the others had not been trained on either, so they tell how the policy moves on fresh
     completions. advantages [B], rewards [B,K]. All NaN where a step is a single mini-batch.
     """
-    scaled = (drift * updates / age)[:, None]
-    columns = torch.cat([scaled, advantages[:, None], rewards], 1)[age > 0]
+    scaled, trained = (drift * updates / age)[:, None], age[:, None] == 0
+    columns = torch.cat([scaled, advantages[:, None], rewards], 1).masked_fill(trained, torch.nan)
     groups = columns.view(-1, group_size, columns.size(1))
     centred = groups - groups.nanmean(1, keepdim=True)
     products = (centred * centred[..., :1]).nanmean((0, 1))
-    rate = products[1] / centred[..., 1].square().mean().clamp(min=1e-12)
-    covariance = products * group_size / (group_size - 1)
+    rate = products[1] / centred[..., 1].square().nanmean().clamp(min=1e-12)
+    fresh = group_size - trained.view(-1, group_size).sum(1)  # of each prompt
+    covariance = products * fresh.sum() / (fresh - 1).clamp(min=0).sum()
     return covariance[2:], rate, covariance[0].sqrt()

@@ -6,6 +6,7 @@ from torch import Tensor
 import rewards
 from common import ranks
 from common.data import Prompts
+from common.errors import require
 from common.rollout import as_texts, sample
 from common.seeds import derive
 
@@ -53,6 +54,8 @@ def evaluate(
         for name, values in [*zip(objectives, scores.T, strict=True), ("length", lengths)]:
             values = values.view(-1, count).nanmean(1)  # completions of a prompt are alike
             values = values[~values.isnan()]  # where a reward applies
+            told = f"--eval-prompts {len(prompts)}: {name} applies to {len(values)} of them, and a"
+            require(len(values) > 1, f"{told} standard error takes two")
             metrics[prefix + name] = values.mean().item()
             metrics[f"{prefix}{name}_se"] = values.std().item() / len(values) ** 0.5
         if heat > 0:

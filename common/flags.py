@@ -39,7 +39,7 @@ class RunFlags:
     eval_prompts: int = 256
     """held-out prompts evaluated, at most, each with one greedy completion and with"""
     eval_samples: int = 1
-    """this many sampled ones; more of them tell smaller changes (avg@k)"""
+    """this many sampled ones (avg@k)"""
     eval_split: Literal["test", "tune"] = "test"
     """held-out prompts to evaluate on: choose hyperparameters on tune, report test"""
     checkpoint_every: int = 25

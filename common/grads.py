@@ -64,6 +64,7 @@ class Gradients:
                 for part in parts[1:]:
                     parts[0].add_(part)
             parameter.grad = parts[0]
+        self.each = []  # or they would stay in memory until the next mini-batch
 
 
 def has_gradient(gram: Tensor) -> Tensor:

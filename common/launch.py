@@ -14,7 +14,8 @@ from common.errors import plain_errors, require
 from common.runs import read_args
 
 PRESETS = Path(__file__).resolve().parents[1] / "algos" / "presets.toml"
-FREE = {"resume", "steps", "track"}  # flags that a resumed run may be given anew
+# flags that a resumed run may be given anew, for that is what an error in mid-run advises
+FREE = {"resume", "steps", "track", "lr", "max_logp_gap", "reward_max", "highest", "ridge"}
 
 
 def run(main: Callable, args_class: type) -> None:

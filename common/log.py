@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common import ranks
 from common.errors import require, told_as
-from common.runs import read_rows
+from common.runs import read_rows, write_whole
 
 LOGS = ("metrics.jsonl", "completions.jsonl", "training_completions.jsonl", "statistics.jsonl")
 
@@ -36,7 +36,7 @@ class Log:
         ranks.on_first(lambda: self._open(config, last_step))
 
     def _open(self, config: dict, last_step: int | None) -> None:
-        self.replace("args.json", json.dumps(config, indent=2) + "\n")
+        write_whole(self.folder / "args.json", json.dumps(config, indent=2) + "\n")
         if last_step is not None:
             self.cut(last_step)
         name = config["track"]
@@ -65,13 +65,7 @@ class Log:
             kept = [row for row in rows if row["step"] <= last_step]
             told = f"--resume {self.folder}: {name} was cut short, and lacks steps that were taken"
             require(name != LOGS[0] or len(kept) >= last_step, told)  # one may be pending
-            self.replace(name, "".join(json.dumps(row) + "\n" for row in kept))
-
-    def replace(self, name: str, text: str) -> None:
-        """Write a file of the folder, whole or not at all."""
-        temporary = self.folder / (name + ".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, self.folder / name)
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def append(self, name: str, rows: list[dict]) -> None:
         """Add lines to one of LOGS, null for what JSON cannot hold."""

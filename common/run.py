@@ -159,6 +159,7 @@ class Run:
             self._log_evaluated(0, {})
         elif (pending := self.memory["pending"]) is not None:
             self._log_evaluated(first, pending)
+            self._save()  # without what was pending
         # a log file gets a line per evaluation, and no bar
         hidden = None if ranks.rank() == 0 else True  # None: where there is no terminal
         for step in tqdm(range(first + 1, last + 1), initial=first, total=last, disable=hidden):

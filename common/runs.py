@@ -1,6 +1,7 @@
 """Read the folder a run leaves: its flags, `args.json`, and its steps, `metrics.jsonl`."""
 
 import json
+import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -51,6 +52,13 @@ def read_args(path: str | Path, flag: str = "RUN:") -> dict:
         near = get_close_matches(path.name, [file.name for file in path.parent.glob("*")])
         told = f"; did you mean {path.with_name(near[0])}?" if near else ""
         raise UserError(f"{flag} {path} is no run folder ({error}){told}") from None
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file, or replace one: all of it, or none."""
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
 
 
 def read_rows(file: Path) -> list[dict]:

@@ -19,7 +19,7 @@ import tyro
 
 from common.errors import plain_errors, require
 from common.flags import RunFlags
-from common.runs import Run
+from common.runs import Run, write_whole
 from common.verdict import NOISE
 from tools.leaderboard import LAST, load_finished
 
@@ -51,6 +51,9 @@ def metrics(runs: Sequence[Run], flags: Sequence[str] = RUN) -> pd.DataFrame:
     Raises UserError where two runs agree in all flags: they would count as repetitions.
     """
     every = []
+    several = [str(run.path) for run in runs if run.args.get("eval_samples", 1) > 1]
+    told = "errors are those of one completion a problem, and --eval-samples had more"
+    require(not several, f"--runs {', '.join(several)}: {told}")
     for run in runs:
         about = {flag: str(run.args[flag]) for flag in flags}
         every.append(pd.DataFrame(run.rows).assign(**about, path=str(run.path)))
@@ -160,7 +163,7 @@ def put(page: Path, mark: str, text: str) -> None:
     """Write a text between a page's marks `<!-- MARK: begin -->` and `<!-- MARK: end -->`."""
     begin, end = (f"<!-- {mark}: {edge} -->" for edge in ("begin", "end"))
     before, rest = page.read_text(encoding="utf-8").split(begin)
-    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    write_whole(page, f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 def main(args: Args) -> None:

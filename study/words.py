@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pandas as pd
 import tyro
 
-from common.errors import plain_errors
+from common.errors import plain_errors, require
 from common.runs import Run
 from study.results import DOCS, markdown, merged, put
 from testbed import words
@@ -42,7 +42,10 @@ class Args:
 
 
 def rows_of(run: Run) -> pd.DataFrame:
-    """Every step of a run, in the columns of words.csv."""
+    """Every step of a run, in the columns of words.csv. Raises UserError for one that was evaluated
+    on the tuning problems."""
+    told = f"--runs {run.path}: the table is of the test problems, and --eval-split was tune"
+    require(run.args["eval_split"] == "test", told)
     rows = pd.DataFrame(run.rows)[list(LOGGED)].rename(columns=LOGGED)
     about = {"script": run.args["script"], "seed": run.args["seed"]}
     about["cap"] = round((2 * run.args.get("desired_kl", 0)) ** 0.5, 4)

@@ -75,7 +75,7 @@ def _step(run: Run, line: dict) -> Step:
     )
     K = rewards.size(1)
     groups = rewards.double().view(-1, run.args["completions"], K)
-    centred = (groups - groups.mean(1, keepdim=True)).flatten(0, 1)
+    centred = (groups - groups.nanmean(1, keepdim=True)).nan_to_num().flatten(0, 1)
     grams = [torch.corrcoef(centred.T).nan_to_num(0.0).view(K, K)]
     if "gram" in line:
         grams = [*torch.tensor(np.array(line["gram"], dtype=np.float64))]
@@ -111,7 +111,7 @@ def _watch(controller, script: ModuleType, steps: list[Step], args: dict, apart:
         chosen.append((weights / weights.sum()).tolist())
         if "reached" in has:
             if after:
-                controller.reached(after.rewards.mean(0))
+                controller.reached(after.rewards.nanmean(0))
         elif "measure" in has:  # the run kept no policy: as if the update had not moved it
             still, mask = torch.zeros(len(rewards), 1), torch.ones(len(rewards), 1)
             measured = controller.measure(still, mask, advantages, inf, inf)

@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from common.errors import UserError, require
+from common.runs import write_whole
 from tools.regions import pair_regions, read_script
 from tools.scripts import ROOT, algorithms, nearest
 
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
 
     text = page(left, right, ROOT / "docs/algos")
     try:
-        Path(args.html).write_text(text, encoding="utf-8")
+        write_whole(Path(args.html), text)
     except OSError as error:
         raise UserError(f"--html {args.html} cannot be written: {error.strerror}") from None
     print(f"wrote {args.html}")

@@ -241,11 +241,13 @@ def outvoted(run: Run, name: str, start: int, end: int) -> pd.Series:
         if not start < line["step"] <= end:
             continue
         rewards = torch.tensor(np.array(line["rewards"], dtype=float))
-        own, row = rewards[:, names.index(name)], rows[line["step"]]
-        covariances = within_prompt_covariance(own, rewards, run.args["completions"])
-        parts.append(
-            [row[f"weight_share/{names[j]}"] * c.item() for j, c in enumerate(covariances)]
-        )
+        own, row = rewards[:, [names.index(name)]], rows[line["step"]]
+        # where a reward does not apply it adds nothing to the sum
+        covariances = [
+            within_prompt_covariance(other, own, run.args["completions"]).item()
+            for other in rewards.nan_to_num().T
+        ]
+        parts.append([row[f"weight_share/{names[j]}"] * c for j, c in enumerate(covariances)])
     return pd.DataFrame(parts, columns=names).mean()
 
 

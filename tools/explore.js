@@ -21,27 +21,31 @@ const maths = (() => {
     return weights.map((w, j) => (j === k ? value : (1 - value) * part(w)));
   }
 
-  // s_i = sum_k w_k r_ik. rewards [B][K], weights [K] -> [B].
-  const scalarize = (rewards, weights) =>
-    rewards.map(row => sum(row.map((r, k) => weights[k] * r)));
+  // s_i = sum_k w_k r_ik. rewards [B][K], weights [K] -> [B]. A reward that is null does not apply;
+  // neither does the score then, where none applies.
+  const scalarize = (rewards, weights) => rewards.map(row =>
+    row.every(r => r === null) ? null : sum(row.map((r, k) => weights[k] * r)));
 
   // What an advantage subtracts from its score and multiplies it with. [B] -> [B] of {base, scale}.
   function normalisers(scores, lengths, size, estimator) {
     if (estimator === 'reinforce') { // over the batch, every token counted once
-      const tokens = sum(lengths), over = values => sum(values.map((v, i) => lengths[i] * v));
-      const base = over(scores) / tokens;
-      const variance = over(scores.map(s => (s - base) ** 2)) / (tokens - 1);
+      const counted = lengths.map((length, i) => scores[i] === null ? 0 : length);
+      const tokens = sum(counted), over = values => sum(values.map((v, i) => counted[i] * v));
+      const base = over(scores) / (tokens || 1);
+      const variance = over(scores.map(s => (s - base) ** 2)) / Math.max(tokens - 1, 1);
       return scores.map(() => ({base, scale: 1 / Math.sqrt(variance + 1e-8)}));
     }
     return groups(scores, size).flatMap(own => { // within the prompt
-      const base = mean(own), variance = sum(own.map(s => (s - base) ** 2)) / (size - 1);
+      const known = own.filter(s => s !== null), base = sum(known) / (known.length || 1);
+      const variance = sum(known.map(s => (s - base) ** 2)) / Math.max(known.length - 1, 1);
       return own.map(() => ({base, scale: 1 / (Math.sqrt(variance) + 1e-6)}));
     });
   }
 
   // algos/*.py: estimate_advantages. scores, lengths [B] -> [B].
   const estimateAdvantages = (scores, lengths, size, estimator) =>
-    normalisers(scores, lengths, size, estimator).map((n, i) => (scores[i] - n.base) * n.scale);
+    normalisers(scores, lengths, size, estimator)
+      .map((n, i) => scores[i] === null ? 0 : (scores[i] - n.base) * n.scale);
 
   // The advantages of each objective by itself. rewards [B][K] -> [B][K].
   function estimateEach(rewards, ...how) {
@@ -53,10 +57,18 @@ const maths = (() => {
   const paretoScalar = advantages => // [B][K] -> [B]
     advantages.map(own => Math.max(Math.min(...own), 0) + Math.min(Math.max(...own), 0));
 
-  // algos/*.py: within_prompt_covariance. weight [B], rewards [B][K] -> [K].
+  // common/controllers.py: within_prompt_covariance. weight [B], rewards [B][K] -> [K]. A reward
+  // that is null does not apply, and is left out.
   function withinPromptCovariance(weight, rewards, size) {
-    const centred = groups(weight, size).flatMap(own => own.map(w => w - mean(own)));
-    return rewards[0].map((_, k) => mean(centred.map((w, i) => w * rewards[i][k])));
+    const about = own => {
+      const known = own.filter(r => r !== null), base = mean(known);
+      return own.map(r => r === null ? null : r - base);
+    };
+    const weights = groups(weight, size).flatMap(about);
+    return rewards[0].map((_, k) => {
+      const own = groups(column(rewards, k), size).flatMap(about);
+      return mean(weights.map((w, i) => own[i] === null ? null : w * own[i]).filter(p => p !== null));
+    });
   }
 
   // Predicted change of a mean reward by the score: nats per unit of advantage * covariance, of

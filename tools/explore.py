@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from common.errors import UserError, require
-from common.runs import Run
+from common.runs import Run, write_whole
 from tools.logs import Columns, Log, beside, load, load_samples, load_statistics
 from tools.scripts import ROOT
 
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     )
     text = page(page_data(run))
     try:
-        out.write_text(text, encoding="utf-8")
+        write_whole(out, text)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error})") from None
     print(out.resolve().as_uri())

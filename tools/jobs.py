@@ -56,8 +56,9 @@ def plan(
         check(args, count=1)
         learning = {k: v for k, v in asdict(args).items() if k not in BOOKKEEPING}
         flags = json.loads(json.dumps({"script": name, "seed": seed} | learning))
-        # the same where both have a flag: a run of an older version may lack some
-        same = [folder for folder, had in known.items() if had | flags == flags | had]
+        # a run of an older version may lack some: it had their defaults
+        default = json.loads(json.dumps(asdict(import_module(f"algos.{name}").Args())))
+        same = [f for f, had in known.items() if flags.items() <= (default | had).items()]
         label = re.sub(r"(?<=[a-z]) (?=\d)", "", " ".join([name, *chosen, f"s{seed}"]))
         label = re.sub(r" -(?=[\d.])", " minus", label)
         folder = (same or [out / "runs" / re.sub(r"[^\w.]+", "-", label)])[0]

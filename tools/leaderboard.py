@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from common.errors import UserError, require
-from common.runs import Run, load_run
+from common.runs import Run, load_run, write_whole
 from common.verdict import NOISE, change_of, evaluations
 from tools.plot import BOOKKEEPING, compare, group_settings, number
 
@@ -239,6 +239,6 @@ def make_table(paths: Sequence[str | Path], out: Path, note: str = "") -> str:
     parts += [note] * bool(note) + left_out
     parts += [DEFINITIONS, f"Made by `{shlex.join(['python', *sys.argv])}` at {code()}."]
     text = "\n\n".join(parts) + "\n"
-    file.write_text(json.dumps(board, indent=1))
-    (out / "table.md").write_text(text)
+    write_whole(file, json.dumps(board, indent=1))
+    write_whole(out / "table.md", text)
     return f"{text}\nwrote table.md, table.json and pictures into {out}"

@@ -182,11 +182,19 @@ def statistics(rewards: pd.DataFrame, lengths, groups, weights) -> tuple:
     several = values[groups.duplicated(keep=False)]
     prompts = several.groupby(groups)
     differ = prompts.transform("min") < prompts.transform("max")
-    # exactly 0 where all are alike: rounding must not look like a covariance
-    centred = (several - prompts.transform("mean")).where(differ, 0.0)
+
+    def within_prompts(values: pd.DataFrame) -> pd.DataFrame:
+        """Centred; exactly 0 where all are alike: rounding must not look like a covariance."""
+        own = values.groupby(groups)
+        alike = own.transform("min") == own.transform("max")
+        return (values - own.transform("mean")).mask(alike, 0.0)
+
+    centred = within_prompts(several)
     own = centred[rewards.columns]
-    score = own @ weights
-    score = score.where(score.abs() > 1e-6 * (own.abs() @ weights), 0.0)  # nor where rewards cancel
+    # a reward that does not apply adds nothing to the sum
+    parts = within_prompts(several[rewards.columns].fillna(0.0))
+    score = parts @ weights
+    score = score.where(score.abs() > 1e-6 * (parts.abs() @ weights), 0.0)  # nor where they cancel
     laws = own.mul(score, axis=0).groupby(groups).mean()  # [P, K]
     law, se = laws.mean(), laws.sem()
     columns = {

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algos.gradnorm import FLOOR, MIN_WEIGHT, gradnorm_step
+from algos.gradnorm import FLOOR, MIN_WEIGHT, GradNorm, gradnorm_step
 from support.own_rewards import OWN
 from support.running import OBJECTIVES, train
 from support.tensors import close, finite_difference, tensor
@@ -83,6 +83,17 @@ def test_the_weights_are_learned_from_the_gaps_and_logged(tmp_path):
     assert len(state["first_losses"]) == 6
     torch.testing.assert_close(state["first_losses"][-1], (1 - state["ema"]).clamp(min=FLOOR))
     assert float(state["weights"].min()) > MIN_WEIGHT
+
+
+def test_an_objective_that_no_completion_has_yet_is_waited_for():
+    learner, gram = GradNorm(torch.ones(2), 1.0, 0.1, 0.3), torch.diag(torch.tensor([4.0, 0.0]))
+    learner.see(torch.tensor([[0.5, torch.nan]]))
+    assert learner.weigh(gram.double()).tolist() == [0.5, 0.5]
+    for _ in range(20):
+        learner.see(torch.tensor([[0.5, 0.2]]))
+        weights = learner.weigh(torch.eye(2).double() * torch.tensor([4.0, 1.0]))
+    assert weights[1] > weights[0]  # its gradient is the shorter
+    assert learner.state["ema"].tolist() == pytest.approx([0.5, 0.2])
 
 
 def test_an_objective_without_a_gradient_keeps_its_weight(tmp_path):

@@ -82,9 +82,17 @@ def test_policy_loss_without_clip_is_reinforce():
 def test_active_tokens_are_those_with_a_gradient():
     ratio = (torch.rand(40, 9, dtype=torch.float64) * 2).requires_grad_()
     advantages = torch.randn(40, dtype=torch.float64)
-    loss, active = linear.policy_loss(ratio, advantages, 0.2, 0.3, 0.0)
-    (gradient,) = torch.autograd.grad(loss.sum(), ratio)
-    assert torch.equal(gradient != 0, active)
+    for dual in (0.0, 1.5):
+        loss, active = linear.policy_loss(ratio, advantages, 0.2, 0.3, dual)
+        (gradient,) = torch.autograd.grad(loss.sum(), ratio)
+        assert torch.equal(gradient != 0, active)
+    assert (ratio[advantages < 0] > 1.5).any()
+
+
+def test_one_token_that_counts_has_no_spread_and_no_advantage():
+    scores = tensor([torch.nan, 0.7, torch.nan, torch.nan])
+    found = linear.estimate_advantages(scores, tensor([3.0, 1.0, 2.0, 2.0]), 2, "reinforce")
+    assert found.tolist() == [0.0] * 4
 
 
 def test_kl_matches_the_vector(vectors):
@@ -157,6 +165,16 @@ def test_the_predicted_change_is_the_true_one_to_first_order(seed):
 
     errors = [float((change - exact).abs().max()) for change, exact in map(predicted, (1e-2, 1e-3))]
     assert errors[1] < errors[0] / 50 + 1e-12
+    # fresh rows anywhere, as where rows and not prompts are dealt: by a loop over the prompts
+    some = torch.rand(prompts, G, generator=generator) < 0.5
+    change, *_ = first_order_change(
+        direction.flatten(), some.flatten().double(), advantages, rewards.view(-1, 3), G, updates=1
+    )
+    each = [torch.cat([d, r], 1)[s] for d, r, s in zip(direction, rewards, some, strict=True)]
+    each = [own - own.mean(0) for own in each if len(own) > 1]
+    total = sum(own.T @ own for own in each)
+    if each:
+        close(change, total[0, 1:] / sum(len(own) - 1 for own in each), 1e-9)
     alone = first_order_change(
         torch.zeros(8), torch.zeros(8), torch.ones(8), torch.rand(8, 3), 4, 1
     )

@@ -167,6 +167,34 @@ def test_the_change_is_exact_where_the_first_order_is_not():
     torch.testing.assert_close(both[0], found)
 
 
+def test_what_does_not_move_or_does_not_vary_is_not_aligned_with_the_move():
+    """Whichever rows are fresh, and after however many updates each was seen."""
+    generator = torch.Generator().manual_seed(0)
+    age, drift = torch.randint(0, 4, (48,), generator=generator), torch.randn(48) / 10
+    rewards = torch.rand(48, 2)
+    rewards[:, 1] = torch.arange(6).repeat_interleave(8) * 0.1  # prompts differ, completions do not
+    change, alignment, _ = what_moved(drift, age, rewards, 8, 4)
+    assert abs(change[1]) < 1e-6
+    assert abs(alignment[1]) < 1e-2
+    assert abs(alignment[0]) <= 1
+    still, aligned, _ = what_moved(torch.zeros(48), age, rewards, 8, 4)
+    assert still.tolist() == aligned.tolist() == [0, 0]
+
+
+def test_what_few_completions_have_is_held_where_it_is():
+    """A reward of one prompt of sixteen, which is not always among the fresh ones."""
+    generator = torch.Generator().manual_seed(0)
+    ratchet = Ratchet(torch.ones(2), 0.0, 70.0, 8.0, 0.1, 0.1)
+    for _ in range(30):
+        rewards = torch.rand(256, 2, generator=generator)
+        rewards[:, 1] = torch.nan
+        prompt = 16 * int(torch.randint(16, (1,), generator=generator))
+        rewards[prompt : prompt + 16, 1] = 0.8 + 0.1 * torch.randn(16, generator=generator)
+        ratchet.learn(rewards, torch.zeros(256), torch.arange(256) // 128, 2, 16)
+    assert ratchet.state["held"][1] == pytest.approx(0.8, abs=0.05)
+    assert ratchet.state["level"][1] == pytest.approx(0.8, abs=0.05)
+
+
 def test_rewards_units_do_not_count_and_a_constant_reward_is_never_lost(tmp_path):
     (tmp_path / "units_of_rewards.py").write_text(
         "from rewards.accuracy import accuracy\n"

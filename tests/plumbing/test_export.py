@@ -95,7 +95,7 @@ def test_what_cannot_be_exported(tmp_path, monkeypatch):
     refuses("RUN: nowhere is no run folder", "nowhere")
     refuses("RUN: mine is no run folder", "mine")
     refuses("--out mine exists already", "run", "--out", "mine")
-    refuses("no readable checkpoint of step 7", "run", "--step", "7")
+    refuses("RUN run: no readable checkpoint of step 7", "run", "--step", "7")
     for file in Path("run/checkpoints").rglob("*.pt"):
         file.write_bytes(file.read_bytes()[:-9])
     refuses("no readable checkpoint", "run", "--out", "other")

@@ -90,6 +90,10 @@ def test_evaluation_is_sampled_and_greedy_with_standard_errors():
     short_ones = lambda completion_ids, **_: [  # noqa: E731
         float(len(ids) < 6) if len(ids) % 2 else None for ids in completion_ids
     ]
+    with pytest.raises(UserError, match="--eval-prompts 4: never applies to 0 of them"):
+        evaluate(
+            *given, {"never": lambda completions, **_: [None] * len(completions)}, 1, "exact", args
+        )
     some, _ = evaluate(*given, {"short": short_ones}, 6.5, "exact", args)
     assert some["eval/short"] == 0.25  # where it applies: 5 of 5, 7, 9, 11
 

@@ -1,9 +1,11 @@
 """Models: what is refused when they are loaded, the same sharded as whole, the same weights in
 bfloat16, K gradients from one pass, the logits that are never whole in memory."""
 
+import itertools
 import json
 import os
 import sys
+import weakref
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -433,7 +435,10 @@ def test_gradients_of_one_pass_are_those_of_separate_passes():
     flat = torch.stack([torch.cat([g.flatten() for g in own]) for own in found.each])
     torch.testing.assert_close(found.gram(3), flat.double() @ flat.double().T, rtol=1e-12, atol=0)
     torch.testing.assert_close(found.gram(2), found.gram(3)[:2, :2])
+    held = [weakref.ref(buffer) for buffer in itertools.chain(*found.each)]
     found.combine([0.5, -2.0, 3.0])
+    del one, other
+    assert sum(buffer() is not None for buffer in held) == len(parameters)  # those in .grad
     written = torch.cat([parameter.grad.flatten() for parameter in parameters])
     torch.testing.assert_close(written, torch.tensor([0.5, -2.0, 3.0]) @ flat, rtol=1e-4, atol=1e-6)
 

@@ -284,6 +284,9 @@ def test_functions_are_found_in_modules_and_files(folder):
     import math
 
     assert math.pi > 3
+    (folder / "mine/judge.py").write_text(f"loaded = []\ndef one{body}def two{body}")
+    both = load(["mine/judge.py:one", "mine/judge.py:two"])  # a judge's weights are loaded once
+    assert both["one"].__globals__ is both["two"].__globals__
     load(DEFAULT)
     assert sys.path.count(str(folder)) == 1
 

@@ -302,9 +302,10 @@ def test_a_run_goes_on_with_the_flags_it_had(trained, capsys):
     args_of = import_module("algos.linear").Args
     args = parse(args_of, "linear", ["--resume", folder, "--steps", "9", "--track", "wandb"])
     assert (args.lr, args.steps, args.track) == (1e-3, 9, "wandb")
-    told = r"--resume .*: --lr \(was 0.001\), --seed \(was 1\)$"
+    assert parse(args_of, "linear", ["--resume", folder, "--lr", "0.5"]).lr == 0.5  # as errors say
+    told = r"--resume .*: --kl-coef \(was 0.001\), --seed \(was 1\)$"
     with pytest.raises(UserError, match=told):
-        parse(args_of, "linear", ["--resume", folder, "--lr", "0.5", "--seed", "9"])
+        parse(args_of, "linear", ["--resume", folder, "--kl-coef", "0.5", "--seed", "9"])
     with pytest.raises(UserError, match="is of linear, not of ctwa"):
         parse(import_module("algos.ctwa").Args, "ctwa", ["--resume", folder])
 

@@ -180,6 +180,11 @@ def test_the_plan_finds_a_run_by_its_flags(tmp_path):
     found = plan(["linear"], options, fixed, 1, tmp_path)
     assert [folder.name for folder in found] == [run.name, "linear-lr1e-4-s1"]
     assert train_missing({run: found[run]}, tmp_path, 1) == []
+    args = json.loads((run / "args.json").read_text())
+    del args["eval_samples"], args["estimator"]  # of a version before these flags
+    (run / "args.json").write_text(json.dumps(args))
+    for more, name in (([], run.name), (["--eval-samples", "2"], "linear-lr3e-5-s1")):
+        assert next(iter(plan(["linear"], options, [*fixed, *more], 1, tmp_path))).name == name
     run.rename(run.with_name("linear-s1"))
     with pytest.raises(UserError, match="linear-s1 would be two runs"):
         plan(["linear"], [], fixed, 1, tmp_path)

@@ -64,6 +64,16 @@ def test_mathematics_is_that_of_the_scripts(ask, scale, estimator):
     same(within_prompt_covariance(advantages, r, 4), "withinPromptCovariance", advantages, r, 4)
     law, *_ = first_order_change(drift, age, advantages, r, 4, 4)
     same(law, "byMove", drift, age, r, 4, 4)
+    some = r.masked_fill(torch.rand(24, 3) < 0.3, torch.nan)  # where a reward applies
+    some[5] = torch.nan
+    told = [[None if value != value else value for value in row] for row in some.tolist()]
+    sums = (some * weights).nansum(1).masked_fill(some.isnan().all(1), torch.nan)
+    shown = [None if value != value else value for value in sums.tolist()]
+    assert ask("scalarize", told, weights)[5] is None
+    same(estimate_advantages(sums, *how), "estimateAdvantages", shown, *how)
+    same(estimate_each(some, *how), "estimateEach", told, *how)
+    covariance = within_prompt_covariance(advantages, some, 4)
+    same(covariance, "withinPromptCovariance", advantages, told, 4)
     for unknown in ([0] * 24, age):  # nothing fresh; a log-probability that was not finite
         assert ask("byMove", [*drift.tolist()[:-1], None], unknown, r, 4, 4) is None
     same(torch.tensor([0.75, 0.15, 0.1]), "turned", [0.5, 0.3, 0.2], 0, 0.75)

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from algos.linear import scalarize
+from common.controllers import within_prompt_covariance
 from common.errors import UserError
 from support.running import ROOT, read_lines, run_script
 from tools.score import describe, main, statistics
@@ -104,6 +107,20 @@ def test_what_is_constant_or_cancels_predicts_nothing_however_it_rounds(size):
     text = describe(weights, *found)
     assert re.findall(r"(.) is dead", text) == ["a", "b"]
     assert text.count("not told from 0") == 4
+
+
+def test_a_reward_that_does_not_apply_adds_nothing_as_in_training():
+    rewards, lengths, groups = made([0] * 6 + [1] * 6 + [2] * 6)
+    order = np.argsort(groups, kind="stable")
+    rewards.loc[np.random.default_rng(1).random(18) < 0.4, "c"] = np.nan
+    weights = np.array([0.5, 0.2, 0.3])
+    each, *_ = statistics(rewards, lengths, groups, weights)
+    rows = torch.tensor(rewards.to_numpy()[order])
+    score = scalarize(rows, torch.tensor(weights))
+    one = [
+        within_prompt_covariance(score[s], rows[s], 6) for s in map(slice, (0, 6, 12), (6, 12, 18))
+    ]
+    assert each["law"].to_numpy() == pytest.approx(torch.stack(one).nanmean(0).numpy())
 
 
 def test_above_the_diagonal_are_all_completions_and_below_it_prompts():

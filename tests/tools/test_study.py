@@ -110,6 +110,10 @@ def test_runs_are_added_to_what_is_kept_and_replace_their_own(tmp_path):
         results.metrics(
             [load_run(path) for path in (tmp_path / "a", write_run(tmp_path / "b", "pama"))]
         )
+    with pytest.raises(UserError, match="--eval-samples had more"):
+        results.metrics([load_run(write_run(tmp_path / "c", eval_samples=4))])
+    with pytest.raises(UserError, match="--eval-split was tune"):
+        words.rows_of(load_run(write_run(tmp_path / "d", eval_split="tune")))
 
 
 def test_boxes_and_last_numbers_of_the_real_model(tmp_path):
