@@ -7,11 +7,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
+from algos.linear import scalarize
+from common.controllers import within_prompt_covariance
 from common.errors import UserError
 from common.runs import load_run
 from support.folders import write_predicted_run as write_run
+from support.own_rewards import OWN
 from support.pictures import cut_off, overlapping
 from tools.counterfactual import choices
 from tools.explain import (
@@ -22,6 +26,7 @@ from tools.explain import (
     intervals,
     load_statistics,
     main,
+    outvoted,
     phases,
     reason,
 )
@@ -181,6 +186,21 @@ def test_gradients_that_were_not_finite_are_passed_over(trained):
     # the gradients of a whole batch are those of each of its updates
     once = chosen(trained("mgda"), gram=lambda line: line["gram"][:1])
     assert once == chosen(trained("mgda"), gram=lambda line: line["gram"][:1] * 2)
+
+
+def test_a_reward_that_does_not_apply_is_left_out_as_in_training(trained):
+    run = load_run(trained("linear", rewards=("rewards.accuracy:accuracy", f"{OWN}:absent")))
+    lines = load_statistics(run)
+    rewards = [torch.tensor(np.array(line["rewards"], dtype=float)) for line in lines]
+    assert all(own.isnan().any() and not own.isnan().all() for own in rewards)
+    for k, name in enumerate(run.objectives):
+        scores = [scalarize(own, torch.full((2,), 0.5)) for own in rewards]
+        each = zip(scores, rewards, strict=True)
+        wanted = [within_prompt_covariance(score, own, 4)[k] for score, own in each]
+        assert outvoted(run, name, 0, 3).sum() == pytest.approx(np.mean(wanted), rel=1e-6)
+    found = choices(run, lines)
+    assert found["famo"].weights[1] != found["famo"].weights[2]  # it has learned
+    assert found["mgda"].weights[0] == pytest.approx([0.5, 0.5])  # of two gradients of one length
 
 
 def test_a_preset_gives_the_other_controllers_their_rates(trained):
