@@ -104,8 +104,8 @@ def test_a_run_that_was_stopped_is_examined_as_it_is(tmp_path, monkeypatch, caps
     asked = ["linear", "--resume", str(run), "--steps", "4"]
     doctor.main(asked)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
-    with pytest.raises(UserError, match="--lr"):
-        doctor.main([*asked, "--lr", "1"])
+    with pytest.raises(UserError, match="--kl-coef"):
+        doctor.main([*asked, "--kl-coef", "1"])
     for file in run.rglob("state.pt"):
         file.write_bytes(b"")
     with pytest.raises(UserError, match="no readable checkpoint"):
