@@ -52,7 +52,7 @@ def evaluate(
         mean_length = lengths.mean().item() if mean_length is None else mean_length
         scores = score(objectives, texts, ids, prompts.repeat(count).columns, mean_length, check)
         for name, values in [*zip(objectives, scores.T, strict=True), ("length", lengths)]:
-            values = values.view(-1, count).nanmean(1)  # completions of a prompt are alike
+            values = values.view(-1, count).nanmean(1)  # those of a prompt depend on each other
             values = values[~values.isnan()]  # where a reward applies
             told = f"--eval-prompts {len(prompts)}: {name} applies to {len(values)} of them, and a"
             require(len(values) > 1, f"{told} standard error takes two")

@@ -37,9 +37,9 @@ class RunFlags:
     eval_every: int = 10
     """evaluate every so many steps; also before the first and after the last"""
     eval_prompts: int = 256
-    """held-out prompts evaluated, at most, each with one greedy completion and with"""
+    """held-out prompts evaluated, at most, each with a greedy completion and --eval-samples"""
     eval_samples: int = 1
-    """this many sampled ones (avg@k)"""
+    """sampled completions of each held-out prompt (avg@k)"""
     eval_split: Literal["test", "tune"] = "test"
     """held-out prompts to evaluate on: choose hyperparameters on tune, report test"""
     checkpoint_every: int = 25
