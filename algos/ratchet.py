@@ -52,7 +52,7 @@ def what_moved(
     groups = rewards.view(-1, group_size, rewards.size(1))
     biased = (groups - groups.nanmean(1, keepdim=True)).square().nanmean((0, 1))
     variance = biased * group_size / (group_size - 1)
-    return change, change / (moved * variance.sqrt()).clamp(min=1e-6), variance
+    return change, change / (moved * variance.sqrt()).clamp(min=1e-12), variance
 
 
 def follow(level, held, seen, change, count: Tensor, trust: float) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algos.famo import FLOOR, adam_step, famo_direction, famo_weights, reweighted_rewards
+from algos.famo import (
+    FAMO,
+    FLOOR,
+    adam_step,
+    famo_direction,
+    famo_weights,
+    reweighted_rewards,
+)
 from support.running import OBJECTIVES, train
 from support.tensors import close, finite_difference, tensor
 
@@ -103,6 +110,16 @@ def test_weights_follow_the_gaps_and_the_logits_follow_the_improvement(tmp_path)
 def test_without_a_step_nothing_improves(tmp_path):
     row = train("famo", tmp_path / "run", lr=0.0, weight_decay=0.0, steps=1)[1]
     assert all(row[f"famo/improvement/{o}"] == pytest.approx(0, abs=1e-5) for o in OBJECTIVES)
+
+
+def test_rounding_is_no_direction():
+    """Nothing has moved, and nothing decays: rewards that float32 does not hold exactly."""
+    rewards = torch.rand(64, 3, generator=torch.Generator().manual_seed(0)) / 3
+    learner = FAMO(torch.ones(3), 0.1, 0.0)
+    for _ in range(3):
+        learner.weights(rewards)
+        learner.learn(rewards, torch.zeros(64).double(), 4)
+    assert learner.state["logits"].abs().max() < 1e-6
 
 
 def test_without_an_update_the_means_are_those_of_the_batch_whatever_applies():

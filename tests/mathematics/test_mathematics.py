@@ -233,6 +233,15 @@ def test_ctwa_hands_its_average_on_and_does_not_raise_what_has_reached_its_cap()
         weights = controller.weights(rewards)
         torch.testing.assert_close(weights[:2], log_weights[:2].exp())
         assert weights[2] == 1 < log_weights[2].exp()
+    # no covariance is beyond what is reachable, of a reward that few completions have either
+    rewards[1:6, 0] = torch.nan
+    controller.learn(rewards, W, 4)
+    reachable = controller.log["ctwa/reachable"]
+    assert reachable.isfinite().all()
+    bound = (
+        W.view(2, 4).var(1, correction=0).mean() * rewards[6:, 0].var(correction=0) * 2 / 3
+    ) ** 0.5
+    assert reachable[0] == pytest.approx(bound.item())  # a third one is alone in its prompt
 
 
 @settings(deadline=None, max_examples=50)

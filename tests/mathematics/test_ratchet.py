@@ -185,10 +185,10 @@ def test_what_few_completions_have_is_held_where_it_is():
     """A reward of one prompt of sixteen, which is not always among the fresh ones."""
     generator = torch.Generator().manual_seed(0)
     ratchet = Ratchet(torch.ones(2), 0.0, 70.0, 8.0, 0.1, 0.1)
-    for _ in range(30):
+    for step in range(30):
         rewards = torch.rand(256, 2, generator=generator)
         rewards[:, 1] = torch.nan
-        prompt = 16 * int(torch.randint(16, (1,), generator=generator))
+        prompt = 16 * int(torch.randint(16, (1,), generator=generator)) if step > 2 else 0
         rewards[prompt : prompt + 16, 1] = 0.8 + 0.1 * torch.randn(16, generator=generator)
         ratchet.learn(rewards, torch.zeros(256), torch.arange(256) // 128, 2, 16)
     assert ratchet.state["held"][1] == pytest.approx(0.8, abs=0.05)

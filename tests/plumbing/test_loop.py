@@ -55,7 +55,8 @@ def test_evaluation_is_sampled_and_greedy_with_standard_errors():
         lengths = drawn if temperature else [3] * len(prompts)
         return [[5] * (n - 1) + [1] for n in lengths], [[-1.0] * n for n in lengths]
 
-    def short(completion_ids, mean_length, **columns):
+    def short(completion_ids, mean_length, prompts, **columns):
+        assert len(prompts) == len(completion_ids)
         thresholds.append(mean_length)
         return [float(len(ids) < mean_length) for ids in completion_ids]
 

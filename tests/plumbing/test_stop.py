@@ -8,6 +8,7 @@ import signal
 import time
 from importlib import import_module
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from common.errors import Stopped, UserError, plain_errors
 from common.log import new_folder
 from common.rollout import TransformersEngine
 from common.run import Signals
+from common.runs import write_whole
 from support.running import (
     ROOT,
     SMALL,
@@ -243,6 +245,21 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays_readable(limit, steps,
     assert "Traceback" not in done.stderr
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines(keepends=True)
     assert [json.loads(line)["step"] for line in lines if line.endswith("\n")] == steps
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "table.md"
+    write_whole(file, "old")
+    write = Path.write_text
+
+    def cut(path, text, **how):
+        write(path, text[:1], **how)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", cut)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(file, "new")
+    assert file.read_text() == "old"
 
 
 # --- held-out values that fall ---

@@ -10,6 +10,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from algos.famo import FAMO
+from algos.famo import Args as FAMOArgs
 from algos.linear import scalarize
 from common.controllers import within_prompt_covariance
 from common.errors import UserError
@@ -199,7 +201,13 @@ def test_a_reward_that_does_not_apply_is_left_out_as_in_training(trained):
         wanted = [within_prompt_covariance(score, own, 4)[k] for score, own in each]
         assert outvoted(run, name, 0, 3).sum() == pytest.approx(np.mean(wanted), rel=1e-6)
     found = choices(run, lines)
-    assert found["famo"].weights[1] != found["famo"].weights[2]  # it has learned
+    famo, learned = FAMO(torch.ones(2), FAMOArgs.weight_lr, FAMOArgs.gamma), []
+    for own, after in zip(rewards, [*rewards[1:], None], strict=True):
+        learned.append(famo.weights(own.float()))
+        if after is not None:
+            famo.reached(after.nanmean(0))
+    np.testing.assert_allclose(found["famo"].weights, torch.stack(learned), rtol=1e-4)
+    assert famo.state["t"] == 2
     assert found["mgda"].weights[0] == pytest.approx([0.5, 0.5])  # of two gradients of one length
 
 
