@@ -30,7 +30,7 @@ LOGGED = (  # what a page of another trainer's log says of itself
     "its curves and what is measured are of training completions, not of held-out prompts. It has "
     "no log-probabilities, so how far a step went is not known, nor what is by the move."
 )
-TEXTS, NUMBERS = 300_000, 400_000  # bytes of completions and numbers; beyond, some are left out
+TEXTS, NUMBERS = 300_000, 1_500_000  # bytes of completions and numbers; beyond, some are left out
 
 
 @dataclass

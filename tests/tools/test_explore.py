@@ -119,10 +119,13 @@ def test_committed_page_is_what_the_template_makes():
     assert page(embedded(text)) == text, "python -m study.explore_page makes docs/explore.html anew"
 
 
-def test_page_of_a_long_run_stays_small(tmp_path):
-    """Its first and its last step stay, and those with texts; of these some prompts."""
+def test_page_of_a_default_run_is_whole_and_that_of_a_long_one_stays_small(tmp_path):
+    """Of a long run its first and last step stay, and those with texts; of these some prompts. Only
+    where all steps are on the page does it tell why an objective fell over the whole run."""
     wide = {key: [0.123456] * 256 for key in ("lengths", "drift", "age")}
     wide["rewards"] = [[0.123456, 0.654321]] * 256
+    usual = page_data(load_run(write_run(tmp_path / "usual", [0.01] * 100, [0.5] * 51, line=wide)))
+    assert [own["step"] for own in usual["steps"]] == [*range(1, 101)]
     folder = write_run(tmp_path / "run", [0.01] * 200, [0.5] * 101, line=wide)
     data = page_data(load_run(with_texts(folder, 256, range(1, 200, 10))))
     assert {1, 11, 191, 200} < {own["step"] for own in data["steps"]} < set(range(1, 201))
@@ -165,8 +168,8 @@ def test_browser_runs_no_completion(opened, tmp_path, capsys):
 @needs_driver
 def test_browser_tells_the_story_of_the_committed_page(opened):
     """With equal weights a short wrong answer is paid most, at .6 .2 .2 none is."""
-    assert "fell, from 0.555 to 0.043, while" in opened.ask("story.innerText")
-    assert "accuracy −0.512 measured, −0.533 by the move, −0.051" in opened.ask("whole.innerText")
+    assert "fell, from 0.555 to 0.051, while" in opened.ask("story.innerText")
+    assert "accuracy −0.504 measured, −0.546 by the move, −0.067" in opened.ask("whole.innerText")
     said = opened.ask("said.innerText")
     assert "pushes accuracy down in step 1. 134 of its 154 right completions are long and" in said
     assert "raise accuracy by 0.049, but that of conciseness takes 0.038 away and" in said
