@@ -40,15 +40,15 @@ def completion_weights(
     advantages: Tensor, ratio: Tensor, mask: Tensor, clip_low: float, clip_high: float
 ) -> Tensor:
     """Clipped advantage weight of a completion, W_i = mean_t A_i rho_it 1_it (eq. 6, 7). -> [B].
-    advantages [B], ratio [B,T]; mask [B,T]: above 0 where a token counts in the loss."""
+    advantages [B], ratio [B,T]; mask [B,T]: a token's weight in the loss, 0 on padding."""
     _, active = policy_loss(ratio, advantages, clip_low, clip_high, 0.0)
     return (advantages[:, None] * ratio * active * mask).sum(1) / (mask > 0).sum(1)
 
 
 def drop_outliers(completion_weight: Tensor, group_size: int, factor: float) -> Tensor:
     """Give completions with |W| > factor * median |W| the mean of the others of their prompt, which
-    takes them out of the covariance. [B] -> [B]. The median is that of the weights that are not 0,
-    as all are of a prompt without differences."""
+    takes them out of the covariance. [B] -> [B]. The median is of weights other than 0: a prompt
+    without differences has nothing but zeros."""
     size = completion_weight.abs()
     kept = size <= factor * size[size > 0].median()
     groups, kept = completion_weight.view(-1, group_size), kept.view(-1, group_size)
@@ -60,7 +60,7 @@ def update_log_weights(
     log_weights: Tensor, ema: Tensor | None, cov: Tensor, targets: Tensor, lr: float, tau: float
 ) -> tuple[Tensor, Tensor]:
     """Algorithm 1: (log_weights + lr * [targets - ema]_+, ema), all [K]. The first covariance
-    starts the moving average."""
+    of all objectives starts the moving average; until then it is the newest."""
     ema = cov if ema is None else (1 - tau) * ema + tau * cov
     return log_weights + lr * (targets - ema).clamp(min=0), ema
 
@@ -94,9 +94,10 @@ class CTWA:
         """rewards [B,K], measured [B]."""
         W = drop_outliers(measured, group_size, self.outliers) if self.outliers > 0 else measured
         covariance = within_prompt_covariance(W, rewards, group_size)
-        own = rewards.view(-1, group_size, rewards.size(1))
+        own, moved = rewards.view(-1, group_size, rewards.size(1)), W.view(-1, group_size, 1)
         variance = (own - own.nanmean(1, keepdim=True)).square().nanmean((0, 1))
-        spread = W.view(-1, group_size).var(1, correction=0).mean()
+        moved = (moved - moved.mean(1, keepdim=True)).square()
+        spread = moved.where(~own.isnan(), torch.nan).nanmean((0, 1))
         old = self.state["log_weights"]
         how = (covariance, self.targets, self.lr, self.tau)
         new, ema = update_log_weights(old, self.state["ema"], *how)
@@ -225,11 +226,11 @@ def controller(args: Args, objectives: list[str], device) -> CTWA:
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, __file__)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks and rewards
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    run.restore(optimizer, algorithm.state)  # where --resume asks for it
+    run.restore(optimizer, algorithm.state)  # a new folder, or where --resume left off
     G, clips = args.completions, flags.clips(args)  # clips: infinite where --estimator has none
     passes = (args.temperature, args.micro_batch_tokens)
 
@@ -281,7 +282,7 @@ def main(args: Args) -> None:
 
         # --- SHARED: log, evaluate, save ---
         run.finish(step, meter, rewards, advantages, weights, algorithm.log)
-    run.close()  # model/, curves.png, and what became of each objective
+    run.close()  # model/, and what became of each objective
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def what_moved(
     beyond = drift.clamp(-20, 20).expm1()  # drift is its first order; the rate is not used
     change, _, moved = first_order_change(beyond, age, drift, rewards, group_size, updates)
     groups = rewards.view(-1, group_size, rewards.size(1))
-    biased = (groups - groups.nanmean(1, keepdim=True)).square().nanmean((0, 1))
-    variance = biased * group_size / (group_size - 1)
+    degrees = ((~groups.isnan()).sum(1) - 1).clamp(min=0).sum(0)
+    variance = (groups - groups.nanmean(1, keepdim=True)).square().nansum((0, 1)) / degrees
     return change, change / (moved * variance.sqrt()).clamp(min=1e-12), variance
 
 
@@ -61,7 +61,7 @@ def follow(level, held, seen, change, count: Tensor, trust: float) -> tuple[Tens
     seen: mean reward of the step's completions, the count-th batch; change: what the updates did
     then. In the first 1 / trust batches a correction says where it began: no gain and no loss.
     """
-    correction = (1 / count).clamp(min=trust) * (seen - level)
+    correction = ((1 / count).clamp(min=trust) * (seen - level)).nan_to_num()  # 0: none was seen
     held = torch.where(count * trust <= 1, held + correction, held)
     level = level + correction + change
     return level, held if (level < held).any() else level
@@ -241,11 +241,11 @@ def controller(args: Args, objectives: list[str], device) -> Ratchet:
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, __file__)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks and rewards
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    run.restore(optimizer, algorithm.state)  # where --resume asks for it
+    run.restore(optimizer, algorithm.state)  # a new folder, or where --resume left off
     G, clips = args.completions, flags.clips(args)  # clips: infinite where --estimator has none
     passes = (args.temperature, args.micro_batch_tokens)
 
@@ -293,7 +293,7 @@ def main(args: Args) -> None:
 
         # --- SHARED: log, evaluate, save ---
         run.finish(step, meter, rewards, advantages, weights, algorithm.log)
-    run.close()  # model/, curves.png, and what became of each objective
+    run.close()  # model/, and what became of each objective
 
 
 if __name__ == "__main__":

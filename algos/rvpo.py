@@ -185,11 +185,11 @@ def controller(args: Args, objectives: list[str], device) -> RVPO:
 
 def main(args: Args) -> None:
     # --- SHARED: set-up ---
-    run = Run(args, __file__)  # ranks, rewards, folder, log
+    run = Run(args, __file__)  # ranks and rewards
     algorithm = controller(args, run.objectives, run.device)
     policy, reference = run.load_models()  # and prompts, and the sampler
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    run.restore(optimizer, algorithm.state)  # where --resume asks for it
+    run.restore(optimizer, algorithm.state)  # a new folder, or where --resume left off
     G, clips = args.completions, flags.clips(args)  # clips: infinite where --estimator has none
     passes = (args.temperature, args.micro_batch_tokens)
 
@@ -234,7 +234,7 @@ def main(args: Args) -> None:
 
         # --- SHARED: log, evaluate, save ---
         run.finish(step, meter, rewards, advantages, weights, algorithm.log)
-    run.close()  # model/, curves.png, and what became of each objective
+    run.close()  # model/, and what became of each objective
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def _load(folder: Path, policy, optimizer, state: dict) -> None:
                 owner, field = name.removeprefix("optimizer.").rsplit(".", 1)
                 parameter = tensors[f"policy.{owner}"]
                 like = parameter if whole.shape == parameter.shape else whole
-                moment = torch.zeros_like(like, dtype=whole.dtype).requires_grad_(False)
+                moment = torch.zeros_like(like, dtype=whole.dtype)
                 _fill(moment, whole)
                 optimizer.state[parameter][field] = moment
 

@@ -5,13 +5,13 @@ all that it remembers; `log` holds what it wants logged of the step, tensors [K]
 What else it has says of which kind it is. B completions, K objectives, a prompt's `group_size`
 completions in adjacent rows; a reward that does not apply to a completion is NaN.
 
-before the update, once a step, one of
+before the update, one of
     weights(rewards [B,K]) -> [K]      what the rewards are summed with
     advantages(rewards, lengths [B], group_size, estimator) -> ([B], [K])
                                        where they are no advantages of a sum; and weights to log
     follow(gram [K,K], lr) -> [K]      like `weights`, from the gradients of the whole batch
-    weigh(gram [K,K]) -> [K]           of the gradients of one mini-batch; after `see(rewards)`,
-                                       where it has that
+    weigh(gram [K,K]) -> [K]           once per mini-batch, of its gradients; after `see(rewards)`,
+                                       once a step, where it has that
 after the update, one of
     learn(rewards, measured [B], group_size)    what `measure(log_ratio [b,T], token_weight [b,T],
                                        advantages [b], clip_low, clip_high)` -> [b] finds of the
@@ -62,8 +62,7 @@ def first_order_change(
     columns = torch.cat([scaled, advantages[:, None], rewards], 1).masked_fill(trained, torch.nan)
     groups = columns.view(-1, group_size, columns.size(1))
     centred = groups - groups.nanmean(1, keepdim=True)
-    products = (centred * centred[..., :1]).nanmean((0, 1))
-    rate = products[1] / centred[..., 1].square().nanmean().clamp(min=1e-12)
-    fresh = group_size - trained.view(-1, group_size).sum(1)  # of each prompt
-    covariance = products * fresh.sum() / (fresh - 1).clamp(min=0).sum()
+    degrees = ((~groups.isnan()).sum(1) - 1).clamp(min=0).sum(0)  # of freedom, of each column
+    covariance = (centred * centred[..., :1]).nansum((0, 1)) / degrees
+    rate = covariance[1] / (centred[..., 1].square().nansum() / degrees[1]).clamp(min=1e-12)
     return covariance[2:], rate, covariance[0].sqrt()

@@ -33,7 +33,12 @@ def parse(args_class: Callable, script: str, argv: list[str]):
     args = tyro.cli(args_class, args=argv, console_outputs=speaks)
     if not (args.resume or args.preset):
         return args
-    given = saved_flags(args.resume, script) if args.resume else preset(args.preset, script)
+    if args.resume:
+        given = read_args(args.resume, "--resume")
+        told = f"--resume {args.resume}: that run is of {given['script']}, not of {script}"
+        require(given["script"] == script, told)
+    else:
+        given = preset(args.preset, script)
     known = asdict(args).keys()
     before = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in known}
     default = replace(args_class(), **before)
@@ -42,14 +47,6 @@ def parse(args_class: Callable, script: str, argv: list[str]):
     told = ", ".join(f"--{k.replace('_', '-')} (was {before.get(k)})" for k in sorted(differing))
     require(not differing, f"--resume {args.resume}: these flags differ from the run's: {told}")
     return args
-
-
-def saved_flags(folder: str, script: str) -> dict:
-    """What args.json of a run folder holds."""
-    saved = read_args(folder, "--resume")
-    told = f"--resume {folder}: that run is of {saved['script']}, not of {script}"
-    require(saved["script"] == script, told)
-    return saved
 
 
 def presets(script: str = "") -> dict[str, dict]:

@@ -1,5 +1,7 @@
 """What a step did, for the log. Nothing here changes what is trained."""
 
+from statistics import fmean
+
 import torch
 from torch import Tensor
 
@@ -14,10 +16,10 @@ class Meter:
     def __init__(self, batch: Batch, epochs: int, mini_batches: int) -> None:
         self.epochs, self.mini_batches = epochs, mini_batches
         # what first_order_change wants, and the share of tokens with a gradient. [B] each
-        self.drift, self.age, self.active = torch.zeros(3, *batch.lengths.shape).to(batch.mask)
+        self.drift, self.age, self.active = batch.mask.new_zeros(3, len(batch.mask))
         self.norms: list[float] = []  # of the gradient, one per update
         self.sums: list[Tensor] = []  # per update: policy loss, KL, clipped share. [3] each
-        self.open = torch.zeros(3).to(batch.mask)
+        self.open = batch.mask.new_zeros(3)
         # of scripts that weigh one gradient per objective: their inner products, the weighted loss
         self.grams: list[Tensor] = []  # [K, K] each
         self.losses: list[float] = []
@@ -53,13 +55,9 @@ class Meter:
 
     def means(self) -> dict[str, float]:
         """Losses, clipped share and gradient norm: means over the updates."""
-        found = dict.fromkeys(("loss/policy", "loss/kl", "clip/fraction", "grad/norm"), 0.0)
-        for i, (totals, norm) in enumerate(zip(self.sums, self.norms, strict=True)):
-            policy, kl, clipped = totals.tolist()
-            policy = self.losses[i] if self.losses else policy
-            for name, value in zip(found, (policy, kl, clipped, norm), strict=True):
-                found[name] += value / len(self.norms)
-        return found
+        policy, kl, clipped = torch.stack(self.sums).double().mean(0).tolist()
+        policy, norm = fmean(self.losses or [policy]), fmean(self.norms)
+        return {"loss/policy": policy, "loss/kl": kl, "clip/fraction": clipped, "grad/norm": norm}
 
     def kept(self) -> dict[str, Tensor]:
         """What of it goes into statistics.jsonl."""
@@ -75,8 +73,8 @@ def describe(
     group_size: int,
     weights: Tensor,
     logged: dict,
-) -> tuple[dict[str, float], dict[str, float]]:
-    """(metrics of the script and per objective, as <name>/<objective>; metrics of the whole step).
+) -> dict[str, float]:
+    """Metrics per objective, as <name>/<objective>, and of the whole step.
 
     rewards [B,K], advantages [B], weights [K]; logged: what the algorithm logs beside, numbers and
     tensors [K] by name.
@@ -97,6 +95,8 @@ def describe(
         "cov": within_prompt_covariance(advantages, rewards, group_size),
         "cov_active": within_prompt_covariance(active, rewards, group_size),
         "law": law,
+        "law/rate": rate.item(),
+        "law/nats": nats.item(),
         **logged,
     }
     row = {}
@@ -106,7 +106,7 @@ def describe(
         else:
             named = zip(objectives, value.tolist(), strict=True)
             row |= {f"{key}/{name}": number for name, number in named}
-    return row, {"law/rate": rate.item(), "law/nats": nats.item()}
+    return row
 
 
 def next_scale(scale: float, nats: float, desired_kl: float) -> float:

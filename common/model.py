@@ -127,7 +127,8 @@ def load_model(
     alone = not dist.is_initialized()
     how = (device, trust_remote_code) if alone else ("cpu", trust_remote_code, "auto")
     policy = load_whole(model, *how).requires_grad_(not frozen)
-    layers = decoder_layers(policy)
+    names = policy._no_split_modules or ()  # layers that are sharded and checkpointed one by one
+    layers = [module for module in policy.modules() if type(module).__name__ in names]
     if lora_rank:
         add_adapters(policy, lora_rank)
     if not alone:
@@ -177,12 +178,6 @@ def spread_evenly(weights: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.empty(weights.shape, dtype=torch.int16, device=weights.device)
     noise.random_(1 - 2**15, 2**15, generator=generator)
     return torch.where(numbers << 1 == 0, numbers, numbers + noise).view(torch.float32)
-
-
-def decoder_layers(model: "PreTrainedModel") -> list[nn.Module]:
-    """The layers that are sharded and checkpointed one by one."""
-    names = model._no_split_modules or ()
-    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def full_parameters(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

@@ -199,7 +199,6 @@ def _choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor
         cumulative = probabilities.cumsum(-1)
         target = (uniform.double() * cumulative[:, -1])[:, None]
         chosen = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-        chosen = chosen.clamp(max=logits.size(-1) - 1)
     return chosen, probabilities.gather(1, chosen[:, None]).squeeze(1).log().float()
 
 

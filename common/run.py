@@ -225,13 +225,11 @@ class Run:
         """
         self._lap("weights")
         args, batch, objectives = self.args, self.batch, self.objectives
-        each, whole = describe(
-            meter, objectives, rewards, advantages, args.completions, weights, logged
-        )
-        skipped = [not norm < inf for norm in meter.norms]  # neither infinite nor NaN
+        row = describe(meter, objectives, rewards, advantages, args.completions, weights, logged)
+        skipped = [not norm < inf for norm in meter.norms]  # infinite or NaN
         for failed in skipped:
             self.failures = self.failures + 1 if failed else 0
-        row = each | {
+        row |= {
             "length/mean": batch.lengths.mean().item(),
             "length/threshold": self.threshold,
             "length/truncated": batch.sampled.truncated,
@@ -241,9 +239,9 @@ class Run:
         row |= {"grad/skipped": sum(skipped), "lr": self.optimizer.param_groups[0]["lr"]}
         if self.reference is None:
             row["loss/kl"] = nan
-        row |= whole | self.laps
+        row |= self.laps
         if args.desired_kl:
-            self.memory["scale"] = next_scale(self.scale, whole["law/nats"], args.desired_kl)
+            self.memory["scale"] = next_scale(self.scale, row["law/nats"], args.desired_kl)
         kept = {"rewards": rewards, "advantages": advantages, "lengths": batch.lengths.int()}
         self.log.statistics(step, kept | meter.kept())
         if step == 1 or self._due(step, args.eval_every):
@@ -367,8 +365,9 @@ class Run:
 
 
 class Signals:
-    """Ctrl-C and SIGTERM: noted when they come, acted on at the end of a step. A second Ctrl-C ends
-    the process at once; torchrun sends on what the terminal sent, so not within a second."""
+    """Ctrl-C and SIGTERM: noted when they come, acted on at the end of a step, or once it has
+    sampled. A second Ctrl-C ends the process at once; torchrun sends on what the terminal sent, so
+    not within a second."""
 
     def __init__(self) -> None:
         self.number, self.since = 0, 0.0

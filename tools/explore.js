@@ -80,9 +80,11 @@ const maths = (() => {
   function byMove(drift, age, rewards, size, updates) {
     const fresh = age.map((_, i) => i).filter(i => age[i] > 0);
     if (!fresh.length || fresh.some(i => drift[i] === null)) return null;
-    const move = fresh.map(i => drift[i] * updates / age[i]);
-    const covariance = withinPromptCovariance(move, fresh.map(i => rewards[i]), size);
-    return covariance.map(c => byScore(c, 1, size));
+    const move = fresh.map(i => drift[i] * updates / age[i]), own = fresh.map(i => rewards[i]);
+    return withinPromptCovariance(move, own, size).map((c, k) => {
+      const known = groups(column(own, k), size).map(all => all.filter(r => r !== null).length);
+      return c * sum(known) / sum(known.map(n => Math.max(n - 1, 0)));
+    });
   }
 
   return {

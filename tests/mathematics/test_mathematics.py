@@ -165,17 +165,23 @@ def test_the_predicted_change_is_the_true_one_to_first_order(seed):
 
     errors = [float((change - exact).abs().max()) for change, exact in map(predicted, (1e-2, 1e-3))]
     assert errors[1] < errors[0] / 50 + 1e-12
-    # fresh rows anywhere, as where rows and not prompts are dealt: by a loop over the prompts
-    some = torch.rand(prompts, G, generator=generator) < 0.5
+    # fresh rows anywhere, as where rows and not prompts are dealt, and rewards that do not apply to
+    # all: by a loop over the prompts, the covariances pooled by their degrees of freedom
+    some = torch.rand(prompts, G, generator=generator) < 0.7
+    partly = torch.rand(prompts, G, 3, generator=generator) < 0.3
+    partly = rewards.masked_fill(partly, torch.nan)
     change, *_ = first_order_change(
-        direction.flatten(), some.flatten().double(), advantages, rewards.view(-1, 3), G, updates=1
+        direction.flatten(), some.flatten().double(), advantages, partly.view(-1, 3), G, updates=1
     )
-    each = [torch.cat([d, r], 1)[s] for d, r, s in zip(direction, rewards, some, strict=True)]
-    each = [own - own.mean(0) for own in each if len(own) > 1]
-    total = sum(own.T @ own for own in each)
-    if each:
-        wanted = total[0, 1:] / sum(len(own) - 1 for own in each)
-        torch.testing.assert_close(change, wanted, rtol=1e-9, atol=1e-9)
+    for k in range(3):
+        pairs = torch.stack([direction[..., 0], partly[..., k]], 1)  # [prompts, 2, G]
+        known = some & ~partly[..., k].isnan()
+        pairs = [own[:, s] for own, s in zip(pairs, known, strict=True) if s.sum() > 1]
+        if pairs:
+            total = sum(own.cov(correction=0)[0, 1] * own.size(1) for own in pairs)
+            close(change[k], float(total / sum(own.size(1) - 1 for own in pairs)), 1e-9)
+        else:
+            assert change[k].isnan()
     alone = first_order_change(
         torch.zeros(8), torch.zeros(8), torch.ones(8), torch.rand(8, 3), 4, 1
     )
@@ -237,11 +243,13 @@ def test_ctwa_hands_its_average_on_and_does_not_raise_what_has_reached_its_cap()
     rewards[1:6, 0] = torch.nan
     controller.learn(rewards, W, 4)
     reachable = controller.log["ctwa/reachable"]
-    assert reachable.isfinite().all()
-    bound = (
-        W.view(2, 4).var(1, correction=0).mean() * rewards[6:, 0].var(correction=0) * 2 / 3
-    ) ** 0.5
-    assert reachable[0] == pytest.approx(bound.item())  # a third one is alone in its prompt
+    assert (controller.log["ctwa/cov"].abs() < reachable).all()
+    # and it is reached: two have it, and only they are paid unlike the others
+    W, rewards = tensor([1.0, -1, 0, 0, 0, 0, 0, 0]), torch.rand(8, 3, dtype=torch.float64)
+    rewards[:, 0] = tensor([1.0, 0] + [torch.nan] * 6)
+    controller.learn(rewards, W, 4)
+    close(controller.log["ctwa/cov"][0], 0.5, 1e-9)
+    close(controller.log["ctwa/reachable"][0], 0.5, 1e-9)
 
 
 @settings(deadline=None, max_examples=50)

@@ -51,6 +51,14 @@ def test_the_first_batches_say_where_it_began_and_later_ones_what_was_lost():
     assert level[-1] == pytest.approx(0.3, abs=1e-3)
 
 
+def test_what_is_held_stays_where_a_batch_says_nothing_of_one_that_is_behind():
+    """The first fell to .5 of .6 held, and no completion of the batch has it."""
+    level, held = tensor([0.5, 0.5]), tensor([0.6, 0.4])
+    seen, count = tensor([torch.nan, 0.5]), tensor([20.0, 20.0])
+    level, held = follow(level, held, seen, torch.zeros(2), count, TRUST)
+    assert (level.tolist(), held.tolist()) == ([0.5, 0.5], [0.6, 0.4])
+
+
 def test_the_noise_of_changes_does_not_add_up():
     """Nothing happens, in steps of .1 nats with 2 x 128 completions: in standard deviations, the
     level stays within .04 of the truth, and the sum of what is measured ends .2 off or more."""

@@ -74,6 +74,8 @@ def test_mathematics_is_that_of_the_scripts(ask, scale, estimator):
     same(estimate_each(some, *how), "estimateEach", told, *how)
     covariance = within_prompt_covariance(advantages, some, 4)
     same(covariance, "withinPromptCovariance", advantages, told, 4)
+    law, *_ = first_order_change(drift, age, advantages, some, 4, 4)
+    same(law, "byMove", drift, age, told, 4, 4)
     for unknown in ([0] * 24, age):  # nothing fresh; a log-probability that was not finite
         assert ask("byMove", [*drift.tolist()[:-1], None], unknown, r, 4, 4) is None
     same(torch.tensor([0.75, 0.15, 0.1]), "turned", [0.5, 0.3, 0.2], 0, 0.75)
