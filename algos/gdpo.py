@@ -181,7 +181,6 @@ def main(args: Args) -> None:
             order = generator(args.seed, step, args.prompts + epoch)
             for rows in mini_batches(args.prompts, G, args.mini_batches, order):
                 tokens = batch.mask[rows].sum()
-                optimizer.zero_grad()
                 # --- SHARED: gradient ---
                 # sums over the mini-batch's tokens: its division into micro-batches changes nothing
                 for micro in micro_batches(batch, rows, args.micro_batch_tokens):
@@ -197,6 +196,7 @@ def main(args: Args) -> None:
                 meter.updated(grad_norm)
                 if grad_norm < torch.inf:  # nor NaN; else the policy keeps its last good weights
                     optimizer.step()
+                optimizer.zero_grad()  # here, for sampling wants the memory
         run.sync(step, meter)  # new weights for the sampler; what each rank saw for all
 
         # --- SHARED: log, evaluate, save ---

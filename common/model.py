@@ -319,9 +319,10 @@ def reads_prompts_once(model: str, policy: "PreTrainedModel") -> bool:
     try:
         gap = (token_logprobs(policy, once, 1.0) - each).abs().mean()
     except Exception:  # a cache that cannot be selected from, or gone on with by several tokens
-        return False
+        gap = torch.inf
     # a hundredth: more than rounding in bfloat16, less than what another prompt's keys would do
-    return bool(gap <= 0.01 * each.abs().mean()) and not hasattr(policy, "checkpointed")
+    alike = bool(gap <= 0.01 * each.abs().mean()) and not hasattr(policy, "checkpointed")
+    return all(ranks.together(lambda: alike))  # ranks of other passes would wait for each other
 
 
 def clip_gradients(parameters, max_norm: float) -> float:

@@ -236,6 +236,8 @@ class Run:
             **meter.means(),
             **self.gaps,
         }
+        if self.device.type == "cuda":
+            row["memory/peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         row |= {"grad/skipped": sum(skipped), "lr": self.optimizer.param_groups[0]["lr"]}
         if self.reference is None:
             row["loss/kl"] = nan

@@ -3,10 +3,12 @@
     python -m study.gpu [--dry-run] [--only scale trl]
 
 Each part is a few commands that can be run by themselves. What a part prints goes into a file of
-results/gpu/; a command that fails, or takes ten minutes, does not stop the next.
+results/gpu/; a command that fails, or takes ten minutes and is stopped, does not stop the next.
 """
 
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,25 +16,28 @@ from typing import Literal
 
 import tyro
 
+LIMIT = 600  # seconds of a command
 TIME = "python -m study.step_time"
-LONG = "--max-new-tokens 512 --steps 5 --rounds 1"
+LONG = "--max-new-tokens 256 --steps 5 --rounds 1"
 PARTS = {
-    # versions, what doctor says; sharding and reading prompts once, on the card
+    # versions, what doctor says of the sampler with changed weights; the testbed, as on a CPU
     "check": (
         "nvidia-smi",
         "python run.py doctor",
-        "python -m pytest -n0 tests/plumbing/test_policy.py tests/plumbing/test_sampler.py",
+        "python run.py doctor --compute-dtype float32",
+        "python run.py ctwa --out results/gpu/ctwa",
     ),
     # seconds of a step by parts, tokens per second, peak memory
     "scale": (
-        f"{TIME} --model 0.5b {LONG} -- --activation-checkpointing",
+        f"{TIME} linear ctwa ratchet mgda --model 0.5b {LONG} -- --activation-checkpointing",
         f"{TIME} linear ctwa mgda --model 1.5b {LONG} -- --activation-checkpointing",
         f"{TIME} linear --model 1.5b {LONG} -- --micro-batch-tokens 8192",
     ),
-    # the gap between sampler and trainer after each sync, sleep and wake, beside transformers
+    # the gap between sampler and trainer after each sync, sleep and wake, beside transformers: of
+    # weights that change, or a sync that does nothing would not show
     "vllm": (
-        f"{TIME} linear --model 0.5b {LONG} -- --engine vllm",
-        f"{TIME} linear --model 0.5b {LONG} -- --engine vllm --vllm-sleep",
+        f"{TIME} linear --model 0.5b {LONG} -- --engine vllm --lr 1e-3",
+        f"{TIME} linear --model 0.5b {LONG} -- --engine vllm --vllm-sleep --lr 1e-3",
         f"{TIME} linear --model 0.5b {LONG}",
     ),
     # TRL on the same model, batch and tokens
@@ -40,7 +45,7 @@ PARTS = {
     # the effect on a real model, which nobody planted, with curves
     "words": (
         "python run.py bench --algos linear ctwa ratchet --seeds 1 --out results/gpu/words "
-        "-- --preset smollm2-135m-words --steps 100",
+        "-- --preset smollm2-135m-words --steps 48",
     ),
 }
 
@@ -62,8 +67,15 @@ def run(command: str, file) -> None:
     words = shlex.split(command)
     words[0] = sys.executable if words[0] == "python" else words[0]
     try:
-        subprocess.run(words, stdout=file, stderr=file, timeout=600, check=True)
-    except (subprocess.SubprocessError, OSError) as error:
+        with subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True) as process:
+            try:
+                code = process.wait(LIMIT)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # what it started holds the card as well
+                raise
+        if code:
+            print(f"    it ended with {code}", flush=True)
+    except (subprocess.TimeoutExpired, OSError) as error:
         print(f"    {error}", flush=True)
 
 

@@ -116,6 +116,8 @@ def run_trl(args: Args, out: Path) -> pd.DataFrame:
             self.at.append(time.perf_counter())
 
     clock, gpu = Clock(), torch.cuda.is_available()
+    total = args.prompts * args.completions
+    parts = max(total // 32, 1) if gpu else 1  # activations of more fill a card
     columns = {"arithmetic": arithmetic, "words": words}[args.dataset].problems("train")
     path = model_path(args.model)
     GRPOTrainer(
@@ -127,7 +129,8 @@ def run_trl(args: Args, out: Path) -> pd.DataFrame:
         args=GRPOConfig(
             output_dir=str(out),
             max_steps=args.steps + WARM_UP,
-            per_device_train_batch_size=args.prompts * args.completions,
+            per_device_train_batch_size=total // parts,
+            gradient_accumulation_steps=parts,
             num_generations=args.completions,
             max_completion_length=args.max_new_tokens,
             learning_rate=0.0,

@@ -1,4 +1,5 @@
-"""Of all tests: no hub, one thread (so that parallel runs do not fight), and what they share."""
+"""Of all tests: no hub, no GPU (they compare with a CPU's numbers, and start more ranks than there
+are GPUs), one thread (so that parallel runs do not fight), and what they share."""
 
 import functools
 import json
@@ -8,6 +9,7 @@ from pathlib import Path
 # before the hub library: what asks for the network fails at once
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 

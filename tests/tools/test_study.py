@@ -2,6 +2,8 @@
 what their data say."""
 
 import json
+import os
+import select
 import shlex
 from contextlib import contextmanager
 from importlib import import_module
@@ -293,3 +295,13 @@ def test_a_command_that_fails_does_not_stop_the_next(tmp_path, capsys):
             gpu.run(command, file)
     assert capsys.readouterr().out.count("\n") == 2
     assert "42" in (tmp_path / "out.txt").read_text()
+
+
+def test_a_command_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path, monkeypatch):
+    """What it started has the file open until it ends, as it would hold a GPU."""
+    monkeypatch.setattr(gpu, "LIMIT", 1)
+    read, write = os.pipe()
+    with os.fdopen(read), os.fdopen(write, "w") as file:
+        gpu.run("sh -c 'sleep 60 & wait'", file)
+        file.close()
+        assert select.select([read], [], [], 5)[0]  # no writer is left
