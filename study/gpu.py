@@ -70,7 +70,7 @@ def run(command: str, file) -> None:
         with subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True) as process:
             try:
                 code = process.wait(LIMIT)
-            except subprocess.TimeoutExpired:
+            except BaseException:  # Ctrl-C too, which does not reach it
                 os.killpg(process.pid, signal.SIGKILL)  # what it started holds the card as well
                 raise
         if code:

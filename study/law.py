@@ -18,6 +18,7 @@ from common.errors import plain_errors, require
 from common.runs import Run
 from common.verdict import NOISE
 from study.results import DOCS, markdown, put
+from tools import explain
 from tools.leaderboard import load_finished
 
 
@@ -32,22 +33,12 @@ class Args:
 
 
 def intervals(run: Run) -> pd.DataFrame:
-    """A row per objective and pair of successive evaluations: the `measured` change of its held-out
-    mean and the standard error `se`, the changes predicted by the `move` and by the `score`, and
-    the mean size of a step in `nats`. Of a run whose steps tell no move, none.
-
-    `cov/*` divides by G, as the paper does; a prediction needs G - 1.
-    """
-    rows, count = pd.DataFrame(run.rows).set_index("step").astype(float), run.args["completions"]
-    found = []
-    for name in run.objectives:
-        score = rows["law/rate"] * rows[f"cov/{name}"] * count / (count - 1)
-        sums = pd.DataFrame({"move": rows[f"law/{name}"], "score": score}).fillna(0).cumsum()
-        sums["measured"], variance = rows[f"eval/{name}"], rows[f"eval/{name}_se"].dropna() ** 2
-        change = sums.dropna().diff().assign(objective=name, se=variance.rolling(2).sum() ** 0.5)
-        found.append(change.iloc[1:])
+    """explain's intervals of every objective, with the mean size of a step in `nats`. Of a run
+    whose steps tell no move, none."""
+    each = [explain.intervals(run, name).assign(objective=name) for name in run.objectives]
+    nats = pd.Series(run.series("law/nats")[1], dtype=float).mean()
     about = {"script": f"`{run.args['script']}`", "lr": run.args["lr"], "path": str(run.path)}
-    return pd.concat(found).assign(nats=rows["law/nats"].mean(), **about).dropna()
+    return pd.concat(each).assign(nats=nats, **about).dropna(subset=["move", "score"])
 
 
 def judged(found: pd.DataFrame) -> dict[str, str]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tyro.conf import Positional
 
 from common.curves import DASHES, picture
+from common.errors import plain_errors
 from common.model import load_whole
 from common.model import token_logprobs as model_logprobs
 from common.seeds import derive
@@ -514,4 +515,5 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with plain_errors():
+        tyro.cli(main)

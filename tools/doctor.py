@@ -31,7 +31,6 @@ USAGE = "[ALGORITHM] [FLAGS]"
 
 def main(argv: list[str]) -> None:
     """before a long run, with its flags: do ranks, sampler and rewards do their part?"""
-    argv = [word for word in argv if word != "--algorithm"]  # which may stand before the name
     name = argv.pop(0) if argv and argv[0][0] != "-" else "linear"
     require(name in algorithms(), f"doctor: no algorithm {name}{nearest(name, algorithms())}")
     examine(name, launch.parse(import_module(f"algos.{name}").Args, name, argv))
@@ -106,7 +105,8 @@ def differences(run: Run, batch) -> str:
     of, length = batch.sampled, batch.lengths.mean().item()
     scores = score(run.functions, of.texts, of.ids, of.columns, length, run.answer_check)
     scores = scores.view(-1, run.args.completions, len(run.objectives))
-    counts = (scores != scores[:, :1]).any(1).sum(0).tolist()
+    best = scores.nan_to_num(-inf).amax(1, keepdim=True)  # what does not apply differs from nothing
+    counts = (scores < best).any(1).sum(0).tolist()
     each = [f"{name} in {count}" for name, count in zip(run.objectives, counts, strict=True)]
     told = f"of {len(scores)} prompts, completions differ by {', '.join(each)}"
     require(any(counts), f"--rewards: nothing can be learned: {told}; look with run.py score")

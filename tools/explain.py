@@ -119,7 +119,7 @@ def intervals(run: Run, name: str) -> pd.DataFrame:
         se=np.hypot(errors[:-1], errors[1:]),
         beyond=lambda own: own.measured.abs() > NOISE * own.se,
         move=found.law * count,
-        move_se=groups.law.std() * count**0.5,
+        move_se=groups.law.sem() * count,
         score=found.score * count,
     )
 
@@ -260,12 +260,13 @@ def explain(run: Run, shown: tuple[int, ...] = ()) -> str:
     without statistics, and as `intervals` does."""
     from tools.counterfactual import choices  # loads torch: a mistake in the flags is told at once
 
-    names, lines, log = run.objectives, load_statistics(run), isinstance(run, Log)
+    log = isinstance(run, Log)
+    table = _votes_table(run) if log else _law_table(run)
+    names, lines = run.objectives, load_statistics(run)
     steps = [line["step"] for line in lines if line["step"] <= run.rows[-1]["step"]]
     for step in shown:
         told = f"{run.path} has the steps {steps[0]} to {steps[-1]}"
         require(step in steps, f"--steps {step}: {told}")
-    table = _votes_table(run) if log else _law_table(run)
     chosen, margin = choices(run, lines), max(map(len, names))
     own = chosen.get(run.args["script"])  # none of a script that is no longer there
     summed = run.summed if log else own and own.summed
@@ -336,9 +337,10 @@ def _opening(run: Run) -> str:
     """One sentence on the objective that fell most, or that none did."""
     changes = [change_of(run, name) for name in run.objectives]
     risen = " and ".join(c.name for c in changes if c.sampled == "improved") or "nothing"
-    worst = min(changes, key=lambda change: change.change)
-    if worst.sampled != "degraded":
+    fallen = [c for c in changes if c.sampled == "degraded"]
+    if not fallen:
         return f"No objective fell beyond noise; {risen} rose."
+    worst = min(fallen, key=lambda change: change.change)
     fell = f"{worst.name} fell from {worst.start:.2f} to {worst.end:.2f} while {risen} rose"
     i = min(phases(run, worst.name).itertuples(), key=lambda phase: phase.measured)
     why = PLAIN.get(i.reason, i.reason)

@@ -7,12 +7,6 @@ const maths = (() => {
   const groups = (values, size) =>
     Array.from({length: values.length / size}, (_, p) => values.slice(p * size, (p + 1) * size));
 
-  // Weights on the simplex; equal where all are 0.
-  function shares(weights) {
-    const total = sum(weights);
-    return weights.map(w => (total > 0 ? w / total : 1 / weights.length));
-  }
-
   // Weights of sum 1 with the k-th at `value`, the others in their proportions, or equal where all
   // of them are 0.
   function turned(weights, k, value) {
@@ -67,7 +61,8 @@ const maths = (() => {
     const weights = groups(weight, size).flatMap(about);
     return rewards[0].map((_, k) => {
       const own = groups(column(rewards, k), size).flatMap(about);
-      return mean(weights.map((w, i) => own[i] === null ? null : w * own[i]).filter(p => p !== null));
+      const products = weights.map((w, i) => w * own[i]).filter((_, i) => own[i] !== null);
+      return sum(products) / (products.length || 1);
     });
   }
 
@@ -75,20 +70,20 @@ const maths = (() => {
   // which the unbiased one is meant.
   const byScore = (covariance, rate, size) => rate * covariance * size / (size - 1);
 
-  // common/controllers.py: first_order_change. drift, age [B], rewards [B][K] -> [K]; null where nothing
-  // was fresh or known.
+  // common/controllers.py: first_order_change. drift, age [B], rewards [B][K] -> [K]; null where
+  // nothing was fresh or known, and 0 of an objective that no fresh completion has.
   function byMove(drift, age, rewards, size, updates) {
     const fresh = age.map((_, i) => i).filter(i => age[i] > 0);
     if (!fresh.length || fresh.some(i => drift[i] === null)) return null;
     const move = fresh.map(i => drift[i] * updates / age[i]), own = fresh.map(i => rewards[i]);
     return withinPromptCovariance(move, own, size).map((c, k) => {
       const known = groups(column(own, k), size).map(all => all.filter(r => r !== null).length);
-      return c * sum(known) / sum(known.map(n => Math.max(n - 1, 0)));
+      return c * sum(known) / (sum(known.map(n => Math.max(n - 1, 0))) || 1);
     });
   }
 
   return {
-    sum, mean, column, groups, shares, turned, scalarize, normalisers, estimateAdvantages,
+    sum, mean, column, groups, turned, scalarize, normalisers, estimateAdvantages,
     estimateEach, paretoScalar, withinPromptCovariance, byScore, byMove,
   };
 })();

@@ -90,8 +90,9 @@ def page_data(run: Run) -> dict:
     require(
         len(names) > 1, f"{run.path} has one objective, so no weights to turn; explain tells of it"
     )
+    told = f"{run.path}: no step yet; look again once the run has taken its first"
+    require(len(run.rows) > 1, told)
     lines = load_statistics(run)[: len(run.rows) - 1]  # a step's metrics are written last
-    require(bool(lines), f"{run.path}: no step yet; look again once the run has taken its first")
     from tools.counterfactual import choices  # loads torch: a mistake in the flags is told at once
 
     found, texts = choices(run, lines), _texts(run)

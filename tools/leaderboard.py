@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from common.errors import UserError, require
+from common.errors import UserError, require, told_as
 from common.runs import Run, load_run, write_whole
 from common.verdict import NOISE, change_of, evaluations
 from tools.plot import BOOKKEEPING, compare, group_settings, number
@@ -205,8 +205,8 @@ def _estimate(*strata: ArrayLike, of: Callable = iqm) -> str:
 
 def code() -> str:
     """The commit of this repository, with -dirty where a file differs from it."""
-    git = ["git", "describe", "--always", "--dirty"]
-    found = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True)
+    how = {"shell": True, "cwd": Path(__file__).parent}  # a shell says so where there is no git
+    found = subprocess.run("git describe --always --dirty", **how, capture_output=True, text=True)
     return f"commit {found.stdout.strip() or 'unknown'}, torch {version('torch')}"
 
 
@@ -220,7 +220,8 @@ def make_table(paths: Sequence[str | Path], out: Path, note: str = "") -> str:
     before = {Path(word).resolve() for word in words if os.path.exists(f"{word}/args.json")}
     told = f"--out {out} holds the table of other runs: give another folder, or delete table.json"
     require(before <= {run.path.resolve() for run in runs}, told)
-    out.mkdir(parents=True, exist_ok=True)
+    with told_as(f"--out {out} cannot be made"):
+        out.mkdir(parents=True, exist_ok=True)
     parts = ["# Leaderboard"]
     differing = [k for k in MEASURE if len({json.dumps(run.args.get(k)) for run in runs}) > 1]
 

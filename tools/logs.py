@@ -145,7 +145,7 @@ def _tidy(path: Path, frame: pd.DataFrame, given: Columns) -> tuple[pd.DataFrame
     names = list(given.rewards or own.columns[differ])
     require(bool(names), f"{path}: no column of rewards found; --rewards says which; {there}")
     whole[names] = whole[names].astype(float).where(np.isfinite)
-    own = {name: f"{name}_reward" for name in names if name in TAKEN}
+    own = {name: f"{name}_reward" for name in names if name in TAKEN or name.endswith("_se")}
     return whole.rename(columns=own), [own.get(name, name) for name in names], roles, G
 
 
@@ -193,7 +193,7 @@ def _log(path: Path, frame: pd.DataFrame, given: Columns) -> Log:
     facts = f"{len(lines)} steps, {len(of)} prompts × {G} completions"
     there = frame[roles["step"]]
     if more := there.nunique() - len(lines):
-        facts += f"; {more} more steps repeat the one before"
+        facts += f"; {more} more steps repeat the one before, or have no whole prompt"
     if more := there.isin(cov.index).sum() - len(whole):
         facts += f"; {more} completions left out, of prompts that have not {G}"
     facts += f"; paid: {paid or 'not logged, so the sum of the rewards is taken'}, "

@@ -17,7 +17,7 @@ from support.pretender import make_pretender
 from support.running import ROOT, SMALL, train
 from tools import bench, jobs
 from tools.jobs import plan, train_missing
-from tools.leaderboard import MEASURE, SETTING, load_finished, make_table
+from tools.leaderboard import MEASURE, SETTING, code, load_finished, make_table
 
 
 def finished(folder: Path, *ends: float, script: str = "linear", seed: int = 1, **flags) -> Path:
@@ -150,6 +150,14 @@ def test_from_writes_a_table_and_a_picture_of_each_section(folders, tmp_path, ca
     bench.main(["--from", str(folders[0]), str(other), "--out", str(out)])
     assert (out / "table.md").read_text() in capsys.readouterr().out
     assert all((out / f"curves{place}.png").exists() for place in ("", 1))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out .*/file cannot be made"):
+        bench.main(["--from", str(folders[0]), "--out", str(tmp_path / "file")])
+
+
+def test_a_table_is_made_where_there_is_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert code().startswith("commit unknown, torch ")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,9 @@ def test_predictions_are_added_up_between_evaluations(tmp_path):
     found = intervals(load_run(write_run(tmp_path / "run", laws, held)), "hard")
     assert found[["start", "end"]].to_numpy().tolist() == [[0, 2], [2, 4], [4, 6]]
     assert [*found.move_se] == pytest.approx(np.std(np.reshape(laws, (3, 2)), 1, ddof=1) * 2**0.5)
+    run = load_run(write_run(tmp_path / "gap", [0.05, None, 0.03, 0.01], [0.5, 0.5, 0.6]))
+    del run.rows[2]["eval/hard"], run.rows[2]["eval/hard_se"]  # one interval, a step of it unknown
+    assert [*intervals(run, "hard").move_se] == pytest.approx([4 * 0.02 / 3**0.5])
     # cov/* divides by 4 completions, a prediction by 3
     assert [*found.score] == pytest.approx([2 * 0.5 * 0.1 * 4 / 3] * 3)
     # slope: (.08² + .06 · .08 + .01²) / (.08² + .06² + .01²)
@@ -131,6 +134,12 @@ def test_what_is_said_of_a_fall(law, row, script, words, absent, tmp_path):
     )
     assert words in text
     assert absent not in text
+
+
+def test_what_fell_beyond_noise_is_told_though_another_fell_further_within_it(tmp_path):
+    run = load_run(write_run(tmp_path / "run", [0.0] * 2, [0.5, 0.43]))
+    run.rows[2] |= {"eval/hard_se": 0.05, "eval/easy": 0.45}
+    assert explain(run).startswith("easy fell from 0.50 to 0.45 while nothing rose")
 
 
 def test_what_rose_in_samples_alone_is_called_mixed_as_in_the_verdict(tmp_path):
@@ -248,6 +257,7 @@ def test_the_command_explains_and_draws(trained, capsys, tmp_path, monkeypatch):
         ("explore run --out none/page.html", r"--out none/page.html cannot be written \(.*No such"),
         ("explore run --out notes.html", "--out notes.html exists and is no page of explore"),
         ("explore one", "has one objective"),
+        ("explain new --steps 1", "hard was evaluated 1 time"),
         ("explore new", "no step yet"),
     ],
 )
@@ -256,6 +266,7 @@ def test_mistakes_are_told_before_anything_else(command, told, tmp_path, monkeyp
     Path("notes.html").write_text("mine")
     for name, laws in {"run": [0.1] * 2, "once": [0.1], "new": []}.items():
         write_run(tmp_path / name, laws, [0.5, 0.6])
+    (tmp_path / "new" / "statistics.jsonl").unlink()  # it comes with the first step
     write_run(tmp_path / "one", [0.1], [0.5], objectives=["hard"])
     tool, *words = command.split()
     with pytest.raises(UserError, match=told):

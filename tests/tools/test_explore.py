@@ -16,6 +16,7 @@ from common.runs import load_run
 from study.explore_page import PAGE, embedded
 from support.browser import Browser, needs_driver
 from support.folders import write_predicted_run as write_run
+from support.own_rewards import OWN
 from support.running import read_lines
 from tools.explore import MATHS, NUMBERS, TEXTS, main, page, page_data
 
@@ -191,6 +192,24 @@ def test_browser_tells_the_story_of_the_committed_page(opened):
     for step in (0, 1):
         assert opened.ask("state.weights") == opened.ask(f"data.steps[{step}].chosen.lagrangian")
         opened.ask("after.click()")
+
+
+@needs_driver
+def test_browser_leaves_out_what_does_not_apply(opened, trained, tmp_path):
+    run = trained("linear", rewards=("rewards.accuracy:accuracy", f"{OWN}:absent"))
+    data = page_data(load_run(run))
+    for row in data["steps"][1]["rewards"]:
+        row[1] = None  # in a whole step it applies to none
+    (tmp_path / "page.html").write_text(page(data))
+    opened.open(tmp_path / "page.html")
+    for rule in ("sum", "all"):
+        opened.ask(f"(rule.value = '{rule}', rule.onchange())")
+        for _ in data["steps"]:
+            shown = opened.ask("document.body.innerText")
+            assert not re.search("null|NaN|undefined|Infinity", shown)
+            opened.ask("after.click()")
+        opened.ask("(step.value = 0, step.oninput())")
+    assert "–" in texts(opened, "#rows .n")
 
 
 @needs_driver

@@ -133,6 +133,19 @@ def test_columns_are_found_or_named(tmp_path):
     assert "shares of the weights of a, harmless " in text
 
 
+def test_a_reward_named_like_anothers_error_has_a_name_of_its_own(tmp_path):
+    """And a step whose prompts are all incomplete is not one that repeats another."""
+    frame = made({"a": -0.2, "a_se": 0.1})
+    frame.loc[frame["step"] == 3, "a"] += 1.0
+    frame.drop(index=frame.index[(frame["step"] == 3) & (frame.index % 4 == 0)]).to_csv(
+        tmp_path / "log.csv", index=False
+    )
+    run = load(tmp_path / "log.csv", Columns())
+    assert run.objectives == ["a", "a_se_reward"]
+    assert run.rows[1]["eval/a_se"] < 0.2 < run.rows[1]["eval/a_se_reward"]
+    assert "1 more steps repeat the one before, or have no whole prompt" in run.facts
+
+
 def test_weights_are_read_from_what_was_paid():
     rng, weights = np.random.default_rng(1), np.array([0.5, -0.3, 0.2, 0.0])
     rewards = rng.integers(0, 2, (30, 4, 4)).astype(float)
