@@ -101,11 +101,11 @@ def describe(
     }
     row = {}
     for key, value in observed.items():
-        if isinstance(value, float):
-            row[key] = value
-        else:
+        if isinstance(value, Tensor):
             named = zip(objectives, value.tolist(), strict=True)
             row |= {f"{key}/{name}": number for name, number in named}
+        else:
+            row[key] = value
     return row
 
 
