@@ -174,8 +174,7 @@ def controller(args: Args, objectives: list[str], device) -> DynamicWeighting:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
     K, floor = len(objectives), args.weight_floor
     weights = flags.shares("--weights", args.weights, objectives, device, some=False)
-    require(args.mu > 0, f"--mu {args.mu} must be positive")
-    flags.at_least(args, 0, "mu")
+    require(0 < args.mu < torch.inf, f"--mu {args.mu} must be positive and finite")
     require(0 <= floor < 1 / K, f"--weight-floor {floor} must be at least 0 and under 1 / {K}")
     return DynamicWeighting(weights, args.mu, floor)
 

@@ -92,7 +92,7 @@ class FAMO:
         """[B,K] -> [K]."""
         flags.within("--reward-max", self.reward_max, rewards)
         self.gaps = (self.reward_max - rewards.double()).nanmean(0) + FLOOR  # [K]
-        gaps = torch.where(self.gaps.isnan(), self.gaps.nanmean(), self.gaps)
+        gaps = torch.where(self.gaps.isnan(), self.gaps.nanmean().nan_to_num(1.0), self.gaps)
         return famo_weights(self.state["logits"], gaps).to(rewards)
 
     def measure(
@@ -106,13 +106,15 @@ class FAMO:
         self.reached(reweighted_rewards(rewards.double(), measured, group_size))
 
     def reached(self, mean_rewards: Tensor) -> None:
-        """The logits' step, by the means [K] after the update. Nothing is learned where an
-        objective has none."""
+        """The logits' step, by the means [K] after the update. An objective that has none neither
+        leads nor lags."""
         after, logits = self.reward_max - mean_rewards + FLOOR, self.state["logits"]
         self.log = {"famo/gap": self.gaps, "famo/improvement": self.gaps.log() - after.log()}
         self.log["famo/z"] = logits.softmax(0)
-        direction = famo_direction(logits, self.gaps, after) + self.gamma * logits
-        if direction.isfinite().all():
+        known = (self.gaps + after).isfinite()
+        if known.any():
+            direction = self.gamma * logits
+            direction[known] += famo_direction(logits[known], self.gaps[known], after[known])
             adam = (self.state["m"], self.state["v"], self.state["t"], self.lr)
             logits, m, v, t = adam_step(logits, direction, *adam)
             remember(self.state, logits=logits, m=m, v=v, t=t)

@@ -39,7 +39,7 @@ from common.grads import Gradients, has_gradient
 
 # --- ALGO: the algorithm ---
 FLOOR = 0.02  # of a reward gap: below it the ratio to the first gap is sampling noise
-FIRST = 10  # updates whose mean loss is the first loss: a single batch is a noisy yardstick
+FIRST = 10  # updates whose mean loss is an objective's first: a single batch is a noisy yardstick
 MIN_WEIGHT = 0.05  # of a weight whose sum is K: an objective that has none could not come back
 
 
@@ -68,7 +68,7 @@ class GradNorm:
     def __init__(self, reward_max: Tensor, alpha: float, lr: float, tau: float) -> None:
         self.reward_max, self.alpha, self.lr, self.tau, self.log = reward_max, alpha, lr, tau, {}
         ones = torch.ones(len(reward_max))  # on the CPU, as Gram matrices are
-        self.state = {"weights": ones, "ema": torch.nan * ones, "first_losses": []}
+        self.state = {"weights": ones, "ema": torch.nan * ones, "first": 0 * ones, "seen": 0 * ones}
 
     def see(self, rewards: Tensor) -> None:
         """A step's rewards [B,K], before its mini-batches are weighed."""
@@ -84,13 +84,12 @@ class GradNorm:
         gaps = (self.reward_max.cpu() - self.state["ema"].nan_to_num()).clamp(min=FLOOR)  # [K]
         # the others keep their weights: a gradient of 0 says nothing about their rate
         if present.any():
-            first = self.state["first_losses"]
-            first = first if len(first) >= FIRST else [*first, gaps]
-            initial = torch.stack(first).mean(0)[present]
+            new = present & (self.state["seen"] < FIRST)
+            first, seen = self.state["first"] + new * gaps, self.state["seen"] + new
             own, lengths = used[present], gram.diagonal().sqrt()[present].float()
-            inputs = (own / own.mean(), lengths, gaps[present], initial)
+            inputs = (own / own.mean(), lengths, gaps[present], (first / seen)[present])
             own = own.mean() * gradnorm_step(*inputs, self.alpha, self.lr)
-            remember(self.state, weights=used.masked_scatter(present, own), first_losses=first)
+            remember(self.state, weights=used.masked_scatter(present, own), first=first, seen=seen)
         return used / len(used)
 
 

@@ -47,7 +47,7 @@ def binding_shares(advantages: Tensor) -> Tensor:
     """
     lowest = (advantages == advantages.amin(1, keepdim=True)).to(advantages)
     shares = (lowest / lowest.sum(1, keepdim=True))[pareto_scalar(advantages) > 0]
-    return shares.mean(0) if len(shares) else torch.full_like(advantages[0], 1 / advantages.size(1))
+    return shares.mean(0) if len(shares) else shares.new_ones(shares.size(1)) / shares.size(1)
 
 
 class PAMA:

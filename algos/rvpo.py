@@ -1,9 +1,9 @@
 """RVPO: the soft minimum of the normalised rewards in place of their mean, so that doing well in
 one objective does not pay for failing in another.
 
-Paper: RVPO (arXiv 2605.05750). z_ik as in GDPO; A_i = -1/kappa ln(sum_k w_k exp(-kappa z_ik)), one
-number per completion; to second order their mean minus kappa/2 times their variance. kappa -> 0
-is GDPO, kappa -> infinity the minimum.
+Paper: RVPO (arXiv 2605.05750). z_ik as in GDPO; s_i = -1/kappa ln(sum_k w_k exp(-kappa z_ik)), one
+number per completion, then whitened; to second order their mean minus kappa/2 times their variance.
+kappa -> 0 is GDPO, kappa -> infinity the minimum.
 Covariance law: a completion is worth about what its worst objective is worth, so a short wrong
 answer is not worth much; PAMA's idea with negative advantages kept.
 Against the paper: weights in place of 1/K; scores per completion, never sums over its tokens.
@@ -43,8 +43,9 @@ def soft_minimum(values: Tensor, weights: Tensor, kappa: float) -> Tensor:
 
 
 def deciding_shares(values: Tensor, weights: Tensor, kappa: float) -> Tensor:
-    """How much each objective decides on average, the soft minimum's gradient. -> [K], sum 1."""
-    return torch.softmax(weights.log() - kappa * values, 1).mean(0)
+    """How much each objective decides on average, the soft minimum's gradient; equal where no
+    reward applies. -> [K], sum 1."""
+    return torch.softmax(weights.log() - kappa * values, 1).nanmean(0).nan_to_num(1 / len(values.T))
 
 
 class RVPO:
@@ -60,15 +61,11 @@ class RVPO:
         here."""
         # float64: float32 would leave a small kappa 1e-7 / kappa of rounding error
         each = estimate_each(rewards, lengths, group_size, "grpo").double()
-        weights = self.fixed.double()
-        if (missing := rewards.isnan()).any():
-            present = weights * ~missing
-            weights = present / present.sum(1, keepdim=True)
+        weights = self.fixed.double() * ~rewards.isnan()  # [B, K]
+        weights = weights / weights.sum(1, keepdim=True)  # NaN where no reward applies
         scores = soft_minimum(each, weights, self.kappa)
-        rows = ~missing.all(1)
-        shares = weights if weights.dim() == 1 else weights[rows]
         advantages = estimate_advantages(scores, lengths, group_size, "reinforce")
-        decided = deciding_shares(each[rows], shares, self.kappa)
+        decided = deciding_shares(each, weights, self.kappa)
         return advantages.to(rewards), decided.to(rewards)
 
 

@@ -1,8 +1,8 @@
 """SA-MRPO: GDPO with less weight on what is nearly reached, so that training goes on where there is
 most left to gain.
 
-Paper: SA-MRPO (arXiv 2608.16072), section 4.1. s_k = mean reward of the batch as a share of its
-range; weight w_k (1 - s_k)^gamma; then as GDPO: normalised within prompts, summed, whitened over
+Paper: SA-MRPO (arXiv 2608.16072), section 4.1. u_k = mean reward of the batch as a share of its
+range; weight w_k (1 - u_k)^gamma; then as GDPO: normalised within prompts, summed, whitened over
 the batch. gamma 0 is GDPO.
 Covariance law: the weight follows the level, not the direction. An objective that falls gets more
 weight, but only as fast as it falls, and one that is easy and low gets as much as one that is hard.
@@ -33,7 +33,7 @@ from common.seeds import generator
 def saturation_weights(
     weights: Tensor, rewards: Tensor, lowest: Tensor, highest: Tensor, gamma: float
 ) -> Tensor:
-    """w_k (1 - s_k)^gamma, scaled to sum 1; equal where all objectives are at their best. One that
+    """w_k (1 - u_k)^gamma, scaled to sum 1; equal where all objectives are at their best. One that
     no completion has counts as at its best.
 
     weights, lowest, highest [K], rewards [B,K] -> [K].

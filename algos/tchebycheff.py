@@ -31,7 +31,6 @@ from common.seeds import generator
 
 # --- ALGO: imports ---
 from common.controllers import remember
-import math
 
 
 # --- ALGO: the algorithm ---
@@ -72,16 +71,17 @@ def approach(controller, rewards: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class MirrorDescent:
-    """Weights [K] that add the distance up; none is below the largest divided by max_ratio."""
+    """Weights [K] that add the distance up, of a ratio up to max_ratio, or the preferences' own."""
 
     def __init__(self, preference: Tensor, lr: float, max_ratio: float) -> None:
-        self.preference, self.lr, self.max_ratio = preference, lr, max_ratio
+        self.preference, self.lr = preference, lr
+        self.reach = (preference.max() / preference.min()).clamp(min=max_ratio).log()
         self.state = {"ideal": preference - torch.inf, "log_weights": preference.log()}
 
     def weights(self, rewards: Tensor) -> Tensor:
         (mean, ideal), before = approach(self, rewards), self.state["log_weights"]
         moved = mirror_descent_step(before, self.preference, mean, ideal, self.lr).log_softmax(0)
-        lowest = moved.max() - math.log(self.max_ratio)
+        lowest = moved.max() - self.reach
         remember(self.state, log_weights=moved.clamp(min=lowest))  # for the next batch
         return before.softmax(0)
 
@@ -211,7 +211,7 @@ class Args(flags.RunFlags):
     weight_lr: float = 1.0
     """mirror-descent: step of the log-weights, for 100 steps (paper: 0.3 for 810)"""
     max_ratio: float = 20.0
-    """mirror-descent: no weight falls below the largest one divided by this (paper: no bound)"""
+    """mirror-descent: largest weight over smallest; or that of --preference (paper: no bound)"""
     smoothing: float = 0.05
     """smooth: temperature; a large one follows --preference, a small one serves the worst alone"""
     ema_tau: float = 0.3

@@ -95,15 +95,16 @@ def test_trl_has_the_weights_and_advantages_of_the_run(name, recorded):
 
 @pytest.mark.parametrize("name", sorted(controllers().keys() - GRADIENTS))
 def test_an_objective_that_no_completion_has_yet_is_weighed_and_waited_for(name, recorded):
-    """Rewards that do not apply are NaN, as TRL gives them."""
+    """Rewards that do not apply are NaN, as TRL gives them. At last none applies at all."""
     _, script, args, _ = recorded(name)
     controller = script.controller(args, list(OBJECTIVES), torch.device("cpu"))
-    for present in (False, True, False):
+    for present in (False, True, False, None):
         rewards, lengths = (
             torch.rand(8, 3, generator=torch.Generator().manual_seed(1)),
             torch.ones(8),
         )
         rewards[:, 1] = rewards[:, 1] if present else torch.nan
+        rewards = torch.full_like(rewards, torch.nan) if present is None else rewards
         if hasattr(controller, "weights"):
             weights = controller.weights(rewards)
         else:

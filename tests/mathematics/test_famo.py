@@ -112,6 +112,19 @@ def test_without_a_step_nothing_improves(tmp_path):
     assert all(row[f"famo/improvement/{o}"] == pytest.approx(0, abs=1e-5) for o in OBJECTIVES)
 
 
+def test_an_objective_that_is_absent_does_not_hold_the_others_back():
+    """The other two go as they go without it."""
+    three, two = FAMO(torch.ones(3), 0.1, 1e-3), FAMO(torch.ones(2), 0.1, 1e-3)
+    for step in range(10):
+        rewards = torch.rand(8, 3, generator=torch.Generator().manual_seed(step))
+        rewards[:, 2] = torch.nan
+        for learner, own in ((three, rewards), (two, rewards[:, :2])):
+            learner.weights(own)
+            learner.reached(own.mean(0) + torch.tensor([0.02, 0.1, 0.0])[: own.size(1)])
+    torch.testing.assert_close(three.state["logits"][:2], two.state["logits"])
+    assert three.state["logits"][2] == 0 < three.state["logits"].abs().max()
+
+
 def test_rounding_is_no_direction():
     """Nothing has moved, and nothing decays: rewards that float32 does not hold exactly."""
     rewards = torch.rand(64, 3, generator=torch.Generator().manual_seed(0)) / 3

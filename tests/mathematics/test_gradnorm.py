@@ -80,8 +80,13 @@ def test_the_weights_are_learned_from_the_gaps_and_logged(tmp_path):
     for row in rows[1:]:
         average = 0.7 * average + 0.3 * row["reward/accuracy"]
     assert rows[2]["gradnorm/average_reward/accuracy"] == pytest.approx(average, abs=1e-6)
-    assert len(state["first_losses"]) == 6
-    torch.testing.assert_close(state["first_losses"][-1], (1 - state["ema"]).clamp(min=FLOOR))
+    assert state["seen"].tolist() == [6, 6, 6]  # updates
+    average, gaps = None, 0  # of the batch means; and of each step's two updates
+    for row in rows:
+        seen = torch.tensor([row[f"reward/{o}"] for o in OBJECTIVES])
+        average = seen if average is None else 0.7 * average + 0.3 * seen
+        gaps = gaps + 2 * (1 - average).clamp(min=FLOOR)
+    torch.testing.assert_close(state["first"], gaps)
     assert float(state["weights"].min()) > MIN_WEIGHT
 
 
@@ -94,6 +99,17 @@ def test_an_objective_that_no_completion_has_yet_is_waited_for():
         weights = learner.weigh(torch.eye(2).double() * torch.tensor([4.0, 1.0]))
     assert weights[1] > weights[0]  # its gradient is the shorter
     assert learner.state["ema"].tolist() == pytest.approx([0.5, 0.2])
+
+
+@pytest.mark.parametrize("missing", [(0, 1, 2, 3, 4), (0, 3, 7)])
+def test_the_first_losses_of_an_objective_are_those_that_it_has(missing):
+    """Two that are equal but for batches without one of them are weighed equally in the end."""
+    learner, gram = GradNorm(torch.ones(2), 1.5, 0.1, 0.3), torch.eye(2).double()
+    for step in range(40):
+        absent = step in missing
+        learner.see(torch.tensor([[0.5, torch.nan if absent else 0.5]]))
+        weights = learner.weigh(gram * torch.tensor([1.0, 0.0 if absent else 1.0]))
+    assert weights.tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
 
 
 def test_an_objective_without_a_gradient_keeps_its_weight(tmp_path):

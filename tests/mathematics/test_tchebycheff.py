@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algos.tchebycheff import mirror_descent_step, smooth_weights, tchebycheff
+from algos.tchebycheff import MirrorDescent, mirror_descent_step, smooth_weights, tchebycheff
 from common.seeds import derive
 from support.running import OBJECTIVES, train
 from support.tensors import close, finite_difference, tensor
@@ -119,6 +119,13 @@ def test_no_weight_is_more_than_the_ratio_below_the_largest(tmp_path):
     for row in rows[1:]:
         weights = [row[f"weight/{o}"] for o in OBJECTIVES]
         assert max(weights) / min(weights) == pytest.approx(5, rel=1e-4)
+
+
+def test_preferences_beyond_the_ratio_are_kept():
+    preference = tensor([100.0, 1.0, 1.0]) / 102
+    controller, rewards = MirrorDescent(preference, 1.0, 20.0), torch.full((4, 3), 0.5).double()
+    for _ in range(3):  # nothing is further from its ideal than the others
+        close(controller.weights(rewards), preference.tolist(), 1e-9)
 
 
 def test_the_classical_score_rewards_only_what_is_good_in_every_objective(tmp_path):
