@@ -63,7 +63,8 @@ class RunFlags:
     prompt_column: str = ""
     """column with the prompt, text or chat messages; default: prompt, problem or question"""
     answer_column: str = ""
-    """column with the reference answer, nested as in reward_model.ground_truth; default: answer"""
+    """column with the reference answer, which may be nested;
+    default: answer, reward_model.ground_truth or solution"""
     prompt_suffix: str = ""
     """appended to every prompt; math500 and reasoning-gym append an instruction by themselves"""
     max_prompt_length: int = 1024
