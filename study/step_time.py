@@ -11,6 +11,7 @@ samples as many completions of the same problems and takes one optimizer step wi
 ours do so beside it: in float32, on a GPU in bfloat16, without gradient checkpointing.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -117,7 +118,8 @@ def run_trl(args: Args, out: Path) -> pd.DataFrame:
 
     clock, gpu = Clock(), torch.cuda.is_available()
     total = args.prompts * args.completions
-    parts = max(total // 32, 1) if gpu else 1  # activations of more fill a card
+    # about 32 at a time, whole prompts: activations of more fill a card
+    parts = math.gcd(args.prompts, max(total // 32, 1)) if gpu else 1
     columns = {"arithmetic": arithmetic, "words": words}[args.dataset].problems("train")
     path = model_path(args.model)
     GRPOTrainer(

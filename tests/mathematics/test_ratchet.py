@@ -175,6 +175,17 @@ def test_the_change_is_exact_where_the_first_order_is_not():
     torch.testing.assert_close(both[0], found)
 
 
+def test_a_variance_is_that_of_the_completions_that_have_the_reward():
+    """Pooled over prompts by degrees of freedom; a completion alone in its prompt has none."""
+    rewards = torch.rand(12, 2, generator=torch.Generator().manual_seed(0)).double()
+    rewards[[1, 2, 5, 8, 9, 10], 0] = torch.nan
+    *_, variance = what_moved(torch.zeros(12), torch.ones(12), rewards, 4, 1)
+    known = [rewards[[0, 3], 0], rewards[[4, 6, 7], 0]]  # of the third prompt the last alone
+    total = sum(own.var() * (len(own) - 1) for own in known)
+    assert variance[0].item() == pytest.approx(float(total / 3))
+    assert variance[1].item() == pytest.approx(float(rewards[:, 1].view(3, 4).var(1).mean()))
+
+
 def test_what_does_not_move_or_does_not_vary_is_not_aligned_with_the_move():
     """Whichever rows are fresh, and after however many updates each was seen."""
     generator = torch.Generator().manual_seed(0)

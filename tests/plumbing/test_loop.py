@@ -193,6 +193,19 @@ def test_the_norm_of_a_flag_clips_in_the_loop(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["linear", "mgda"])
+def test_gradients_take_no_memory_while_sampling(name, tmp_path, monkeypatch):
+    sync, seen = Run.sync, []
+
+    def recorded(run, *rest):
+        seen.append([parameter.grad for parameter in run.policy.parameters()])
+        sync(run, *rest)
+
+    monkeypatch.setattr(Run, "sync", recorded)
+    train(name, tmp_path / "run", steps=1, **QUICK)
+    assert seen == [[None] * len(START)]
+
+
+@pytest.mark.parametrize("name", ["linear", "mgda"])
 def test_the_kl_term_holds_the_policy_near_its_start(name, tmp_path):
     flags = QUICK | {"lr": 1e-3, "steps": 5, "max_new_tokens": 32}
     free, held = (

@@ -120,6 +120,9 @@ def test_who_cannot_read_a_prompt_once_is_found_out(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(DynamicCache, "batch_select_indices", broken)
             assert not reads_prompts_once("m", made)
+    with monkeypatch.context() as patch:  # no rank goes on without the others
+        patch.setattr("common.ranks.together", lambda work: [work(), False])
+        assert not reads_prompts_once("m", made)
     made.checkpointed = [made.model.layers[0]]
     assert not reads_prompts_once("m", made)
 

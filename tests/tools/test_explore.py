@@ -10,7 +10,7 @@ import pytest
 import torch
 from py_mini_racer import MiniRacer
 
-from algos.pama import estimate_advantages, estimate_each, pareto_scalar
+from algos.pama import PAMA, estimate_advantages, estimate_each, pareto_scalar
 from common.controllers import first_order_change, within_prompt_covariance
 from common.runs import load_run
 from study.explore_page import PAGE, embedded
@@ -196,19 +196,31 @@ def test_browser_tells_the_story_of_the_committed_page(opened):
 
 @needs_driver
 def test_browser_leaves_out_what_does_not_apply(opened, trained, tmp_path):
+    """Neither high nor low, nor in a mean, nor the least where all must be good."""
     run = trained("linear", rewards=("rewards.accuracy:accuracy", f"{OWN}:absent"))
     data = page_data(load_run(run))
-    for row in data["steps"][1]["rewards"]:
-        row[1] = None  # in a whole step it applies to none
+    for own in data["steps"]:
+        for row in own["rewards"]:  # 5, 5.5 or 6: a null is no 0; in the last step of none
+            row[1] = None if row[1] is None or own["step"] == data["last"] else row[1] + 5
     (tmp_path / "page.html").write_text(page(data))
     opened.open(tmp_path / "page.html")
     for rule in ("sum", "all"):
-        opened.ask(f"(rule.value = '{rule}', rule.onchange())")
-        for _ in data["steps"]:
+        opened.ask(f"(rule.value = '{rule}', rule.onchange(), step.value = 0, step.oninput())")
+        for own in data["steps"]:
             shown = opened.ask("document.body.innerText")
             assert not re.search("null|NaN|undefined|Infinity", shown)
+            rewards = torch.tensor(np.array(own["rewards"], dtype=float))
+            lengths, estimator = torch.tensor(own["lengths"]), data["args"]["estimator"]
+            credited = int((PAMA().advantages(rewards, lengths, 4, estimator)[0] > 0).sum())
+            if rule == "all" and credited:
+                assert f"It credits {credited} of {len(rewards)} completions" in shown
+            for kind, found in (("low", rewards <= 5.5), ("high", rewards > 5.5)):
+                if count := int(found[:, 1].sum()):
+                    number = f"[aria-label*='that are {kind} in absent']"
+                    opened.ask(f'document.querySelector("{number}").focus()')
+                    told = f"{count} of {len(rewards)} completions of the batch are {kind} in"
+                    assert told in opened.ask("formula.innerText")
             opened.ask("after.click()")
-        opened.ask("(step.value = 0, step.oninput())")
     assert "–" in texts(opened, "#rows .n")
 
 

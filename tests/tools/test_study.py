@@ -196,6 +196,10 @@ def test_predictions_are_added_up_between_evaluations(tmp_path, drawn, capsys):
     assert found["move"].tolist() == pytest.approx([-0.1, -0.1])
     assert found["score"].tolist() == pytest.approx([0.5 * 0.2 * 4 / 3, 0.5 * 0.3 * 4 / 3])
     assert found["se"].tolist() == pytest.approx([0.03 * 2**0.5] * 2)
+    still = load_run(run)
+    for row in still.rows:
+        row |= dict.fromkeys((f"law/{name}" for name in NAMES), None)  # as with one mini-batch
+    assert law.intervals(still).empty
     told = law.judged(found)
     assert told["by the move: sign"] == "1/2"
     assert told["move: error"] == f"{(0.25 / 0.17) ** 0.5:.2f}"
