@@ -92,7 +92,8 @@ def run_script(
     """The metrics of the steps that count. Raises CalledProcessError if the script fails."""
     flags = {name: getattr(args, name) for name in ("model", "dataset", "prompts", "completions")}
     flags |= {"max-new-tokens": args.max_new_tokens, "steps": args.steps + WARM_UP, "out": out}
-    flags |= {"lr": 0, "eval-prompts": 2, "eval-every": 1000, "checkpoint-every": 1000}
+    flags |= {"lr": 0, "desired-kl": 0, "eval-prompts": 2}  # no step, so none too long
+    flags |= {"eval-every": 1000, "checkpoint-every": 1000}
     flags |= {"mini-batches": 1, "kl-coef": 0} if args.trl else {}
     command = [f"--{name}={value}" for name, value in flags.items()]
     command = [sys.executable, f"algos/{script}.py", *command, *passed]
