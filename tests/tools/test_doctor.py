@@ -98,6 +98,11 @@ def test_what_a_start_refuses_is_refused_in_the_same_words(flags):
     assert told(**flags) == str(caught.value)
 
 
+def test_steps_that_rounding_hides_are_refused_as_by_a_run():
+    flags = {"compute_dtype": "bfloat16", "desired_kl": 1e-8}
+    assert "--desired-kl 1e-08 cannot be measured" in told(**flags)
+
+
 def test_a_run_that_was_stopped_is_examined_as_it_is(tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     train("linear", run, steps=2)
