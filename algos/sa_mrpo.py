@@ -33,8 +33,8 @@ from common.seeds import generator
 def saturation_weights(
     weights: Tensor, rewards: Tensor, lowest: Tensor, highest: Tensor, gamma: float
 ) -> Tensor:
-    """w_k (1 - u_k)^gamma, scaled to sum 1; equal where all objectives are at their best. One that
-    no completion has counts as at its best.
+    """w_k (1 - u_k)^gamma, scaled to sum 1; w_k where all objectives are at their best. One that no
+    completion has counts as at its best.
 
     weights, lowest, highest [K], rewards [B,K] -> [K].
     """
@@ -43,7 +43,7 @@ def saturation_weights(
     left = ((highest - mean) / (highest - lowest)).clamp(0, 1)
     discounted = weights * left**gamma
     total = discounted.sum()
-    return discounted / total if total > 0 else torch.full_like(weights, 1 / len(weights))
+    return discounted / total if total > 0 else weights
 
 
 class SAMRPO:
@@ -174,7 +174,7 @@ class Args(flags.RunFlags):
 
 def controller(args: Args, objectives: list[str], device) -> SAMRPO:
     """The algorithm as the flags have it. Raises UserError naming the flag."""
-    weights = flags.shares("--weights", args.weights, objectives, device, some=False)
+    weights = flags.shares("--weights", args.weights, objectives, device)
     lowest = flags.one_each("--lowest", args.lowest, 0.0, objectives, device)
     highest = flags.one_each("--highest", args.highest, 1.0, objectives, device)
     flags.positive("--highest minus --lowest", highest - lowest)

@@ -127,8 +127,6 @@ def check(args, count: int) -> None:
     hot = 0 < args.temperature < inf
     require(hot, f"--temperature {args.temperature} must be positive: at 0 completions are alike")
     require(args.max_grad_norm > 0, f"--max-grad-norm {args.max_grad_norm} must be positive")
-    told = f"--clip-low {args.clip_low}: above 1 it never acts, for no ratio is below 0"
-    require(args.clip_low <= 1 or args.clip_low == inf, told)
     require(not 0 < args.dual_clip <= 1, f"--dual-clip {args.dual_clip} must be above 1; 0 is off")
 
 

@@ -311,11 +311,16 @@ def token_logprobs_no_grad(
 def reads_prompts_once(model: str, policy: "PreTrainedModel") -> bool:
     """Whether a prompt can be read once for all its completions, tried with a few tokens: not where
     layers are checkpointed, and so keep no keys and values. Collective. Raises UserError naming
-    --model where the model cannot be computed with at all."""
+    --model where the model cannot be computed with at all, or changes what its head computes."""
     batch = pad([[5, 6, 7], [5, 6, 7], [8], [8]], [[9, 10, 11], [12]] * 2, 0, policy.device)
     once = replace(batch, prompt_of=torch.tensor([0, 0, 1, 1], device=policy.device))
+    head: nn.Module = policy.get_output_embeddings()
     with loading(model):
         each = token_logprobs(policy, batch, 1.0)
+        hook = head.register_forward_hook(lambda _head, _given, logits: torch.full_like(logits, 64))
+        plain = bool((policy(batch.completions).logits == 64).all())
+        hook.remove()
+    require(plain, f"--model {model} cannot be trained: it scales or caps the logits of its head")
     try:
         gap = (token_logprobs(policy, once, 1.0) - each).abs().mean()
     except Exception:  # a cache that cannot be selected from, or gone on with by several tokens

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from common import ranks
 from common.batch import Batch, Completions, Sampled, pad, pad_left, table
 from common.data import Prompts
-from common.errors import UserError, require
+from common.errors import UserError, require, told_as
 from common.model import full_parameters, load_config, load_whole
 from rewards.answers import THOUGHT_TAG
 
@@ -151,8 +151,9 @@ class TransformersEngine:
         output = model(
             ids, attention_mask=attention, position_ids=positions, use_cache=True, logits_to_keep=1
         )
-        cache: Any = output.past_key_values
-        cache.batch_repeat_interleave(completions)
+        with told_as("--engine transformers cannot sample this --model: no keys and values kept"):
+            cache: Any = output.past_key_values
+            cache.batch_repeat_interleave(completions)
         logits = output.logits[:, -1].repeat_interleave(completions, 0)  # [B, V]
         attention = attention.repeat_interleave(completions, 0)
         position = attention.sum(1)  # [B] of the next token
@@ -206,17 +207,20 @@ class Canary:
     """Compares the sampler's log-probabilities with the trainer's at every step. Old weights in the
     sampler, or another distribution, show in no reward and no loss: only here."""
 
-    def __init__(self, limit: float, compute: torch.dtype, desired_kl: float = 0.0) -> None:
-        """limit: mean absolute gap in nats; 0 takes 1e-3 in float32 and .1 in bfloat16."""
-        self.desired_kl = desired_kl
+    def __init__(
+        self, limit: float, compute: torch.dtype, desired_kl: float = 0.0, updates: int = 1
+    ) -> None:
+        """limit: mean absolute gap in nats; 0 takes 1e-3 in float32 and .1 in bfloat16. updates of
+        a step: from the first of them its length is known, so rounding counts as often."""
+        self.desired_kl, self.updates = desired_kl, updates
         self.limit = limit or (1e-3 if compute == torch.float32 else 0.1)
         self.strikes = 0
 
     def check(self, step: int, batch: Batch, trainer: Tensor) -> dict[str, float]:
         """The gaps to log: per token, and the standard deviation of a completion's, in nats.
         trainer [B, T]: log-probabilities under the policy. Raises UserError at the second mean gap
-        in a row that is above the limit or NaN, and at the first step where rounding hides what a
-        step of --desired-kl does."""
+        in a row that is above the limit or NaN, and at the first check where rounding hides what a
+        step of --desired-kl does: the rate would fall for good."""
         version, mask = batch.sampled.version, batch.mask
         if version != step - 1:
             raise RuntimeError(f"the sampler has the weights of step {version}: a sync is missing")
@@ -235,6 +239,7 @@ class Canary:
         found = {"sampler/gap": mean, "sampler/gap_max": most, "sampler/version": version}
         told = f"--desired-kl {self.desired_kl:g} cannot be measured: with the same weights a"
         told += f" completion has {noise:.2g} nats more or less in the trainer than in the sampler"
-        seen = step > 1 or not self.desired_kl or noise**2 < 2 * self.desired_kl
-        require(seen, f"{told}: --compute-dtype float32, or a larger --desired-kl")
+        floor = (noise * self.updates) ** 2 / 2
+        hidden, self.desired_kl = 0 < self.desired_kl <= floor, 0.0  # asked once
+        require(not hidden, f"{told}: --compute-dtype float32, or one well above {floor:.2g}")
         return found | {"sampler/nats": noise}

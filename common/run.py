@@ -58,7 +58,8 @@ class Run:
         self.functions = rewards.load(args.rewards)
         self.objectives = list(self.functions)
         self.compute = compute_dtype(args.compute_dtype, self.device)
-        self.canary = Canary(args.max_logp_gap, self.compute, args.desired_kl)
+        updates = args.epochs * args.mini_batches
+        self.canary = Canary(args.max_logp_gap, self.compute, args.desired_kl, updates)
 
     def load_models(self) -> tuple[nn.Module, nn.Module | None]:
         """Prompts, sampler, and (policy, reference model; None at --kl-coef 0)."""

@@ -22,7 +22,7 @@ from common.errors import require
 from common.evaluate import score
 from common.log import new_folder
 from common.model import token_logprobs_no_grad
-from common.rollout import Canary, roll_out
+from common.rollout import roll_out
 from common.run import Run
 from tools.scripts import ROOT, algorithms, nearest
 
@@ -55,16 +55,17 @@ def examine(name: str, args) -> None:
         load_checkpoint(Path(args.resume), policy)
     else:
         ranks.on_first(lambda: new_folder(args.out, name).rmdir())
-    prompts, limit = run.held_out.batch(1, args.prompts, args.seed), run.canary.limit
+    prompts = run.held_out.batch(1, args.prompts, args.seed)
+    limit, run.canary.limit = run.canary.limit, inf  # it is held against the gaps here
 
-    def gap(desired_kl: float = 0.0) -> float:  # of the sampler and the policy, nats per token
+    def gap() -> float:  # of the sampler and the policy, nats per token
         logp = token_logprobs_no_grad(policy, batch, args.temperature, args.micro_batch_tokens)
-        return Canary(inf, run.compute, desired_kl).check(step, batch, logp)["sampler/gap"]
+        return run.canary.check(step, batch, logp)["sampler/gap"]
 
     for step in (1, 2):  # of the same prompts: a cache may still hold them
         run.engine.sync(policy, step - 1)
         batch = roll_out(run.engine, run.tokenizer, prompts, args)
-        found = gap(args.desired_kl)
+        found = gap()
         told = f"{found:.1e} nats from the trainer after sync {step}, --max-logp-gap {limit:g}"
         require(found <= limit, f"--engine {args.engine} has old weights, or differs: {told}")
         say(f"sampler   {told}")

@@ -339,7 +339,7 @@ def _opening(run: Run) -> str:
     risen = " and ".join(c.name for c in changes if c.sampled == "improved") or "nothing"
     fallen = [c for c in changes if c.sampled == "degraded"]
     if not fallen:
-        return f"No objective fell beyond noise; {risen} rose."
+        return f"No objective fell beyond noise in samples; {risen} rose."
     worst = min(fallen, key=lambda change: change.change)
     fell = f"{worst.name} fell from {worst.start:.2f} to {worst.end:.2f} while {risen} rose"
     i = min(phases(run, worst.name).itertuples(), key=lambda phase: phase.measured)
@@ -361,7 +361,7 @@ def _why(run: Run, name: str, summed: bool) -> str:
     parts = [f"{change.start:.2f} → {change.end:.2f} {change.status}"]
     if change.status == "mixed":
         greedy = change.greedy
-        parts[0] += f" (improved in samples, greedy {greedy.start:.2f} → {greedy.end:.2f})"
+        parts[0] += f" (greedily {greedy.start:.2f} → {greedy.end:.2f})"
     size = found.measured.abs()
     moved = size[size > NOISE * found.se].nlargest(SHOWN).index
     for i in found.itertuples():

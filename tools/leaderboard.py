@@ -42,8 +42,8 @@ DEFINITIONS = f"""\
 - Worst change: each run's smallest end - start over its objectives. The rows stand in its order.
 - Interference: runs in which an objective was degraded while another improved, each beyond
   {NOISE:g} standard errors of the change, with the end as above; in parentheses which were lost,
-  and in how many of these runs. Lost greedily: runs in which an objective improved so, sampled, and
-  was degraded under greedy decoding.
+  and in how many of these runs. Lost greedily: runs in which an objective that was not degraded so,
+  sampled, was degraded under greedy decoding.
 - Hypervolume: of a run's end, which is the product of its objectives, from the fixed point (0, ...,
   0). From the start, every run that degrades an objective would have none, however little or much
   it lost. An objective that ends at 0 or below leaves none here, too.

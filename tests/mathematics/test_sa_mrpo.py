@@ -38,12 +38,15 @@ def test_the_formula():
     )  # other units
 
 
-def test_where_all_is_reached_nobody_is_preferred():
-    close(
-        saturation_weights(tensor([0.5, 0.3, 0.2]), torch.ones(4, 3).double(), ZERO, ONE, 1.0),
-        [1 / 3] * 3,
-        1e-12,
-    )
+@pytest.mark.parametrize("prescribed", [[0.5, 0.3, 0.2], [0.5, 0.0, 0.5]])
+def test_where_all_is_reached_the_prescribed_weights_stand(prescribed):
+    reached = torch.ones(4, 3).double()
+    close(saturation_weights(tensor(prescribed), reached, ZERO, ONE, 1.0), prescribed, 1e-12)
+
+
+def test_an_objective_of_weight_0_is_only_watched(tmp_path):
+    for row in train("sa_mrpo", tmp_path / "run", steps=2, weights=(1.0, 0.0, 1.0))[1:]:
+        assert row["weight/conciseness"] == 0
 
 
 @settings(deadline=None, max_examples=30)

@@ -112,6 +112,23 @@ def test_a_prompt_is_read_once_where_that_saves_enough(llama):
     assert tokens_read(marked) == tokens_read(short)
 
 
+def test_a_model_that_changes_the_logits_of_its_head_is_refused(model):
+    """The trainer calls the head itself, chunk by chunk."""
+    assert reads_prompts_once("m", model)
+    changed = {"cohere": {"logit_scale": 0.5}, "granite": {"logits_scaling": 4.0}, "gemma2": {}}
+    for kind, sizes in changed.items():
+        made = random_model(kind, **sizes)
+        with pytest.raises(UserError, match="--model m cannot be trained: it scales or caps"):
+            reads_prompts_once("m", made)
+
+
+def test_a_model_without_a_cache_of_keys_and_values_is_refused():
+    sizes = {"num_hidden_layers": 2, "full_attn_idxs": [1], "conv_L_cache": 3}
+    engine = TransformersEngine(random_model("lfm2", **sizes), {1}, 0, CPU)
+    with pytest.raises(UserError, match="--engine transformers cannot sample this --model"):
+        engine.generate([[5, 6]], 2, 4, 1.0, [1])
+
+
 def test_who_cannot_read_a_prompt_once_is_found_out(monkeypatch):
     made = random_model("llama")
     assert reads_prompts_once("m", made)
@@ -291,15 +308,25 @@ def test_a_step_that_rounding_hides_is_refused_at_the_start():
     batch = pad([[5]] * 3, [[6, 7]] * 3, 0)
     logp = torch.tensor([[0.1, 0.1], [-0.1, -0.1], [0.3, -0.3]])
 
-    def check(desired_kl: float, step: int) -> dict:
+    def check(canary: Canary, step: int) -> dict:
         given = replace(batch, sampled=Sampled([[6, 7]] * 3, ["a"] * 3, {}, logp, step - 1, 0.0))
-        return Canary(1.0, torch.float32, desired_kl).check(step, given, torch.zeros(3, 2))
+        return canary.check(step, given, torch.zeros(3, 2))
 
-    assert check(0.03, 1)["sampler/nats"] == pytest.approx(0.2)  # half of .2 squared is .02
-    with pytest.raises(UserError, match=r"--desired-kl 0.01 .* 0.2 nats .*--compute-dtype float32"):
-        check(0.01, 1)
-    check(0.01, 2)
-    check(0.0, 1)
+    def made(desired_kl: float, updates: int = 1) -> Canary:
+        return Canary(1.0, torch.float32, desired_kl, updates)
+
+    canary = made(0.03)
+    assert check(canary, 1)["sampler/nats"] == pytest.approx(0.2)  # half of .2 squared is .02
+    logp *= 2
+    assert check(canary, 2)["sampler/nats"] == pytest.approx(0.4)  # only the first check asks
+    logp /= 2
+    for step in (1, 5):  # the fifth: of a run that goes on elsewhere
+        with pytest.raises(UserError, match=r"--desired-kl 0.01 .* 0.2 nats .*well above 0.02"):
+            check(made(0.01), step)
+    check(made(0.09, 2), 1)  # known from the first of two updates: half of .4 squared
+    with pytest.raises(UserError, match="well above 0.08"):
+        check(made(0.07, 2), 1)
+    check(made(0.0, 2), 1)
 
 
 def test_a_missing_sync_is_a_fault_of_the_program():

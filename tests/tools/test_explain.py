@@ -147,8 +147,8 @@ def test_what_rose_in_samples_alone_is_called_mixed_as_in_the_verdict(tmp_path):
     run = load_run(write_run(tmp_path / "run", laws, [0.5, 0.6, 0.5, 0.65, 0.5, 0.7]))
     run.rows[0]["eval/greedy/hard"] = 0.9
     text = " ".join(explain(run).split())
-    assert text.startswith("No objective fell beyond noise; hard rose.")
-    assert "mixed (improved in samples, greedy 0.90 → 0.70); rose by 0.15 in steps 5–6" in text
+    assert text.startswith("No objective fell beyond noise in samples; hard rose.")
+    assert "mixed (greedily 0.90 → 0.70); rose by 0.15 in steps 5–6" in text
 
 
 def test_a_run_without_predictions_is_explained_without_them(tmp_path):

@@ -90,8 +90,7 @@ def test_a_missing_run_suggests_the_nearest(tmp_path):
         (
             [[0.6, 0.6], [0.5, 0.8]],
             [0.97, 0.59],
-            "a was degraded (0.60 -> 0.60) while b improved: cross-objective interference. "
-            "Greedily a fell (0.97 -> 0.59).",
+            "b improved, a did not change beyond noise. Greedily a fell (0.97 -> 0.59).",
         ),
         ([[0.5, 0.7], [0.4, 0.9]], [0.97, 0.95], "All objectives improved."),
         (
