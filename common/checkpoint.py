@@ -65,16 +65,18 @@ def save_checkpoint(run: Path, step: int, policy, optimizer, state: dict, kept: 
     ranks.on_first(publish)
 
 
-def load_checkpoint(run: Path, policy: nn.Module, optimizer=None, of=None) -> tuple[int, dict]:
+def load_checkpoint(
+    run: Path, policy: nn.Module, optimizer=None, of=None, device: torch.device | str = "cpu"
+) -> tuple[int, dict]:
     """Fill policy and optimizer, where there is one, from the newest readable checkpoint, or that
-    of the step `of`; returns its (step, state). Tensors of the state that were on a GPU come to the
-    policy's. Raises UserError where there is none."""
+    of the step `of`; returns its (step, state), the tensors of the state on `device`. Raises
+    UserError where there is none."""
     folders = ranks.on_first(lambda: [f for f in _folders(run) if of in (None, _step(f))])
     for folder in reversed(folders):
         try:
             state = {}
             ranks.together(
-                lambda folder=folder, state=state: _load(folder, policy, optimizer, state)
+                lambda folder=folder, state=state: _load(folder, policy, optimizer, state, device)
             )
             return _step(folder), state
         except UserError as error:
@@ -83,12 +85,9 @@ def load_checkpoint(run: Path, policy: nn.Module, optimizer=None, of=None) -> tu
     raise UserError(f"{told}{f' of step {of}' if of else ''} there")
 
 
-def _load(folder: Path, policy, optimizer, state: dict) -> None:
-    def place(storage, saved_on: str):
-        return storage if saved_on == "cpu" else storage.to(device=policy.device)
-
+def _load(folder: Path, policy, optimizer, state: dict, device: torch.device | str) -> None:
     with told_as("it is damaged"):
-        saved = torch.load(folder / "state.pt", map_location=place, weights_only=True)
+        saved = torch.load(folder / "state.pt", map_location=device, weights_only=True)
         layout, tensors = saved.pop("layout"), _policy_tensors(policy)
         state.update(saved)
         files = [folder / f"rank_{rank}.pt" for rank in range(layout["ranks"])]

@@ -15,7 +15,8 @@ from common.runs import read_args
 
 PRESETS = Path(__file__).resolve().parents[1] / "algos" / "presets.toml"
 # flags that a resumed run may be given anew, for that is what an error in mid-run advises
-FREE = {"resume", "steps", "track", "lr", "max_logp_gap", "reward_max", "highest", "ridge"}
+FREE = {"resume", "steps", "track", "lr", "compute_dtype", "max_logp_gap"}
+FREE |= {"reward_max", "highest", "ridge"}
 
 
 def run(main: Callable, args_class: type) -> None:

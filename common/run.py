@@ -106,7 +106,7 @@ class Run:
         # untrained model's, in tokens; first: metrics of the first evaluation; safe: the last step
         # evaluated with no objective below its start; pending: metrics of a step whose evaluation
         # a reward broke off
-        prompts = crc32(repr(self.train.ids).encode())
+        prompts, computed = crc32(repr(self.train.ids).encode()), str(self.compute).split(".")[1]
         self.memory: dict = {
             "seen": [0.0, 0],
             "yardstick": None,
@@ -114,6 +114,7 @@ class Run:
             "safe": 0,
             "pending": None,
             "prompts": prompts,
+            "computed": computed,
             # the first step's length is not known, and one that is too long cannot be taken back
             "scale": 0.1 if args.desired_kl else 1.0,
         }
@@ -121,7 +122,9 @@ class Run:
         self.flat, self.fallen = 0, set()  # see _alarm, _evaluate
         if args.resume:
             self.folder = Path(args.resume)
-            self.last_step, saved = load_checkpoint(self.folder, self.policy, optimizer)
+            own = next((v.device for v in state.values() if isinstance(v, Tensor)), self.device)
+            how = (self.policy, optimizer, None, own)  # where the algorithm computes
+            self.last_step, saved = load_checkpoint(self.folder, *how)
             told = f"--steps {args.steps} is below the {self.last_step} steps that --resume has"
             require(args.steps >= self.last_step, f"{told} taken: give more, or leave it out")
             state.update(saved.pop("algorithm"))
@@ -132,6 +135,9 @@ class Run:
         self.saved = self.last_step
         told = f"--dataset {args.dataset} has other prompts than when --resume {args.resume} began"
         require(self.memory["prompts"] == prompts, f"{told}: give it those, or start anew")
+        before = self.memory["computed"]
+        told = f"--resume {args.resume} began in {before}, and this machine computes in {computed}"
+        require(before == computed, f"{told}: add --compute-dtype {before}")
         config = {"script": self.script, "objectives": self.objectives, **asdict(args)}
         config |= {"out": str(self.folder), "resume": ""}
         self.log = Log(self.folder, config, self.last_step if args.resume else None)
@@ -271,6 +277,8 @@ class Run:
     # --- inside ---
 
     def _lap(self, part: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # what was asked for is done only then
         now = time.perf_counter()
         self.laps[f"time/{part}"], self.clock = now - self.clock, now
 

@@ -29,8 +29,11 @@ PARTS = {
     ),
     # seconds of a step by parts, tokens per second, peak memory
     "scale": (
-        f"{TIME} linear ctwa ratchet mgda --model 0.5b {LONG} -- --activation-checkpointing",
-        f"{TIME} linear ctwa mgda --model 1.5b {LONG} -- --activation-checkpointing",
+        *(
+            f"{TIME} {name} --model {size} {LONG} -- --activation-checkpointing"
+            for size, names in (("0.5b", "linear ctwa ratchet mgda"), ("1.5b", "linear ctwa mgda"))
+            for name in names.split()
+        ),
         f"{TIME} linear --model 1.5b {LONG} -- --micro-batch-tokens 8192",
     ),
     # the gap between sampler and trainer after each sync, sleep and wake, beside transformers: of

@@ -8,7 +8,7 @@ import tyro
 
 from common.checkpoint import load_checkpoint
 from common.errors import require
-from common.model import add_adapters, compute_dtype, export, load_tokenizer, load_whole
+from common.model import add_adapters, export, load_tokenizer, load_whole
 from common.pretrained import model_path
 from common.runs import load_run
 
@@ -34,13 +34,11 @@ def write(run: Path, /, step: int = 0, out: str = "", trust_remote_code: bool = 
     saved = load_run(run).args
     folder = Path(out or run / (f"model-step{step}" if step else "model"))
     require(not (out and folder.exists()), f"--out {out} exists already; give another folder")
-    # as the run itself would write it here: in the dtype of its activations
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = compute_dtype(saved["compute_dtype"], device)
     model = model_path(saved["model"])
     policy = load_whole(model, "cpu", trust_remote_code)
     if rank := saved.get("lora_rank"):
         add_adapters(policy, rank)
-    found, _ = load_checkpoint(run, policy, of=step or None)
-    export(policy, load_tokenizer(model, trust_remote_code), folder, dtype)
-    print(f"wrote {folder}, the model of step {found}, in {str(dtype).removeprefix('torch.')}")
+    found, state = load_checkpoint(run, policy, of=step or None)
+    name = state.get("computed", "float32")  # as the run itself would write it
+    export(policy, load_tokenizer(model, trust_remote_code), folder, getattr(torch, name))
+    print(f"wrote {folder}, the model of step {found}, in {name}")

@@ -99,7 +99,7 @@ def test_what_linear_imports_stays_small():
                 waiting += [other, other.rpartition(".")[0]]  # its package, too
     assert len(reached) <= 32
     if sys.version_info < (3, 12):  # later ones take an f-string for many tokens
-        assert sum(code_tokens(FILES[name]) for name in reached) <= 27110
+        assert sum(code_tokens(FILES[name]) for name in reached) <= 27200
 
 
 def test_scripts_stay_short():
