@@ -4,7 +4,7 @@ laws; trained."""
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
@@ -37,15 +37,22 @@ def weigh(G: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10**6), K=st.integers(1, 6))
+@example(seed=36649, K=6)  # opposed: 2.6e-5 off
 def test_projections_are_those_of_non_negative_least_squares(kind, seed, K):
     """The multipliers m >= 0 make ||g_i + sum_k m_k g_k|| least: SciPy never sees the Gram matrix.
-    And no objective is opposed by any projection, nor so by their mean."""
+    And no objective is opposed by any projection, nor so by their mean.
+
+    What counts as a tie, a violation of 1e-6 in units of the lengths, moves a projection by at most
+    the root of that times the multipliers and slopes of the exact one: each system's own products
+    of both are 0. That is little but where a gradient nearly is another's opposite.
+    """
     G = gradients(seed, K, kind)
     found, lengths = project_each(G @ G.T) @ G, G.norm(dim=1)
     unit = (G / lengths[:, None]).numpy()
     for i in range(K):
         added, _ = nnls(unit.T, -unit[i], maxiter=1000)
-        np.testing.assert_allclose(found[i] / lengths[i], unit[i] + added @ unit, atol=2e-5)
+        off = np.linalg.norm(found[i].numpy() / lengths[i].item() - (unit[i] + added @ unit))
+        assert off <= ((1e-6 * (added.sum() + K)) ** 0.5 if kind == "opposed" else 2e-5)
     slopes = found @ G.T / torch.outer(lengths, lengths)
     assert slopes.min() > -2e-6
 
