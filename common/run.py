@@ -105,7 +105,7 @@ class Run:
         # seen: tokens and number of all training completions; yardstick: mean length of the
         # untrained model's, in tokens; first: metrics of the first evaluation; safe: the last step
         # evaluated with no objective below its start; pending: metrics of a step whose evaluation
-        # a reward broke off
+        # a reward broke off; computed: the dtype it began in, which another machine may not choose
         prompts, computed = crc32(repr(self.train.ids).encode()), str(self.compute).split(".")[1]
         self.memory: dict = {
             "seen": [0.0, 0],

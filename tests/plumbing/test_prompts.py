@@ -296,7 +296,6 @@ SEARCH = [{"type": "function", "function": {"name": "search"}}]
         ([SYSTEM, USER], "<system>S</><user>U!</><assistant>", "S\nU!"),
         (json.dumps([SYSTEM, USER]), "<system>S</><user>U!</><assistant>", "S\nU!"),
         ('[{"a": 1}, so', '<user>[{"a": 1}, so!</><assistant>', '[{"a": 1}, so!'),
-        ('[{"a": 1}, 2]', '<user>[{"a": 1}, 2]!</><assistant>', '[{"a": 1}, 2]!'),
         ([USER, OPEN], "<user>U!</><assistant><think>\n", "U!\n<think>\n"),
         ([USER, SAID, USER, OPEN],
          "<user>U</><assistant>A</><user>U!</><assistant><think>\n", "U\nA\nU!\n<think>\n"),
