@@ -73,8 +73,8 @@ class RunFlags:
     """leave out, and count, rows whose reference answer no completion could match; else they are an
     error before the first step"""
     answer_check: Literal["auto", "exact", "math-verify", "boxed", "reasoning-gym"] = "auto"
-    """how accuracy compares: auto is exact for what is built in, reasoning-gym for its tasks, else
-    math-verify; boxed is the paper's way"""
+    """how accuracy compares: auto is exact for arithmetic, arithmetic3 and words, reasoning-gym for
+    its tasks, else math-verify; boxed is the paper's way"""
 
     engine: Literal["transformers", "vllm"] = "transformers"
     """what samples the completions; vllm wants a GPU and requirements-vllm.txt"""
