@@ -235,8 +235,7 @@ class Canary:
                 f"trainer's, above --max-logp-gap {self.limit:g} for the second time: it has old "
                 "weights, or computes or samples this model otherwise than the trainer"
             )
-        most = gap.max().item()
-        found = {"sampler/gap": mean, "sampler/gap_max": most, "sampler/version": version}
+        found = {"sampler/gap": mean, "sampler/gap_max": gap.max().item()}
         told = f"--desired-kl {self.desired_kl:g} cannot be measured: with the same weights a"
         told += f" completion has {noise:.2g} nats more or less in the trainer than in the sampler"
         floor = (noise * self.updates) ** 2 / 2

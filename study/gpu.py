@@ -56,12 +56,12 @@ PARTS = {
 def main(only: tuple[Literal[*PARTS], ...] = tuple(PARTS), dry_run: bool = False) -> None:
     """Run the parts, or print their commands."""
     folder = Path("results/gpu")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in only:
-        with (folder / f"{name}.txt").open("a") as file:
-            for command in PARTS[name]:
-                print(f"{name}: {command}", flush=True)
-                if not dry_run:
+    for part in only:
+        for command in PARTS[part]:
+            print(f"{part}: {command}", flush=True)
+            if not dry_run:
+                folder.mkdir(parents=True, exist_ok=True)
+                with (folder / f"{part}.txt").open("a") as file:
                     run(command, file)
 
 

@@ -31,8 +31,8 @@ from rewards.accuracy import accuracy
 from rewards.clarity import clarity
 from rewards.conciseness import conciseness
 from testbed.arithmetic import base_path, problems, tokenizer
+from tools.scripts import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 56  # tokens of a completion, as in the scripts
 
 

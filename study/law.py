@@ -17,9 +17,9 @@ from common.curves import picture
 from common.errors import plain_errors, require
 from common.runs import Run
 from common.verdict import NOISE
-from study.results import DOCS, markdown, put
+from study.results import DOCS, put
 from tools import explain
-from tools.leaderboard import load_finished
+from tools.leaderboard import load_finished, markdown
 
 
 @dataclass

@@ -21,7 +21,7 @@ from common.errors import plain_errors, require
 from common.flags import RunFlags
 from common.runs import Run, write_whole
 from common.verdict import NOISE
-from tools.leaderboard import LAST, load_finished
+from tools.leaderboard import LAST, load_finished, markdown
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RUN = ["model", "dataset", "estimator", "script", "seed"]  # columns that tell a run apart
@@ -113,11 +113,6 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 # --- the tables ---
-
-
-def markdown(table: pd.DataFrame) -> str:
-    lines = [table.columns, ["---"] * len(table.columns), *table.astype(str).values]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def by_base(runs: pd.DataFrame) -> str:

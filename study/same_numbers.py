@@ -128,6 +128,8 @@ def main(left: Positional[Path], right: Positional[Path], scripts: Positional[li
     one, other = ({file.stem for file in each} for each in files)
     print(f"in one checkout alone: {', '.join(sorted(one ^ other)) or 'none'}", flush=True)
     scripts = sorted((one & other).intersection(scripts or one))
+    if not scripts:
+        sys.exit("no script of that name is in both")
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as temporary:
         for checkout, name in ((left, "left"), (right, "right")):

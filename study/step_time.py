@@ -28,9 +28,8 @@ import tyro
 from common.model import load_tokenizer, load_whole
 from common.pretrained import model_path
 from testbed import arithmetic, words
+from tools.scripts import ROOT, algorithms
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
 SIZES = {  # hidden and intermediate size, layers and heads of Qwen2.5's; the weights are random
     "0.5b": (896, 4864, 24, 14),
     "1.5b": (1536, 8960, 28, 12),
@@ -40,8 +39,8 @@ WARM_UP = 2  # steps of a run that do not count
 
 @dataclass
 class Args:
-    scripts: Annotated[tuple[str, ...], tyro.conf.Positional] = tuple(SCRIPTS)
-    """names; the first is what the others are compared with"""
+    scripts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """names; the first is what the others are compared with; default: all, beside TRL linear"""
     checkouts: tuple[str, ...] = (str(ROOT),)
     """folders of this project, each with the scripts"""
     trl: bool = False
@@ -151,7 +150,7 @@ def run_trl(args: Args, out: Path) -> pd.DataFrame:
 def main(args: Args, passed: list[str]) -> None:
     """Print a line per side: medians of the seconds of a step and its parts, the ratio to the first
     side, tokens per second, the gap between sampler and trainer, and of a GPU the peak memory."""
-    rows = []
+    rows, scripts = [], args.scripts or (["linear"] if args.trl else algorithms())
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
@@ -159,7 +158,7 @@ def main(args: Args, passed: list[str]) -> None:
         args.model = written(args.model, folder / "model")
         for _ in range(args.rounds):
             for checkout in args.checkouts:
-                for script in args.scripts:
+                for script in scripts:
                     found = run_script(checkout, script, args, passed, folder / f"run-{len(rows)}")
                     rows.append(found.assign(side=f"{checkout}/{script}"))
             if args.trl:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from common.curves import picture
 from common.errors import plain_errors
-from study.results import DOCS, markdown
+from study.results import DOCS
+from tools.leaderboard import markdown
 
 STARTS = (-8.5, 7.5), (-8.5, -5.0), (9.0, 9.0), (0.0, 0.0), (-7.5, -0.5), (9.0, -1.0)
 SCALE, SIDE = torch.tensor([0.1, 1.0]), torch.tensor([-1.0, 1.0])

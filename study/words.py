@@ -16,9 +16,9 @@ import tyro
 
 from common.errors import plain_errors, require
 from common.runs import Run
-from study.results import DOCS, markdown, merged, put
+from study.results import DOCS, merged, put
 from testbed import words
-from tools.leaderboard import load_finished
+from tools.leaderboard import load_finished, markdown
 
 DATA = DOCS / "results" / "words.csv"
 OBJECTIVES = ("accuracy", "units", "sentence")

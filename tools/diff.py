@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from common.errors import UserError, require
+from common.errors import require, told_as
 from common.runs import write_whole
 from tools.regions import pair_regions, read_script
 from tools.scripts import ROOT, algorithms, nearest
@@ -43,10 +43,8 @@ def main(argv: list[str]) -> None:
     from tools.page import page  # its libraries take as long to load as all of the above
 
     text = page(left, right, ROOT / "docs/algos")
-    try:
+    with told_as(f"--html {args.html} cannot be written"):
         write_whole(Path(args.html), text)
-    except OSError as error:
-        raise UserError(f"--html {args.html} cannot be written: {error.strerror}") from None
     print(f"wrote {args.html}")
 
 

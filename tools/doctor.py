@@ -8,8 +8,9 @@ long as sampling two steps, and leaves no file.
 
 import os
 import re
+from contextlib import suppress
 from importlib import import_module
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from pathlib import Path
 
@@ -89,15 +90,16 @@ def say(line: str) -> None:
 def versions(engine: str) -> str:
     """Of what the requirements name. Raises UserError where one is not as they ask; a package that
     is missing, a start tells."""
-    files = [ROOT / "requirements.txt"]
-    files += ROOT.glob("requirements-vllm*.txt") if engine == "vllm" else ()
-    text = "\n".join(map(Path.read_text, files))
-    pins = dict(re.findall(r"^([\w-]+)([=<>]\S+)", text, re.M))
-    found = {each.name: each.version for each in distributions() if each.name in pins}
-    for package, has in found.items():
-        fits = SpecifierSet(pins[package]).contains(has, prereleases=True)
-        require(fits, f"{package} is {has}: pip install '{package}{pins[package]}'")
-    return ", ".join(map(" ".join, sorted(found.items())))
+    files = ["requirements.txt", *["requirements-vllm.txt"] * (engine == "vllm")]
+    text = "\n".join((ROOT / file).read_text() for file in files)
+    found = []
+    for package, pin in sorted(re.findall(r"^([\w-]+)([=<>]\S+)", text, re.M)):
+        with suppress(PackageNotFoundError):
+            has = version(package)
+            fits = SpecifierSet(pin).contains(has, prereleases=True)
+            require(fits, f"{package} is {has}: pip install '{package}{pin}'")
+            found.append(f"{package} {has}")
+    return ", ".join(found)
 
 
 def differences(run: Run, batch) -> str:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from common.errors import UserError, require
+from common.errors import require, told_as
 from common.runs import Run, write_whole
 from tools.logs import Columns, Log, beside, load, load_samples, load_statistics
 from tools.scripts import ROOT
@@ -56,10 +56,8 @@ def main(argv: list[str]) -> None:
         f"--out {out} exists and is no page of explore: name another file",
     )
     text = page(page_data(run))
-    try:
+    with told_as(f"--out {out} cannot be written"):
         write_whole(out, text)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error})") from None
     print(out.resolve().as_uri())
 
 

@@ -203,6 +203,12 @@ def _estimate(*strata: ArrayLike, of: Callable = iqm) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """A table as Markdown has it, without its index."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.astype(str).values]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def code() -> str:
     """The commit of this repository, with -dirty where a file differs from it."""
     how = {"shell": True, "cwd": Path(__file__).parent}  # a shell says so where there is no git
@@ -231,9 +237,7 @@ def make_table(paths: Sequence[str | Path], out: Path, note: str = "") -> str:
     for place, (title, group) in enumerate(groupby(sorted(runs, key=section), section)):
         own = list(group)
         table, data = leaderboard(own)
-        lines = [table.columns, ["---"] * len(table.columns), *table.values]
-        rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        parts += [f"## {title}", _opening(table, data), rows]
+        parts += [f"## {title}", _opening(table, data), markdown(table)]
         found = {"rows": table.to_dict("records"), "runs": data.to_dict("records")}
         board.append({"section": title} | found)
         compare(own, out / f"curves{place or ''}.png")

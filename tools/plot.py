@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from common.curves import DASHES, draw, from_zero, picture, smooth
-from common.errors import UserError, require
+from common.errors import require
 from common.runs import Run, load_run
 from common.verdict import verdict
 
@@ -42,11 +42,7 @@ def main(argv: list[str]) -> None:
     told = f"--out {out}: a picture is a .png or a .pdf, in a folder that is there"
     require(out.suffix in (".png", ".pdf") and out.parent.is_dir(), told)
     for run in runs:
-        try:
-            text = verdict(run)
-        except UserError as error:  # a run that was not evaluated: the others have their say
-            text = str(error)
-        print(f"{run.path}\n{textwrap.indent(text, '  ')}\n")
+        print(f"{run.path}\n{textwrap.indent(verdict(run), '  ')}\n")
     replaced = out.exists()
     if runs[1:]:
         compare(runs, out)

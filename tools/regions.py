@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import UserError, require
+from common.errors import require, told_as
 
 
 class Region(NamedTuple):
@@ -26,11 +26,9 @@ def read_script(path: Path) -> tuple[str, list[Region]]:
 
     Raises `UserError` when the file is not Python.
     """
-    try:
+    with told_as(f"{path} is not Python, as the scripts in algos/ are"):
         source = path.read_text(encoding="utf-8")
         module = ast.parse(source, path.name)
-    except (SyntaxError, ValueError) as error:  # ValueError: it is no text
-        raise UserError(f"{path} is not Python, as the scripts in algos/ are: {error}") from None
     docstring = ast.get_docstring(module)
     start = module.body[0].end_lineno if docstring else 0
     regions = [Region("opening", start + 1, [])]

@@ -15,10 +15,7 @@ from algos import linear
 from algos.mgda import min_norm_weights
 from common.controllers import within_prompt_covariance
 from study import theory
-
-
-def tensor(values) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+from support.tensors import tensor
 
 
 def normal(*shape, seed: int) -> torch.Tensor:

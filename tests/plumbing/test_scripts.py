@@ -296,7 +296,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     assert "Traceback" not in unknown.stderr
 
 
-def test_a_run_goes_on_with_the_flags_it_had(trained, capsys):
+def test_a_run_goes_on_with_the_flags_it_had(trained):
     folder = str(trained("linear", lr=1e-3, **QUICK))
     args_of = import_module("algos.linear").Args
     args = parse(args_of, "linear", ["--resume", folder, "--steps", "9", "--track", "wandb"])

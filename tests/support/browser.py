@@ -1,5 +1,4 @@
-"""Pages in a headless Chromium: rendered once, or driven as a reader drives them. Tests that need
-one skip where there is none."""
+"""Pages in a headless Chromium, driven as a reader drives them. Tests skip where there is none."""
 
 import json
 import re
@@ -16,25 +15,9 @@ CHROMIUM = next(
 )
 DRIVER = shutil.which("chromedriver")
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"]
-needs_browser = pytest.mark.skipif(
-    not CHROMIUM, reason="no chromium, chromium-browser or google-chrome on PATH"
-)
 needs_driver = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="no chromium with chromedriver on PATH"
 )
-
-
-def rendered(file: Path, profile: Path) -> str:
-    """The document as it is after its script has run."""
-    command = [
-        CHROMIUM,
-        *FLAGS,
-        f"--user-data-dir={profile}",
-        "--virtual-time-budget=1000",
-        "--dump-dom",
-        file.as_uri(),
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
 
 
 class Browser:

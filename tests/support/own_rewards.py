@@ -29,11 +29,6 @@ async def absent(prompts: list[str], completion_ids: list[list[int]], **columns)
     ]
 
 
-def faint(completion_ids: list[list[int]], **columns) -> list[float]:
-    """It varies, by little."""
-    return [0.5 + 0.04 * (len(ids) % 2) for ids in completion_ids]
-
-
 def _multiple_of(n: int):
     """Whether the length is one."""
 

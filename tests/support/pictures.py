@@ -1,10 +1,7 @@
-"""What must be true of any picture: no words over other words, none beyond its edge, no line that
-leaves its panel."""
+"""What must be true of any picture: no words over other words, none beyond its edge."""
 
 from functools import cache
 from itertools import combinations
-
-import numpy as np
 
 
 @cache  # laying a figure out takes its time
@@ -35,20 +32,6 @@ def cut_off(figure) -> list[str]:
     return [
         words for words, b in boxes_of(figure) if not all(map(edge.contains, *b.get_points().T))
     ]
-
-
-def leaving(figure) -> list[str]:
-    """Named lines with a point beyond the limits of their panel."""
-    found = []
-    for axes in figure.axes:
-        for name, line in lines_of(axes).items():
-            if line.get_transform() == axes.transData:
-                for values, axis in zip(line.get_data(), (axes.xaxis, axes.yaxis), strict=True):
-                    low, high = sorted(axis.get_view_interval())
-                    slack = 1e-9 * (1 + abs(low) + abs(high))
-                    if np.nanmin(values) < low - slack or np.nanmax(values) > high + slack:
-                        found.append(name)
-    return found
 
 
 def lines_of(axes) -> dict[str, object]:

@@ -8,9 +8,8 @@ import sys
 import pytest
 
 import run as entrance
-from support.running import ROOT, run_script
+from support.running import NAMES, ROOT, run_script
 
-SCRIPTS = sorted(path.stem for path in (ROOT / "algos").glob("[a-z]*.py"))
 PROBE = '''"""Novel: a new idea,
 in two lines.
 
@@ -32,7 +31,7 @@ def test_help_lists_every_script_and_command_and_loads_nothing_heavy(monkeypatch
     *lines, last = run_script("-c", code).stdout.splitlines()
     listed = re.findall(r"^  (\w+).*  \S", "\n".join(lines), re.M)
     tools = [path for path in (ROOT / "tools").glob("*.py") if "\ndef main(" in path.read_text()]
-    assert sorted(listed) == sorted([*SCRIPTS, *(path.stem for path in tools)])
+    assert sorted(listed) == sorted([*NAMES, *(path.stem for path in tools)])
     policy, *loaded = last.split()
     assert policy == "passive"
     assert not {"torch", "transformers", "matplotlib", "tyro", "numpy"} & {*loaded}
@@ -53,7 +52,7 @@ def test_version_is_the_projects():
     [
         (["ctw"], "error: unknown command 'ctw'; did you mean 'ctwa'?\n"),
         (["polt", "x"], "error: unknown command 'polt'; did you mean 'plot'?\n"),
-        (["zzz"], "'zzz'; there are " + ", ".join(SCRIPTS)),
+        (["zzz"], "'zzz'; there are " + ", ".join(NAMES)),
     ],
 )
 def test_a_word_that_is_not_known_names_the_nearest(arguments, told):

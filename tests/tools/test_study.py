@@ -283,7 +283,6 @@ def test_every_flag_of_the_gpu_commands_is_known():
     for command in (command for commands in gpu.PARTS.values() for command in commands):
         _, *own = shlex.split(command)
         cut = own.index("--") if "--" in own else len(own)
-        assert all((ROOT / word).exists() for word in own if word.startswith("tests/"))
         if len(own) > 1 and own[1] in modules:
             tyro.cli(modules[own[1]], args=own[2:cut])
             tyro.cli(import_module("algos.ratchet").Args, args=own[cut + 1 :])

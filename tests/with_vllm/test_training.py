@@ -49,7 +49,6 @@ def test_training_follows_the_weights_and_samples_as_transformers_does(model, tm
         assert done.returncode == 0, done.stderr
     rows, others = metrics(tmp_path / "vllm"), metrics(tmp_path / "transformers")
     assert max(row["sampler/gap"] for row in rows[1:]) < 1e-4
-    assert [row["sampler/version"] for row in rows[1:]] == list(range(6))
     assert (
         min(row["loss/kl"] for row in rows[3:]) > 1e-4
     )  # the policy did move away from its start, and the sampler with it
