@@ -6,7 +6,7 @@ stopped and resumed, compared byte by byte.
 
 Compared are metrics.jsonl but for `time/*`, statistics.jsonl, completions.jsonl, the values of the
 flags that both have in args.json, and every file of model/. Scripts and flags that only one has are
-named; the end of what a run printed is told where it fails.
+named; the end of what a run printed is told where it fails, as one update in `ratchet` does.
 """
 
 import json
@@ -90,7 +90,7 @@ def child(file: str, flags: str, environment: dict[str, object], log: str) -> No
 def content(file: Path) -> object:
     """What a file of a run says, without clock readings; of a missing one, its name."""
     if not file.exists():
-        return {str(file): "is not there"}
+        return {file.name: "is not there"}  # in both, where both refuse it
     if file.suffix == ".jsonl":
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]

@@ -258,8 +258,9 @@ def test_two_checkouts_are_compared_byte_by_byte(tmp_path, capsys):
             (run / file).parent.mkdir(exist_ok=True)
             (run / file).write_text("{}")
         (side / "a-grpo.log").touch()
+        (side / "a-1-update.log").touch()  # by both
     assert not same_numbers.compare(left, right)
-    assert "1 pairs of runs compared, 0 differ" in capsys.readouterr().out
+    assert "2 pairs of runs compared, 0 differ" in capsys.readouterr().out
     (run / "model" / "weights").write_text("other")
     (run / "args.json").write_text(json.dumps({"lr": 2}))
     (run / "completions.jsonl").unlink()
