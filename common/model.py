@@ -315,7 +315,7 @@ def reads_prompts_once(model: str, policy: "PreTrainedModel") -> bool:
     batch = pad([[5, 6, 7], [5, 6, 7], [8], [8]], [[9, 10, 11], [12]] * 2, 0, policy.device)
     once = replace(batch, prompt_of=torch.tensor([0, 0, 1, 1], device=policy.device))
     head: nn.Module = policy.get_output_embeddings()
-    with loading(model):
+    with told_as(f"--model {model} cannot be computed with"):
         each = token_logprobs(policy, batch, 1.0)
         hook = head.register_forward_hook(lambda _head, _given, logits: torch.full_like(logits, 64))
         plain = bool((policy(batch.completions).logits == 64).all())

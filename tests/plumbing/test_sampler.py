@@ -144,6 +144,13 @@ def test_who_cannot_read_a_prompt_once_is_found_out(monkeypatch):
     assert not reads_prompts_once("m", made)
 
 
+def test_a_first_pass_that_fails_is_told_in_one_line():
+    made = random_model("llama")
+    made.lm_head.weight = torch.nn.Parameter(torch.ones(3, 3))
+    with pytest.raises(UserError, match=r"--model m cannot be computed with \(.*shapes"):
+        reads_prompts_once("m", made)
+
+
 # --- Batches ---
 
 
