@@ -151,7 +151,7 @@ class TransformersEngine:
         output = model(
             ids, attention_mask=attention, position_ids=positions, use_cache=True, logits_to_keep=1
         )
-        with told_as("--engine transformers cannot sample this --model, of another kind of cache"):
+        with told_as("--engine transformers cannot sample this --model: its cache is another"):
             cache: Any = output.past_key_values
             cache.batch_repeat_interleave(completions)
         logits = output.logits[:, -1].repeat_interleave(completions, 0)  # [B, V]

@@ -136,7 +136,7 @@ class Run:
         told = f"--dataset {args.dataset} has other prompts than when --resume {args.resume} began"
         require(self.memory["prompts"] == prompts, f"{told}: give it those, or start anew")
         before = self.memory["computed"]
-        told = f"--resume {args.resume} began in {before}, and this machine computes in {computed}"
+        told = f"--resume {args.resume} began in {before} and would go on in {computed}"
         require(before == computed, f"{told}: add --compute-dtype {before}")
         config = {"script": self.script, "objectives": self.objectives, **asdict(args)}
         config |= {"out": str(self.folder), "resume": ""}

@@ -6,7 +6,8 @@ stopped and resumed, compared byte by byte.
 
 Compared are metrics.jsonl but for `time/*`, statistics.jsonl, completions.jsonl, the values of the
 flags that both have in args.json, and every file of model/. Scripts and flags that only one has are
-named; the end of what a run printed is told where it fails, as one update in `ratchet` does.
+named; the end of what a run printed is told where it fails.
+What fails in both, as one update a step in `ratchet` does, is counted apart.
 """
 
 import json
@@ -90,7 +91,7 @@ def child(file: str, flags: str, environment: dict[str, object], log: str) -> No
 def content(file: Path) -> object:
     """What a file of a run says, without clock readings; of a missing one, its name."""
     if not file.exists():
-        return {file.name: "is not there"}  # in both, where both refuse it
+        return {str(file): "is not there"}
     if file.suffix == ".jsonl":
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
@@ -109,16 +110,20 @@ def differences(left: Path, right: Path) -> list[str]:
 
 def compare(left: Path, right: Path) -> bool:
     """Print what differs between the runs of two folders; whether anything does."""
-    names, faults = sorted(log.stem for log in right.glob("*.log")), 0
-    for name in names:
-        whole = left / name.removesuffix("-resumed")
-        if found := differences(whole, right / name):
+    names = sorted(log.stem for log in right.glob("*.log"))
+    pairs = {name: (left / name.removesuffix("-resumed"), right / name) for name in names}
+    ran = {name: pair for name, pair in pairs.items() if any(map(Path.exists, pair))}
+    alone, faults = set(), 0
+    for name, pair in ran.items():
+        one, other = (content(run / "args.json").keys() for run in pair)
+        alone |= one ^ other
+        if found := differences(*pair):
             faults += 1
             print(f"{name}: {', '.join(found)} differ")
-    flags = [content(run / "args.json").keys() for run in (whole, right / name)]
-    print(f"flags that one checkout alone has: {', '.join(flags[0] ^ flags[1]) or 'none'}")
-    print(f"{len(names)} pairs of runs compared, {faults} differ")
-    return faults > 0
+    print(f"flags that one checkout alone has: {', '.join(sorted(alone)) or 'none'}")
+    failed = len(pairs) - len(ran)
+    print(f"{len(ran)} pairs of runs compared, {faults} differ; {failed} failed in both")
+    return faults > 0 or not ran
 
 
 def main(left: Positional[Path], right: Positional[Path], scripts: Positional[list[str]]) -> bool:

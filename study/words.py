@@ -4,8 +4,7 @@ docs/results/words.csv.
     python -m study.words [--runs results/words]
 
 --runs adds runs of `--preset smollm2-135m-words` to the file; one that is there is replaced. Their
-kept completions (--log-completions) give two shares that the rewards do not have: how many have a
-\boxed{} at all, and in how many the last number of the text is the right one.
+kept completions (--log-completions) give shares that the means of the rewards do not have.
 """
 
 import re
@@ -53,16 +52,20 @@ def rows_of(run: Run) -> pd.DataFrame:
 
 
 def read_texts(run: Run) -> pd.DataFrame:
-    """By step the shares of the kept training completions that are `boxed` and that have the right
-    `last number`."""
+    """By step the shares of the kept training completions that have a `\\boxed{}` at all, whose
+    `last number` is the right one, that earn `nothing`, and that earn accuracy `with another`
+    reward; of those with a box, the share that is `right`."""
     known, texts = words.problems("train"), run.path / "training_completions.jsonl"
     answers = dict(zip(known["question"], known["answer"], strict=True))
     texts = pd.read_json(texts, lines=True)
     asked = texts["prompt"].str.findall("|".join(map(re.escape, answers))).str[-1]
     numbers = texts["completion"].str.findall(r"-?\d+").str[-1]
     boxed = texts["completion"].str.contains("\\boxed{", regex=False)
-    shares = pd.DataFrame({"boxed": boxed, "last number": numbers == asked.map(answers)})
-    return shares.groupby(texts["step"]).mean()
+    right, *others = (texts[name] == 1 for name in OBJECTIVES)
+    shares = {"boxed": boxed, "last number": numbers == asked.map(answers)}
+    shares |= {"nothing": ~(right | others[0] | others[1]), "right": right.where(boxed)}
+    shares["with another"] = right & (others[0] | others[1])
+    return pd.DataFrame(shares).astype(float).groupby(texts["step"]).mean()
 
 
 def table(rows: pd.DataFrame) -> str:

@@ -213,7 +213,7 @@ def test_a_run_goes_on_with_its_own_prompts_and_lines_or_not_at_all(tmp_path):
     with pytest.raises(UserError, match="metrics.jsonl was cut short"):
         resume(run, "--steps", "4")
     (run / "metrics.jsonl").write_text("".join(whole))
-    told = "--resume .* began in float32, .* computes in bfloat16: add --compute-dtype float32"
+    told = "--resume .* began in float32 and would go on in bfloat16: add --compute-dtype float32"
     with pytest.raises(UserError, match=told):  # as on a GPU, where auto is that
         resume(run, "--steps", "4", "--compute-dtype", "bfloat16")
     assert [row["step"] for row in resume(run, "--steps", "4")] == [0, 1, 2, 3, 4]

@@ -1,7 +1,7 @@
 """The doctor: well on a healthy machine, and for each thing that is broken on purpose one line."""
 
 import re
-from importlib import import_module, metadata
+from importlib import import_module
 from math import nan
 
 import pytest
@@ -117,12 +117,14 @@ def test_a_run_that_was_stopped_is_examined_as_it_is(tmp_path):
         doctor.main(asked)
 
 
-def test_versions_that_do_not_agree(monkeypatch):
+def test_versions_that_do_not_agree(tmp_path, monkeypatch):
     def install(**versions):
-        def version(package):  # by any spelling
-            return versions.get(package) or metadata.version("no-such-package")
-
-        monkeypatch.setattr(doctor, "version", version)
+        installed = tmp_path / "-".join(versions)
+        for name, version in versions.items():
+            folder = installed / f"{name}-{version}.dist-info"
+            folder.mkdir(parents=True)
+            (folder / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+        monkeypatch.setattr("sys.path", [str(installed)])
 
     install(torch="2.13.0+cpu", transformers="5.17.0", vllm="0.1", pytest="1.0")
     assert doctor.versions("transformers") == "torch 2.13.0+cpu, transformers 5.17.0"
@@ -130,6 +132,9 @@ def test_versions_that_do_not_agree(monkeypatch):
         doctor.versions("vllm")
     install(torch="2.12.0")
     with pytest.raises(UserError, match="torch is 2.12.0: pip install 'torch==2.13.0'"):
+        doctor.versions("transformers")
+    install(Markdown="3.5")  # as it spells itself
+    with pytest.raises(UserError, match="markdown is 3.5: pip install 'markdown>=3.6'"):
         doctor.versions("transformers")
 
 

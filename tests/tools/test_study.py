@@ -5,6 +5,7 @@ import json
 import os
 import select
 import shlex
+import shutil
 from contextlib import contextmanager
 from importlib import import_module
 
@@ -19,6 +20,7 @@ from common.errors import UserError
 from common.model import load_whole, token_logprobs
 from common.runs import load_run
 from study import figures, gpu, gradients, law, results, same_numbers, step_time, words
+from support.running import NAMES as SCRIPTS
 from support.running import ROOT
 from testbed.arithmetic import base_path
 from testbed.words import problems
@@ -118,16 +120,22 @@ def test_runs_are_added_to_what_is_kept_and_replace_their_own(tmp_path):
         words.rows_of(load_run(write_run(tmp_path / "d", eval_split="tune")))
 
 
-def test_boxes_and_last_numbers_of_the_real_model(tmp_path):
+def test_what_the_kept_completions_of_the_real_model_say(tmp_path):
     asked = problems("train")
     before, question = asked["question"][:2]  # a prompt shows another problem first
     right = asked["answer"][1]
-    texts = (r"\boxed{-1}", f"4 and {right}", f"{right}0", "none")
-    lines = [{"step": 1, "prompt": f"{before} {question}", "completion": text} for text in texts]
+    texts = (r"\boxed{-1}", f"4 and {right}", f"{right}0", "none", "")
+    paid = ((1, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 1), (0, 0, 0))
+    lines = [
+        {"step": 1, "prompt": f"{before} {question}", "completion": text}
+        | dict(zip(words.OBJECTIVES, rewards, strict=True))
+        for text, rewards in zip(texts, paid, strict=True)
+    ]
     run = write_run(tmp_path / "run")
     (run / "training_completions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     found = words.read_texts(load_run(run)).loc[1]
-    assert found.tolist() == [0.25, 0.25]
+    told = {"boxed": 0.2, "last number": 0.2, "nothing": 0.2, "right": 1, "with another": 0.2}
+    assert found.to_dict() == told
 
 
 # --- figures ---
@@ -258,9 +266,9 @@ def test_two_checkouts_are_compared_byte_by_byte(tmp_path, capsys):
             (run / file).parent.mkdir(exist_ok=True)
             (run / file).write_text("{}")
         (side / "a-grpo.log").touch()
-        (side / "a-1-update.log").touch()  # by both
+        (side / "b-one-update.log").touch()  # refused
     assert not same_numbers.compare(left, right)
-    assert "2 pairs of runs compared, 0 differ" in capsys.readouterr().out
+    assert "1 pairs of runs compared, 0 differ; 1 failed in both" in capsys.readouterr().out
     (run / "model" / "weights").write_text("other")
     (run / "args.json").write_text(json.dumps({"lr": 2}))
     (run / "completions.jsonl").unlink()
@@ -268,6 +276,11 @@ def test_two_checkouts_are_compared_byte_by_byte(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "a-grpo: completions.jsonl, model/weights, --lr differ" in told
     assert "left" in told.splitlines()[1]
+    shutil.rmtree(run)
+    assert same_numbers.compare(left, right)
+    assert "1 pairs of runs compared, 1 differ" in capsys.readouterr().out  # one alone has run
+    shutil.rmtree(left / run.name)
+    assert same_numbers.compare(left, right)  # nothing has
 
 
 def test_a_step_is_timed_in_its_parts(capsys):
@@ -277,6 +290,19 @@ def test_a_step_is_timed_in_its_parts(capsys):
     cells = dict(zip(head.split(), line.removeprefix(f"{ROOT}/linear").split(), strict=True))
     assert cells.keys() >= {"rollout", "update", "s/step"}
     assert cells["ratio"] == "1.000"
+
+
+def test_all_scripts_are_timed_and_beside_trl_linear(monkeypatch, capsys):
+    def run_script(checkout, script, *args):
+        timed.append(script)
+        return pd.DataFrame({"time/update": [1.0], "length/mean": [2.0]})
+
+    monkeypatch.setattr(step_time, "run_script", run_script)
+    monkeypatch.setattr(step_time, "run_trl", lambda args, out: run_script("", "TRL"))
+    for trl, sides in ((False, SCRIPTS), (True, ["linear", "TRL"])):
+        timed = []
+        step_time.main(step_time.Args(trl=trl, rounds=1), [])
+        assert timed == sides
 
 
 def test_every_flag_of_the_gpu_commands_is_known():
